@@ -1,0 +1,55 @@
+# Everything below needs Python 3.10 to 3.13 (with its venv module), git and make, nothing else.
+PYTHON ?= python3
+DATASET ?= digits
+OUT ?= runs/compare
+ARGS ?=
+PYTEST_ARGS ?=
+
+VENV := .venv
+VENV_PYTHON := $(VENV)/bin/python
+INSTALLED := $(VENV)/.installed
+
+.DEFAULT_GOAL := help
+.PHONY: help train test test-slow lint format bench clean
+
+help:
+	@echo "make train      compare dense and compressed training on two local workers"
+	@echo "                [DATASET=digits|mnist] [DATA_DIR=dir] [OUT=$(OUT)] [ARGS='--flag=...']"
+	@echo "make test       the tests, without the slow ones [PYTEST_ARGS='-k top_k']"
+	@echo "make test-slow  the slow tests and those that need network namespaces"
+	@echo "make lint       ruff check and ruff format --check; make format repairs"
+	@echo "make bench      time of every codec"
+	@echo "make clean      remove $(VENV) and everything generated"
+
+# The stamp is older than setup.cfg when a requirement has changed: then pip brings $(VENV) up to date.
+$(INSTALLED): setup.cfg
+	@echo "Installing into $(VENV): about 3 GB, mostly TensorFlow; only this once."
+	$(PYTHON) -m venv $(VENV)
+	$(VENV_PYTHON) -m pip install --disable-pip-version-check --progress-bar off \
+		--editable '.[experiments,test,lint]'
+	touch $@
+
+train: $(INSTALLED)
+	$(VENV_PYTHON) -m experiments.compare --dataset=$(DATASET) $(if $(DATA_DIR),--data_dir=$(DATA_DIR)) \
+		--out=$(OUT) $(ARGS)
+
+test: $(INSTALLED)
+	$(VENV_PYTHON) -m pytest $(PYTEST_ARGS)
+
+test-slow: $(INSTALLED)
+	$(VENV_PYTHON) -m pytest -m "slow or network" $(PYTEST_ARGS)
+
+lint: $(INSTALLED)
+	$(VENV)/bin/ruff check .
+	$(VENV)/bin/ruff format --check .
+
+format: $(INSTALLED)
+	$(VENV)/bin/ruff check --fix .
+	$(VENV)/bin/ruff format .
+
+bench: $(INSTALLED)
+	$(VENV_PYTHON) -m benchmarks.codecs $(ARGS)
+
+clean:
+	rm -rf $(VENV) runs build dist *.egg-info .pytest_cache .ruff_cache
+	find . -name __pycache__ -type d -prune -exec rm -rf {} +

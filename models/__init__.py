@@ -1,0 +1,8 @@
+"""Networks of the papers and of the examples, in plain Keras."""
+
+from models.comp_ams_cifar_cnn import comp_ams_cifar_cnn
+from models.comp_ams_mnist_cnn import comp_ams_mnist_cnn
+from models.digits_cnn import digits_cnn
+from models.mlp import mlp
+
+__all__ = ["comp_ams_cifar_cnn", "comp_ams_mnist_cnn", "digits_cnn", "mlp"]

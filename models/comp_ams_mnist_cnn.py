@@ -1,0 +1,33 @@
+"""The MNIST network of COMP-AMS."""
+
+import keras
+
+
+def comp_ams_mnist_cnn() -> keras.Model:
+    """Returns the CNN of COMP-AMS for 28x28x1 images and 10 classes: 21,840 parameters, logits.
+
+    conv5x5(10) - pool - relu - conv5x5(20) - dropout - pool - relu - fc(50) - relu - dropout - fc(10).
+    Between 320 features and 50 units lie three quarters of the parameters. The second convolution drops
+    whole feature maps, as the PyTorch example network that the paper uses.
+
+    References:
+        On Distributed Adaptive Optimization with Gradient Compression, ICLR 2022 (arXiv:2205.05632), Section 5.
+    """
+    layers = keras.layers
+    return keras.Sequential(
+        [
+            keras.Input((28, 28, 1)),
+            layers.Conv2D(10, 5),
+            layers.MaxPooling2D(),
+            layers.ReLU(),
+            layers.Conv2D(20, 5),
+            layers.SpatialDropout2D(0.5),
+            layers.MaxPooling2D(),
+            layers.ReLU(),
+            layers.Flatten(),
+            layers.Dense(50, activation="relu"),
+            layers.Dropout(0.5),
+            layers.Dense(10),
+        ],
+        name="comp_ams_mnist_cnn",
+    )

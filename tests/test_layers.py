@@ -1,0 +1,175 @@
+"""Who may import whom. The imports are read from the sources, so that no import is missed.
+
+L0 numerics, wire, agreement, _tf_private
+L1 compressors
+L2 traffic, transport; error_feedback on top of them
+L3 aggregators; step on top of them
+L4 distribute, optimizers, callbacks, launch, parameter_server
+L5 tfqcomm itself
+models: Keras only           experiments, benchmarks: the public tfqcomm and models
+"""
+
+import ast
+import configparser
+import importlib.metadata
+import pathlib
+import re
+import sys
+
+import pytest
+
+ROOT = pathlib.Path(__file__).parent.parent
+
+LAYERS = [
+    {"numerics", "wire", "agreement", "_tf_private"},
+    {"compressors"},
+    {"traffic", "transport"},
+    {"error_feedback"},
+    {"aggregators"},
+    {"step"},
+    {"distribute", "optimizers", "callbacks", "launch", "parameter_server"},
+]
+LAYER_OF = {unit: level for level, units in enumerate(LAYERS) for unit in units}
+
+# In these folders a file is one algorithm: it may import what all share, but no other algorithm.
+SHARED = {
+    "compressors": {"base", "registry"},
+    "optimizers": {"base"},
+}
+
+DECLARED_FOR = {  # folder -> extras of setup.cfg that are installed where it runs
+    "tfqcomm": [],
+    "models": [],
+    "experiments": ["experiments"],
+    "benchmarks": ["experiments"],
+    "tests": ["experiments", "test"],
+}
+
+SOURCES = {
+    ".".join(path.relative_to(ROOT).with_suffix("").parts).removesuffix(".__init__"): path
+    for folder in DECLARED_FOR
+    for path in sorted((ROOT / folder).rglob("*.py"))
+}
+
+
+def names_in(folder: str) -> list[str]:
+    return [name for name in SOURCES if name.split(".")[0] == folder]
+
+
+def imports(name: str) -> set[str]:
+    """Dotted names that module `name` imports, also inside functions.
+
+    `from tfqcomm import wire` counts as `tfqcomm.wire`, `from tfqcomm.wire import pack` as
+    `tfqcomm.wire`: the longest part that is a module.
+    """
+    found = set()
+    for node in ast.walk(ast.parse(SOURCES[name].read_text())):
+        if isinstance(node, ast.Import):
+            found |= {alias.name for alias in node.names}
+        elif isinstance(node, ast.ImportFrom):
+            assert node.level == 0, f"{name} uses a relative import"
+            for alias in node.names:
+                full = f"{node.module}.{alias.name}"
+                found.add(full if full in SOURCES else node.module)
+    return found
+
+
+def own_imports(name: str) -> list[list[str]]:
+    """The imports of module `name` from tfqcomm, as parts below `tfqcomm`."""
+    return [i.split(".")[1:] for i in sorted(imports(name)) if i.split(".")[0] == "tfqcomm"]
+
+
+@pytest.mark.parametrize("name", [name for name in names_in("tfqcomm") if name != "tfqcomm"])
+def test_imports_only_downwards(name):
+    unit = name.split(".")[1]
+    assert unit in LAYER_OF, f"{name} stands in no layer: give it one, here and in the docstring"
+    for parts in own_imports(name):
+        assert parts, f"{name} imports tfqcomm itself, which is above everything"
+        allowed = parts[0] == unit or LAYER_OF[parts[0]] < LAYER_OF[unit]
+        assert allowed, f"{name} imports tfqcomm.{'.'.join(parts)}, which is not below it"
+
+
+@pytest.mark.parametrize("folder", SHARED)
+def test_algorithms_never_import_one_another(folder):
+    free = {"__init__", *SHARED[folder]}
+    for name in names_in("tfqcomm"):
+        if name.split(".")[1:2] != [folder] or SOURCES[name].stem in free:
+            continue
+        for parts in own_imports(name):
+            outside_or_shared = parts[0] != folder or (
+                len(parts) > 1 and parts[1] in SHARED[folder]
+            )
+            assert outside_or_shared, f"{name} imports tfqcomm.{'.'.join(parts)}"
+
+
+def test_no_import_cycles():
+    graph = {
+        name: {i for i in imports(name) if i in SOURCES and i != "tfqcomm"}
+        for name in names_in("tfqcomm")
+    }
+    while leaves := {name for name, below in graph.items() if not below & graph.keys()}:
+        graph = {name: below for name, below in graph.items() if name not in leaves}
+    assert not graph, f"a cycle among {sorted(graph)}"
+
+
+def test_transport_knows_no_codec_and_codecs_know_no_strategy():
+    assert ["compressors"] not in [parts[:1] for parts in own_imports("tfqcomm.transport")]
+    for name in names_in("tfqcomm"):
+        if name.startswith("tfqcomm.compressors"):
+            assert "tf.distribute" not in SOURCES[name].read_text(), name
+
+
+def test_models_are_plain_keras():
+    for name in names_in("models"):
+        roots = {i.split(".")[0] for i in imports(name)} - sys.stdlib_module_names
+        assert roots <= {"keras", "models"}, name
+
+
+def exported(name: str) -> list[str]:
+    """What `__all__` of a package holds, without importing it."""
+    for node in ast.parse(SOURCES[name].read_text()).body:
+        if isinstance(node, ast.Assign) and ast.unparse(node.targets[0]) == "__all__":
+            return ast.literal_eval(node.value)
+    return []
+
+
+def reached(name: str) -> set[str]:
+    """Every `tfqcomm.x.y...` that a module imports or writes out, and every imported name."""
+    found = set()
+    for node in ast.walk(ast.parse(SOURCES[name].read_text())):
+        if isinstance(node, ast.Import):
+            found |= {alias.name for alias in node.names}
+        elif isinstance(node, ast.ImportFrom):
+            found |= {f"{node.module}.{alias.name}" for alias in node.names}
+        elif isinstance(node, ast.Attribute):
+            found.add(ast.unparse(node))
+    return {i for i in found if re.fullmatch(r"tfqcomm(\.\w+)+", i)}
+
+
+@pytest.mark.parametrize("name", names_in("experiments") + names_in("benchmarks"))
+def test_experiments_use_only_what_is_public(name):
+    allowed = {"tfqcomm", "models", name.split(".")[0]}
+    ours = {i.split(".")[0] for i in imports(name)} & DECLARED_FOR.keys()
+    assert ours <= allowed, f"{name} imports {sorted(ours - allowed)}"
+    for path in sorted(reached(name)):
+        _, unit, *rest = path.split(".")
+        assert unit in exported("tfqcomm"), f"{name} uses {path}, which tfqcomm does not export"
+        package = f"tfqcomm.{unit}"
+        if rest and SOURCES[package].name == "__init__.py":
+            assert rest[0] in exported(package), f"{name} uses {path}, not exported by {package}"
+
+
+@pytest.mark.parametrize("folder", DECLARED_FOR)
+def test_imports_are_declared_in_setup_cfg(folder):
+    config = configparser.ConfigParser()
+    config.read(ROOT / "setup.cfg")
+    lines = config["options"]["install_requires"].split("\n")
+    for extra in DECLARED_FOR[folder]:
+        lines += config["options.extras_require"][extra].split("\n")
+    declared = {re.match(r"[\w-]*", line)[0] for line in lines}
+
+    distributions = importlib.metadata.packages_distributions()
+    roots = {i.split(".")[0] for name in names_in(folder) for i in imports(name)}
+    for root in sorted(roots - sys.stdlib_module_names - DECLARED_FOR.keys()):
+        providers = {provider.replace("_", "-") for provider in distributions.get(root, [root])}
+        assert providers & declared, f"{folder} imports {root}, which setup.cfg does not declare"

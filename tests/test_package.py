@@ -1,0 +1,77 @@
+"""What every module of the package owes its reader."""
+
+import ast
+import doctest
+import importlib
+import inspect
+import pkgutil
+import types
+
+import keras
+import numpy as np
+import pytest
+import tensorflow as tf
+
+import tfqcomm
+
+MODULES = ["tfqcomm", *(m.name for m in pkgutil.walk_packages(tfqcomm.__path__, "tfqcomm."))]
+
+
+def exports() -> list[tuple[str, object]]:
+    """Every name in an `__all__`, with what it stands for."""
+    modules = [importlib.import_module(name) for name in MODULES]
+    return [
+        (f"{module.__name__}.{name}", getattr(module, name))
+        for module in modules
+        for name in getattr(module, "__all__", [])
+    ]
+
+
+EXPORTS = exports()
+
+
+@pytest.mark.parametrize("name", MODULES)
+def test_module_has_a_docstring(name):
+    assert importlib.import_module(name).__doc__
+
+
+@pytest.mark.parametrize("name", MODULES)
+def test_init_holds_only_imports_and_all(name):
+    module = importlib.import_module(name)
+    if not hasattr(module, "__path__"):
+        return
+    docstring, *body = ast.parse(inspect.getsource(module)).body
+    assert isinstance(docstring, ast.Expr)
+    imported = []
+    for node in body:
+        if isinstance(node, ast.ImportFrom):
+            imported += [alias.asname or alias.name for alias in node.names]
+        else:
+            assert isinstance(node, ast.Assign) and ast.unparse(node.targets) == "__all__", (
+                f"line {node.lineno}: {ast.unparse(node)}"
+            )
+    assert sorted(imported) == sorted(module.__all__)
+
+
+@pytest.mark.parametrize(("name", "value"), EXPORTS, ids=[name for name, _ in EXPORTS])
+def test_export_is_documented(name, value):
+    assert value.__doc__, f"{name} has no docstring"
+    if not inspect.isclass(value):
+        return
+    assert not value.__doc__.startswith(f"{value.__name__}("), f"{name}: the docstring is generated"
+    for attribute, member in vars(value).items():
+        function = getattr(member, "__func__", member)  # of class methods and static methods
+        if not attribute.startswith("_") and isinstance(function, types.FunctionType | property):
+            # Looks through the base classes, too: an override may leave its text to them.
+            assert inspect.getdoc(getattr(value, attribute)), f"{name}.{attribute} has no docstring"
+
+
+@pytest.mark.parametrize("name", MODULES)
+def test_docstring_examples_run(name):
+    module = importlib.import_module(name)
+    result = doctest.testmod(
+        module,
+        extraglobs={"keras": keras, "np": np, "tf": tf, "tfqcomm": tfqcomm},
+        optionflags=doctest.ELLIPSIS | doctest.NORMALIZE_WHITESPACE,
+    )
+    assert result.failed == 0

@@ -1,0 +1,248 @@
+"""The exchange of one optimizer's messages: which tensor travels how, all in one place.
+
+    messages --+-- IndexedSlices --------------------------> gathered as they are
+               +-- rank <= 1, small, statistics --fused----> DenseMean(Identity)
+               +-- the rest ---------------------fused-----> AllGatherMean | TwoPhaseMean | DenseMean
+
+Each group is one payload, so the number of collectives does not grow with the number of layers.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import weakref
+from collections.abc import Callable, Sequence
+
+import numpy as np
+import tensorflow as tf
+
+from tfqcomm.aggregators import schedule as schedules
+from tfqcomm.aggregators.all_gather_mean import AllGatherMean
+from tfqcomm.aggregators.base import Aggregate, Aggregator
+from tfqcomm.aggregators.dense_mean import DenseMean
+from tfqcomm.aggregators.options import ExchangeOptions
+from tfqcomm.aggregators.two_phase_mean import TwoPhaseMean
+from tfqcomm.compressors.identity import Identity
+from tfqcomm.error_feedback import Residuals
+from tfqcomm.traffic import Meter, Route
+from tfqcomm.transport import Transport
+
+_AGGREGATORS = {"dense": DenseMean, "all_gather": AllGatherMean, "two_phase": TwoPhaseMean}
+
+
+@dataclasses.dataclass(frozen=True)
+class Message:
+    """One tensor of a step, on all local replicas.
+
+    Attributes:
+        key: names the residual; the same on all processes and in every run.
+        values: a tensor or `IndexedSlices` for each local replica.
+        compressible: False for what must arrive as it is.
+    """
+
+    key: str
+    values: Sequence[tf.Tensor | tf.IndexedSlices]
+    compressible: bool = True
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """Static shape, dense."""
+        return tuple(self.values[0].shape)
+
+    @property
+    def size(self) -> int:
+        """Elements, dense."""
+        return int(np.prod(self.shape, dtype=np.int64))
+
+    @property
+    def sparse(self) -> bool:
+        """Whether this is the gradient of an embedding."""
+        return isinstance(self.values[0], tf.IndexedSlices)
+
+    def flat(self, replica: int) -> tf.Tensor:
+        """float32[n]."""
+        return tf.cast(tf.reshape(self.values[replica], [self.size]), tf.float32)
+
+    def floats(self, replica: int) -> tf.Tensor:
+        """The numbers there are: all of a dense tensor, the given rows of a sparse one."""
+        value = self.values[replica]
+        return value.values if self.sparse else value
+
+
+@dataclasses.dataclass(frozen=True)
+class Reduction:
+    """What an exchange found; `commit` makes it so.
+
+    Attributes:
+        means: for each message its mean over all replicas, in the message's shape.
+        healthy: bool scalar, the same everywhere: every message of every replica was finite.
+        commit: assigns the new residuals; to be called in a healthy step only.
+        record: adds the step to the meter.
+    """
+
+    means: list[tf.Tensor | tf.IndexedSlices]
+    healthy: tf.Tensor
+    commit: Callable[[], None]
+    record: Callable[[], None]
+
+
+class GradientExchange:
+    """Averages an optimizer's messages over all replicas, and keeps its residuals.
+
+    Attributes:
+        options: the compressor and its circumstances.
+        transport: to all replicas.
+        residuals: error feedback of this optimizer alone.
+        meter: what has been sent.
+        routes: how each tensor travels; known once a step has been traced.
+    """
+
+    def __init__(self, options: ExchangeOptions, transport: Transport):
+        self.options = options
+        self.transport = transport
+        self.residuals = Residuals(transport)
+        self.meter = Meter()
+        self.routes: tuple[Route, ...] = ()
+
+    def reduce(self, messages: Sequence[Message], step: tf.Tensor) -> Reduction:
+        """Averages messages over all replicas. Nothing is changed until `Reduction.commit`.
+
+        Args:
+            messages: the same ones in the same order on all processes.
+            step: int scalar, equal on all replicas; seeds stochastic codecs.
+        """
+        sparse = [m for m in messages if m.sparse]
+        compressed = [m for m in messages if not m.sparse and self._compresses(m)]
+        dense = [m for m in messages if not m.sparse and not self._compresses(m)]
+
+        health = self._health(messages)
+        means, aggregates = {}, []
+        if compressed:
+            aggregate, group_means = self._reduce_compressed(compressed, health, step)
+            aggregates.append(aggregate)
+            means |= group_means
+        if dense or not compressed:  # somebody has to carry the health
+            aggregate, group_means = self._reduce_dense(dense, health, step)
+            aggregates.append(aggregate)
+            means |= group_means
+        means |= {m.key: self._gather_rows(m) for m in sparse}
+
+        self.routes = tuple(self._route(m, compressed) for m in messages)
+        healthy = tf.reduce_all([a.healthy for a in aggregates])
+        bytes_sent = sum(a.bytes_sent for a in aggregates) + self._sparse_bytes(sparse)
+        gradients = [m for m in messages if m.compressible]
+
+        def commit():
+            for aggregate in aggregates:
+                for variable, value in aggregate.updates:
+                    variable.assign(value)
+
+        def record():
+            norm = tf.linalg.global_norm([tf.cast(m.floats(0), tf.float32) for m in gradients])
+            dense_bytes = self.transport.bytes_all_reduce(sum(m.size for m in gradients))
+            self.meter.record(bytes_sent, dense_bytes, healthy, norm)
+
+        return Reduction([means[m.key] for m in messages], healthy, commit, record)
+
+    def _compresses(self, message: Message) -> bool:
+        return message.compressible and self.options.compresses(message.shape, message.size)
+
+    def _health(self, messages: Sequence[Message]) -> list[tf.Tensor]:
+        """For each local replica: everything it wants to send is finite."""
+        health = []
+        for replica, device in enumerate(self.transport.devices):
+            with tf.device(device):
+                finite = [tf.reduce_all(tf.math.is_finite(m.floats(replica))) for m in messages]
+                health.append(tf.reduce_all(finite))
+        return health
+
+    def _reduce_compressed(self, messages, health, step):
+        """One payload for all of `messages`; over the whole model they are one vector."""
+        sizes = [m.size for m in messages]
+        vectors = [[m.flat(r) for m in messages] for r in range(self.transport.local)]
+        if self.options.granularity == "model":
+            vectors = [[tf.concat(v, 0)] for v in vectors]
+            aggregator = self._aggregator(["model"], [sum(sizes)])
+            aggregate = aggregator.aggregate(vectors, health, step)
+            flat_means = tf.split(aggregate.means[0], sizes)
+        else:
+            aggregator = self._aggregator([m.key for m in messages], sizes)
+            aggregate = aggregator.aggregate(vectors, health, step)
+            flat_means = aggregate.means
+        return aggregate, _unflatten(messages, flat_means)
+
+    def _aggregator(self, keys: list[str], sizes: list[int]) -> Aggregator:
+        schedule = self._schedule(sizes)
+        compressor = self.options.compressor
+        if schedule == "dense" and not compressor.linear:  # compression would send more
+            compressor = Identity()
+        residuals = self.residuals if self.options.error_feedback else None
+        return _AGGREGATORS[schedule](
+            compressor, self.transport, residuals, keys, sizes, seed=self.options.seed
+        )
+
+    def _schedule(self, sizes: list[int]) -> str:
+        options = self.options
+        return schedules.choose(options.schedule, options.compressor, sizes, self.transport.world)
+
+    def _reduce_dense(self, messages, health, step) -> tuple[Aggregate, dict[str, tf.Tensor]]:
+        """One float32 all-reduce for everything that is not compressed."""
+        sizes = [m.size for m in messages]
+        fused = [
+            [tf.concat([m.flat(r) for m in messages], 0) if messages else tf.zeros([0])]
+            for r in range(self.transport.local)
+        ]
+        aggregator = DenseMean(Identity(), self.transport, None, ["dense"], [sum(sizes)])
+        aggregate = aggregator.aggregate(fused, health, step)
+        return aggregate, _unflatten(messages, tf.split(aggregate.means[0], sizes))
+
+    def _gather_rows(self, message: Message) -> tf.IndexedSlices:
+        """The rows of all replicas; a row that occurs twice is meant twice, as in TensorFlow."""
+        values = self.transport.all_gather_ragged([v.values for v in message.values])
+        indices = self.transport.all_gather_ragged([v.indices for v in message.values])
+        with tf.device(self.transport.device):
+            return tf.IndexedSlices(
+                values=tf.concat(values, 0) / tf.cast(self.transport.world, values[0].dtype),
+                indices=tf.concat(indices, 0),
+                dense_shape=tf.constant(message.shape, tf.int64),
+            )
+
+    def _sparse_bytes(self, messages: Sequence[Message]):
+        """Bytes one worker sends for the rows of `messages`; known at run time only."""
+        total = 0
+        for message in messages:
+            slices = message.values[0]
+            words = tf.size(slices.values, tf.int64) * slices.values.dtype.size // 4
+            words += tf.size(slices.indices, tf.int64) * slices.indices.dtype.size // 4
+            total += self.transport.bytes_all_gather(words)
+        return total
+
+    def _route(self, message: Message, compressed: Sequence[Message]) -> Route:
+        if message.sparse:
+            return Route(message.key, message.shape, "all_gather", "rows as they are")
+        if message not in compressed:
+            return Route(message.key, message.shape, "dense", "float32")
+        schedule = self._schedule([m.size for m in compressed])
+        chosen = self.options.compressor
+        if schedule == "dense" and not chosen.linear:
+            return Route(message.key, message.shape, "dense", f"float32 (less than {chosen})")
+        return Route(message.key, message.shape, schedule, str(chosen))
+
+
+def _unflatten(messages: Sequence[Message], flat: Sequence[tf.Tensor]) -> dict[str, tf.Tensor]:
+    return {m.key: tf.reshape(v, m.shape) for m, v in zip(messages, flat, strict=True)}
+
+
+_exchanges = weakref.WeakKeyDictionary()  # optimizer -> GradientExchange
+
+
+def exchange_for(optimizer, options: ExchangeOptions, transport: Transport) -> GradientExchange:
+    """The exchange of `optimizer`, made at its first use: no two optimizers share residuals."""
+    if optimizer not in _exchanges:
+        _exchanges[optimizer] = GradientExchange(options, transport)
+    return _exchanges[optimizer]
+
+
+def exchange_of(optimizer) -> GradientExchange | None:
+    """The exchange of `optimizer`, or None when it has not exchanged anything yet."""
+    return _exchanges.get(getattr(optimizer, "inner_optimizer", optimizer))

@@ -1,0 +1,67 @@
+"""Which exchange is cheapest: what each sends per worker and step, as formulas."""
+
+from __future__ import annotations
+
+from tfqcomm.compressors.base import Compressor
+
+SCHEDULES = ("auto", "dense", "all_gather", "two_phase")
+
+
+def bytes_per_worker(schedule: str, payload: int, elements: int, world: int) -> float:
+    """Bytes one of `world` workers sends per step.
+
+    Args:
+        schedule: "dense", "all_gather" or "two_phase".
+        payload: bytes of one worker's encoded message, p.
+        elements: its floats, d.
+        world: workers, W.
+    """
+    if schedule == "dense":
+        return 2 * (world - 1) / world * 4 * elements
+    if schedule == "all_gather":
+        return (world - 1) * payload
+    return 2 * (world - 1) / world * payload
+
+
+def choose(schedule: str, compressor: Compressor, sizes: list[int], world: int) -> str:
+    """Resolves "auto" to the schedule that sends the fewest bytes.
+
+    * Codecs whose words may be summed are summed: a ring all-reduce of the payload.
+    * Two-phase encodes the mean again. A sparse codec would lose most of the mean's entries in
+      that, so for those the choice is between gathering and not compressing at all.
+    * Of equals, gathering: one round of messages and one lossy step instead of two.
+
+    Args:
+        schedule: what the user asked for; anything but "auto" is returned as it is.
+        sizes: elements of the tensors that would be compressed.
+    """
+    if schedule != "auto":
+        return schedule
+    if compressor.linear:
+        return "dense"
+    payload = 4 * sum(compressor.num_words(n) for n in sizes)
+    candidates = ["all_gather", "dense"] if compressor.sparse else ["all_gather", "two_phase"]
+    return min(candidates, key=lambda s: bytes_per_worker(s, payload, sum(sizes), world))
+
+
+def check(schedule: str, compressor: Compressor) -> None:
+    """Refuses schedules that a compressor cannot follow.
+
+    Raises:
+        ValueError: naming what fits.
+    """
+    if schedule not in SCHEDULES:
+        raise ValueError(
+            f"Argument `schedule` must be one of {SCHEDULES}. Received: schedule={schedule!r}"
+        )
+    if schedule == "dense" and not compressor.linear:
+        raise ValueError(
+            "Argument `schedule` must be 'auto', 'all_gather' or 'two_phase' for a compressor "
+            "whose words cannot be summed by an all-reduce. "
+            f"Received: schedule='dense', compressor={compressor}"
+        )
+    if schedule in ("all_gather", "two_phase") and compressor.lossless:
+        raise ValueError(
+            "Argument `schedule` must be 'auto' or 'dense' without compression. "
+            f"Received: schedule={schedule!r}, compressor={compressor}"
+        )

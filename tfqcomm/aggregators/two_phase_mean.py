@@ -1,0 +1,159 @@
+"""Each replica averages one chunk for all: 2 (W - 1) / W p bytes, whatever W is.
+
+    phase 1   all-to-all of the encoded chunks to their owners;  decode, mean
+    phase 2   the owner adds its residual, re-encodes, and all gather the chunks
+
+The compressed all-reduce of 1-bit Adam (arXiv 2102.02888); for a compressed *update* it is
+Efficient-Adam's two-way error feedback (arXiv 2205.14473).
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Sequence
+
+import tensorflow as tf
+
+from tfqcomm.aggregators.base import (
+    Aggregate,
+    Aggregator,
+    decode_mean,
+    health_word,
+    split_words,
+)
+from tfqcomm.error_feedback import Slot, encode_with_feedback
+
+
+@dataclasses.dataclass(frozen=True)
+class Segment:
+    """The part [start, stop) of a tensor: what a chunk holds of it, encoded on its own."""
+
+    tensor: int
+    start: int
+    stop: int
+
+    @property
+    def size(self) -> int:
+        """Elements."""
+        return self.stop - self.start
+
+
+def partition(sizes: Sequence[int], owners: int) -> list[list[Segment]]:
+    """Cuts the concatenation of all tensors into equal chunks, one for each owner.
+
+    At most one tensor is cut at each boundary, so there are no more than T + W - 1 segments.
+    """
+    total = sum(sizes)
+    chunks = [[] for _ in range(owners)]
+    begin = 0
+    for tensor, size in enumerate(sizes):
+        for owner in range(owners):
+            low = max(begin, total * owner // owners)
+            high = min(begin + size, total * (owner + 1) // owners)
+            if low < high:
+                chunks[owner].append(Segment(tensor, low - begin, high - begin))
+        begin += size
+    return chunks
+
+
+class TwoPhaseMean(Aggregator):
+    """Averages with a second lossy step, which has a residual of its own at the chunk's owner.
+
+    Everyone, the owner too, goes on with the re-encoded mean. Scales and top-k are per segment:
+    those of a tensor that lies across a boundary are finer than the tensor.
+    """
+
+    def __init__(self, *args, **kwargs):
+        super().__init__(*args, **kwargs)
+        self.chunks = partition(self.sizes, self.transport.world)
+        self._chunk_words = 1 + max(sum(self._lengths(chunk)) for chunk in self.chunks)
+        if self.residuals is not None:
+            for key, size in zip(self.keys, self.sizes, strict=True):
+                self.residuals.declare("owner", key, size)
+
+    def aggregate(self, messages, healthy, step):
+        sent, updates = [], []
+        for replica, tensors in enumerate(messages):
+            with tf.device(self.transport.devices[replica]):
+                rows, residuals = self._encode_worker(replica, tensors, healthy[replica], step)
+                sent.append(rows)
+                updates += residuals
+        received = self.transport.all_to_all(sent)  # L times [W, c]
+        chunks = []
+        for replica, rows in enumerate(received):
+            with tf.device(self.transport.devices[replica]):
+                words, residuals = self._encode_owner(replica, rows, step)
+                chunks.append(words)
+                updates += residuals
+        gathered = self.transport.all_gather(chunks)  # [W, c]
+        with tf.device(self.transport.device):
+            means = self._decode(gathered)
+            all_healthy = tf.reduce_all(tf.equal(gathered[:, 0], 0))
+        cost = self.transport.bytes_all_to_all(self._chunk_words)
+        cost += self.transport.bytes_all_gather(self._chunk_words)
+        return Aggregate(means, all_healthy, updates, cost)
+
+    def _encode_worker(self, replica, tensors, healthy, step):
+        """int32[W, c], row j for owner j; and the new residuals."""
+        targets, residuals = [], []
+        for index, message in enumerate(tensors):
+            residual = self.worker_residual(replica, index)
+            residuals.append(residual)
+            targets.append(message if residual is None else message + residual)
+        rows, decoded = [], [[] for _ in tensors]
+        for chunk in self.chunks:
+            words = []
+            for segment in chunk:
+                seed = self.codec_seed(step, segment.tensor, replica)
+                part = targets[segment.tensor][segment.start : segment.stop]
+                words.append(self.compressor.encode(part, seed))
+                if self.residuals is not None:
+                    decoded[segment.tensor].append(
+                        self.compressor.decode(words[-1], segment.size)
+                    )
+            rows.append(self._pad(tf.concat([health_word(healthy), *words], 0)))
+        updates = [
+            (residual, target - tf.concat(parts, 0))
+            for residual, target, parts in zip(residuals, targets, decoded, strict=True)
+            if residual is not None and parts
+        ]
+        return tf.stack(rows), updates
+
+    def _encode_owner(self, replica, rows, step):
+        """int32[c]: the mean of everyone's chunk, encoded again; and the owner's residuals."""
+        chunk = self.chunks[self.transport.ranks[replica]]
+        healthy = tf.reduce_all(tf.equal(rows[:, 0], 0))
+        payload, updates = [health_word(healthy)], []
+        received = split_words(rows, self._lengths(chunk), start=1)
+        for segment, words in zip(chunk, received, strict=True):
+            mean = decode_mean(self.compressor, words, segment.size)
+            residual = self._owner_residual(replica, segment)
+            seed = self.codec_seed(step, segment.tensor, replica)
+            words, new_residual = encode_with_feedback(self.compressor, mean, residual, seed)
+            payload.append(words)
+            if residual is not None:
+                updates.append((residual, new_residual))
+        return self._pad(tf.concat(payload, 0)), updates
+
+    def _decode(self, gathered):
+        """float32[n] of every tensor, from int32[W, c]."""
+        parts = [[] for _ in self.sizes]
+        for owner, chunk in enumerate(self.chunks):
+            words = split_words(gathered[owner], self._lengths(chunk), start=1)
+            for segment, one in zip(chunk, words, strict=True):
+                parts[segment.tensor].append(self.compressor.decode(one, segment.size))
+        return [tf.concat(p, 0) if p else tf.zeros([0]) for p in parts]
+
+    def _owner_residual(self, replica, segment):
+        if self.residuals is None:
+            return None
+        key, size = self.keys[segment.tensor], self.sizes[segment.tensor]
+        return self.residuals.variable(
+            replica, Slot("owner", key, size, segment.start, segment.stop)
+        )
+
+    def _lengths(self, chunk):
+        return [self.compressor.num_words(segment.size) for segment in chunk]
+
+    def _pad(self, words):
+        return tf.pad(words, [[0, self._chunk_words - words.shape[0]]])

@@ -1,0 +1,137 @@
+"""What a compressor is: a pure, stateless codec between a vector and words."""
+
+from __future__ import annotations
+
+import abc
+import dataclasses
+import operator
+from typing import Any, ClassVar
+
+import tensorflow as tf
+
+
+@dataclasses.dataclass(frozen=True)
+class Compressor(abc.ABC):
+    """Codec `float32[n] -> int32[w] -> float32[n]`.
+
+    Subclasses are frozen dataclasses whose fields are their configuration. They implement
+    `encode_implementation`, `decode_implementation` and `num_words` in graph code, and declare
+    below what callers may rely on.
+    """
+
+    # Body words, bitcast to `sum_dtype`, may be summed over replicas by an all-reduce.
+    linear: ClassVar[bool] = False
+    # The mean of `decode(encode(x, seed))` over seeds is x.
+    unbiased: ClassVar[bool] = False
+    # `encode` does not use `seed`.
+    deterministic: ClassVar[bool] = True
+    # decode(encode(x)) is x to the bit: no residual is ever left.
+    lossless: ClassVar[bool] = False
+    # Keeps few entries: the mean of several messages has more, so it is not re-encoded.
+    sparse: ClassVar[bool] = False
+    # Linear codecs only: what the body is made of ...
+    sum_dtype: ClassVar[tf.DType | None] = None
+    # ... after this many leading words, equal on all replicas and not summed.
+    header_words: ClassVar[int] = 0
+
+    def encode(self, x, seed=0) -> tf.Tensor:
+        """Compresses a vector.
+
+        Args:
+            x: float32[n], n >= 0 and known when traced. Other float dtypes are cast.
+            seed: int, or int32[2] tensor. Where replicas must agree they pass the same.
+
+        Returns:
+            int32[w] with w = `num_words(n)`.
+
+        Raises:
+            ValueError: If `x` is not a vector of floats.
+        """
+        x = tf.convert_to_tensor(x)
+        if not x.dtype.is_floating:
+            raise ValueError(
+                f"Argument `x` must be a tensor of floats. Received: x with dtype {x.dtype.name}"
+            )
+        if x.shape.rank != 1 or x.shape[0] is None:
+            raise ValueError(
+                "Argument `x` must be a vector (rank 1) of known length; reshape it to [-1] "
+                f"first. Received: x with shape {x.shape}"
+            )
+        return _encode(self, tf.cast(x, tf.float32), _seed_pair(seed))
+
+    def decode(self, words, n: int) -> tf.Tensor:
+        """Restores the vector that `words` stands for.
+
+        Args:
+            words: int32[w] as `encode` returned it.
+            n: Length of the vector that was encoded.
+
+        Returns:
+            float32[n]
+
+        Raises:
+            ValueError: If `words` has not the length that `n` elements take.
+        """
+        n = _length(n)
+        words = tf.convert_to_tensor(words, tf.int32)
+        if not words.shape.is_compatible_with([self.num_words(n)]):
+            raise ValueError(
+                f"Argument `words` must have shape ({self.num_words(n)},) for n={n}. "
+                f"Received: words with shape {words.shape}"
+            )
+        return _decode(self, words, n)
+
+    @abc.abstractmethod
+    def num_words(self, n: int) -> int:
+        """Words a vector of `n` elements takes; bytes on the wire are four times that."""
+
+    @abc.abstractmethod
+    def encode_implementation(self, x: tf.Tensor, seed: tf.Tensor) -> tf.Tensor:
+        """Graph code of `encode`: x float32[n], seed int32[2]."""
+
+    @abc.abstractmethod
+    def decode_implementation(self, words: tf.Tensor, n: int) -> tf.Tensor:
+        """Graph code of `decode`: words int32[num_words(n)]."""
+
+    def get_config(self) -> dict[str, Any]:
+        """The constructor's arguments."""
+        return {field.name: getattr(self, field.name) for field in dataclasses.fields(self)}
+
+    @classmethod
+    def from_config(cls, config: dict[str, Any]) -> Compressor:
+        """Inverse of `get_config`."""
+        return cls(**config)
+
+
+# One traced function each for all codecs, replicas and callers: a codec is a hashable argument.
+@tf.function(autograph=False)
+def _encode(compressor: Compressor, x: tf.Tensor, seed: tf.Tensor) -> tf.Tensor:
+    return tf.ensure_shape(
+        compressor.encode_implementation(x, seed), [compressor.num_words(x.shape[0])]
+    )
+
+
+@tf.function(autograph=False)
+def _decode(compressor: Compressor, words: tf.Tensor, n: int) -> tf.Tensor:
+    return tf.ensure_shape(compressor.decode_implementation(words, n), [n])
+
+
+def _length(n) -> int:
+    if isinstance(n, bool) or not hasattr(n, "__index__") or operator.index(n) < 0:
+        raise ValueError(f"Argument `n` must be a non-negative integer. Received: n={n}")
+    return operator.index(n)
+
+
+def _seed_pair(seed) -> tf.Tensor:
+    """int32[2] out of an int (its low and next 32 bits) or a tensor."""
+    if hasattr(seed, "__index__") and not isinstance(seed, tf.Tensor):
+        number = operator.index(seed)
+        halves = [(number >> shift & 0xFFFFFFFF) for shift in (0, 32)]
+        return tf.constant([half - (half >> 31 << 32) for half in halves], tf.int32)
+    seed = tf.convert_to_tensor(seed)
+    if seed.dtype != tf.int32 or not seed.shape.is_compatible_with([2]):
+        raise ValueError(
+            "Argument `seed` must be an integer or an int32 tensor of shape (2,). "
+            f"Received: seed={seed}"
+        )
+    return seed

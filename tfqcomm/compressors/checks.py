@@ -1,0 +1,36 @@
+"""What several codecs ask of their arguments, in Keras' wording."""
+
+from __future__ import annotations
+
+import numbers
+from collections.abc import Sequence
+
+
+def ratio(value) -> float:
+    """Accepts a number in (0, 1]."""
+    real = isinstance(value, numbers.Real) and not isinstance(value, bool)
+    if not real or not 0 < value <= 1:  # NaN compares false
+        raise ValueError(f"Argument `ratio` must be a number in (0, 1]. Received: ratio={value!r}")
+    return float(value)
+
+
+def num_kept(ratio: float, n: int) -> int:
+    """How many of `n` entries a sparsifier with `ratio` keeps: at least one of any."""
+    return min(n, max(1, round(ratio * n)))
+
+
+def one_of(name: str, value, supported: Sequence[str]) -> None:
+    """Accepts one of `supported`."""
+    if value not in supported:
+        raise ValueError(
+            f"Argument `{name}` must be one of {list(supported)}. Received: {name}={value!r}"
+        )
+
+
+def positive_integer_or_none(name: str, value) -> None:
+    """Accepts None or an integer above zero."""
+    integer = isinstance(value, numbers.Integral) and not isinstance(value, bool)
+    if value is not None and (not integer or value < 1):
+        raise ValueError(
+            f"Argument `{name}` must be None or a positive integer. Received: {name}={value!r}"
+        )

@@ -1,0 +1,38 @@
+"""Decides, for each step of each optimizer, whether the current strategy compresses it."""
+
+from __future__ import annotations
+
+import functools
+
+import keras
+import tensorflow as tf
+
+from tfqcomm import _tf_private
+from tfqcomm.aggregators.options import ExchangeOptions
+from tfqcomm.step import distributed_step
+
+
+def install() -> None:
+    """Connects Keras' stock optimizers to the strategies of this package; idempotent."""
+    _tf_private.intercept_stock_optimizers(find_step)
+    _tf_private.agree_on_finite_gradients()
+    _tf_private.remember_models()
+
+
+def find_step(optimizer: keras.optimizers.Optimizer):
+    """The step that replaces Keras' own, or None under any other strategy."""
+    options = options_of(tf.distribute.get_strategy())
+    return None if options is None else functools.partial(_step, options)
+
+
+def options_of(strategy: tf.distribute.Strategy) -> ExchangeOptions | None:
+    """The `options` of a compressing strategy, or of its cross-device ops."""
+    for owner in (strategy, _tf_private.cross_device_ops(strategy)):
+        options = getattr(owner, "options", None)
+        if isinstance(options, ExchangeOptions):
+            return options
+    return None
+
+
+def _step(options, optimizer, gradients, variables, learning_rate):
+    distributed_step(optimizer, options, gradients, variables, learning_rate)

@@ -1,0 +1,134 @@
+"""Error feedback: what compression left out of a message is added to the next one.
+
+The residual of a message belongs to one replica and one tensor and starts at zero:
+
+    words = encode(message + residual);  residual = message + residual - decode(words)
+
+so the sum of all decoded messages plus the residual is the sum of all messages (Seide et al.,
+2014; Karimireddy et al., arXiv 1901.09847).
+"""
+
+from __future__ import annotations
+
+import dataclasses
+
+import numpy as np
+import tensorflow as tf
+
+from tfqcomm import _tf_private
+from tfqcomm.compressors.base import Compressor
+from tfqcomm.transport import Transport
+
+
+def encode_with_feedback(
+    compressor: Compressor, message: tf.Tensor, residual: tf.Tensor | None, seed
+) -> tuple[tf.Tensor, tf.Tensor | None]:
+    """Encodes `message` plus what is owed from before.
+
+    Args:
+        message: float32[n].
+        residual: float32[n], or None for no error feedback.
+
+    Returns:
+        int32[w] words and the new residual (None without error feedback).
+    """
+    if residual is None:
+        return compressor.encode(message, seed), None
+    target = message + residual
+    words = compressor.encode(target, seed)
+    return words, target - compressor.decode(words, message.shape[0])
+
+
+@dataclasses.dataclass(frozen=True)
+class Slot:
+    """Names the residual of one tensor, or of the part of a tensor that a replica owns.
+
+    Attributes:
+        kind: "worker" for residuals of a replica's own messages; "owner" for those of the
+            re-encoded mean in a two-phase exchange.
+        key: the tensor's name.
+        size: its elements, n.
+        start, stop: the part kept here.
+    """
+
+    kind: str
+    key: str
+    size: int
+    start: int
+    stop: int
+
+
+class Residuals:
+    """The residuals of one optimizer, for all replicas of this process.
+
+    What a checkpoint keeps is their sum over all replicas, for that is what the model is owed:
+    a run may go on with another number of replicas.
+    """
+
+    def __init__(self, transport: Transport):
+        self._transport = transport
+        self._sizes: dict[str, int] = {}  # "kind/key" -> n, equal on all processes
+        self._variables: dict[tuple[int, Slot], tf.Variable] = {}
+        self._pending: dict[str, np.ndarray] = {}
+
+    def declare(self, kind: str, key: str, size: int) -> None:
+        """Makes a tensor known; all processes declare the same ones in the same order."""
+        self._sizes[f"{kind}/{key}"] = size
+
+    def variable(self, replica: int, slot: Slot) -> tf.Variable:
+        """The residual variable of a local replica, float32[stop - start], created as zeros."""
+        if (replica, slot) not in self._variables:
+            self._variables[replica, slot] = _tf_private.local_variable(
+                self._initial_value(slot),
+                name=f"residual/{slot.kind}/{slot.key}",
+                device=self._transport.devices[replica],
+            )
+        return self._variables[replica, slot]
+
+    def norm(self) -> float:
+        """Euclidean norm of the first local replica's own residuals."""
+        squares = [
+            float(tf.reduce_sum(tf.square(variable)))
+            for (replica, slot), variable in self._variables.items()
+            if replica == 0 and slot.kind == "worker"
+        ]
+        return float(np.sqrt(sum(squares)))
+
+    def total(self) -> dict[str, np.ndarray]:
+        """The sum over all replicas of all processes: a collective, to be called on all of them.
+
+        Returns:
+            "kind/key" -> float32[n].
+        """
+        local = {name: np.zeros([size], np.float32) for name, size in self._sizes.items()}
+        for (_, slot), variable in self._variables.items():
+            local[f"{slot.kind}/{slot.key}"][slot.start : slot.stop] += variable.numpy()
+        if self._transport.processes == 1 or not local:
+            return local
+        flat = tf.constant(np.concatenate(list(local.values())))
+        zeros = [tf.zeros_like(flat)] * (self._transport.local - 1)
+        total = self._transport.all_reduce([flat, *zeros]).numpy()
+        pieces = np.split(total, np.cumsum(list(self._sizes.values()))[:-1])
+        return dict(zip(self._sizes, pieces, strict=True))
+
+    def load_total(self, total: dict[str, np.ndarray]) -> None:
+        """Spreads a saved `total()` over the replicas there are now.
+
+        Residuals that do not exist yet receive their part when they are created.
+        """
+        self._pending = dict(total)
+        for (_, slot), variable in self._variables.items():
+            variable.assign(self._initial_value(slot))
+
+    def _initial_value(self, slot: Slot) -> np.ndarray:
+        saved = self._pending.get(f"{slot.kind}/{slot.key}")
+        if saved is None:
+            return np.zeros([slot.stop - slot.start], np.float32)
+        if saved.shape != (slot.size,):
+            raise ValueError(
+                f"The saved residual of `{slot.key}` must have {slot.size} elements. "
+                f"Received: shape={saved.shape}. Was it saved by another model?"
+            )
+        # A worker owes its share of the sum; an owner is the only one to hold its part.
+        share = self._transport.world if slot.kind == "worker" else 1
+        return (saved[slot.start : slot.stop] / share).astype(np.float32)

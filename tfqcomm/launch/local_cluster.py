@@ -1,0 +1,167 @@
+"""Processes that live and end together."""
+
+from __future__ import annotations
+
+import contextlib
+import functools
+import os
+import selectors
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Mapping, Sequence
+
+from tfqcomm.launch.environment import die_with_parent
+from tfqcomm.launch.output import LineCutter, show
+
+GRACE_SECONDS = 5.0  # between asking a task to end and killing it
+POLL_SECONDS = 0.05  # between looks at tasks that print nothing
+COLOURS = (36, 33, 35, 32, 34, 31)  # ANSI foreground colours, one per task in turn
+READ_BYTES = 1 << 16  # all that a Linux pipe holds
+
+
+class Task:
+    """One process of the cluster, the leader of its own session."""
+
+    def __init__(self, name: str, command: Sequence[str], variables: Mapping[str, str]):
+        self.name = name
+        self.exit_code: int | None = None  # as `subprocess.Popen.returncode`
+        self.process = subprocess.Popen(
+            command,
+            env={**os.environ, **variables},
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            bufsize=0,
+            start_new_session=True,
+            preexec_fn=functools.partial(die_with_parent, os.getpid()),
+        )
+        for pipe in (self.process.stdout, self.process.stderr):
+            os.set_blocking(pipe.fileno(), False)
+
+    def poll(self) -> int | None:
+        """Returns the exit code, once there is one; then nothing of the task is left running."""
+        if self.exit_code is None:
+            self.exit_code = self.process.poll()
+            if self.exit_code is not None:
+                self._signal_group(signal.SIGKILL)  # what it started and left behind
+        return self.exit_code
+
+    def signal(self, number: int) -> None:
+        """Sends a signal to the task and its descendants."""
+        if self.poll() is None:
+            self._signal_group(number)
+
+    def kill(self) -> None:
+        """Kills the task and its descendants, and waits for its end."""
+        self.signal(signal.SIGKILL)
+        self.process.wait()
+
+    def _signal_group(self, number: int) -> None:
+        with contextlib.suppress(ProcessLookupError, PermissionError):
+            os.killpg(self.process.pid, number)
+
+
+class LocalCluster:
+    """Tasks, their output and their common end; the end of the context leaves none of them."""
+
+    def __init__(self):
+        self.tasks: list[Task] = []
+        self._signals: list[int] = []  # received, to be passed on
+        self._handlers = {}  # {signal number: handler before ours}
+        self._selector = selectors.DefaultSelector()
+
+    def __enter__(self) -> LocalCluster:
+        numbers = [signal.SIGINT, signal.SIGTERM]
+        if signal.getsignal(signal.SIGHUP) != signal.SIG_IGN:  # not under nohup
+            numbers.append(signal.SIGHUP)
+        for number in numbers:
+            self._handlers[number] = signal.signal(number, lambda n, _: self._signals.append(n))
+        return self
+
+    def __exit__(self, *_) -> None:
+        for task in self.tasks:
+            task.kill()
+        for number, handler in self._handlers.items():
+            signal.signal(number, handler)
+
+    def start(self, name: str, command: Sequence[str], variables: Mapping[str, str]) -> Task:
+        """Starts a process with `variables` added to the environment."""
+        task = Task(name, command, variables)
+        colour = COLOURS[len(self.tasks) % len(COLOURS)]
+        self.tasks.append(task)
+        for pipe, stream in (
+            (task.process.stdout, sys.stdout),
+            (task.process.stderr, sys.stderr),
+        ):
+            how = functools.partial(show, name=name, stream=stream, colour=colour)
+            self._selector.register(pipe, selectors.EVENT_READ, (LineCutter(), how))
+        return task
+
+    def run(self, until: Sequence[Task]) -> int:
+        """Waits until the tasks `until` have succeeded or any task has failed; ends the others.
+
+        Returns:
+            The exit code as a shell has it: 128 + n after signal n.
+        """
+        code = self._watch(until)
+        self._stop(self._signals[0] if self._signals else signal.SIGTERM)
+        return code
+
+    def _watch(self, until: Sequence[Task]) -> int:
+        while not self._signals:
+            self._print(POLL_SECONDS)
+            for task in self.tasks:
+                code = task.poll()
+                if code or (code == 0 and task not in until):
+                    self._print(0)  # its last words come first
+                    say(f"{task.name} failed: {_describe(code)}. Ending all tasks.")
+                    return 128 - code if code < 0 else code or 1
+            if all(task.exit_code == 0 for task in until):
+                return 0
+        say(f"received {_describe(-self._signals[0])}. Ending all tasks.")
+        return 128 + self._signals[0]
+
+    def _stop(self, number: int) -> None:
+        """Passes a signal on; kills who is left after `GRACE_SECONDS`, or at another signal."""
+        received = len(self._signals)
+        for task in self.tasks:
+            task.signal(number)
+        deadline = time.monotonic() + GRACE_SECONDS
+        while alive := [task for task in self.tasks if task.poll() is None]:
+            self._print(POLL_SECONDS)
+            if time.monotonic() > deadline or len(self._signals) > received:
+                say(f"{', '.join(task.name for task in alive)} did not end; killed.")
+                for task in alive:
+                    task.kill()
+        for _ in range(2):  # the last output, then the end of each pipe
+            self._print(0)
+
+    def _print(self, seconds: float) -> None:
+        """Prints the output there is, or the next within `seconds`."""
+        if not self._selector.get_map():
+            time.sleep(seconds)
+            return
+        for key, _ in self._selector.select(seconds):
+            cutter, show_lines = key.data
+            data = key.fileobj.read(READ_BYTES)
+            if data is None:  # a false alarm
+                continue
+            show_lines(cutter.cut(data) if data else cutter.finish())
+            if not data:
+                self._selector.unregister(key.fileobj)
+                key.fileobj.close()
+
+
+def say(text: str) -> None:
+    """Prints a line of the launcher's own."""
+    show([text.encode()], "launch", sys.stderr)
+
+
+def _describe(code: int) -> str:
+    if code >= 0:
+        return f"exit code {code}"
+    with contextlib.suppress(ValueError):
+        return signal.Signals(-code).name
+    return f"signal {-code}"

@@ -1,0 +1,25 @@
+"""The tasks of a parameter-server cluster that run no code of the user's."""
+
+from __future__ import annotations
+
+import os
+
+
+def serve() -> None:
+    """Runs the worker or parameter server that `TF_CONFIG` names, until the process is ended.
+
+    The chief, which runs the user's script under `tf.distribute.ParameterServerStrategy`, drives
+    it from outside.
+    """
+    import tensorflow as tf  # Only here: the launcher itself does without.
+
+    resolver = tf.distribute.cluster_resolver.TFConfigClusterResolver()
+    cluster = resolver.cluster_spec()
+    config = tf.compat.v1.ConfigProto()
+    # Steps that wait for one another must not take all the threads.
+    threads = int(os.environ.get("TF_NUM_INTEROP_THREADS", 0)) or os.cpu_count() or 1
+    config.inter_op_parallelism_threads = max(threads, cluster.num_tasks("worker") + 1)
+    server = tf.distribute.Server(
+        cluster, resolver.task_type, resolver.task_id, protocol="grpc", config=config
+    )
+    server.join()

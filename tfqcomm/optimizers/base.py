@@ -1,0 +1,101 @@
+"""What the optimizers of the papers have in common: a worker's half and a server's half.
+
+    worker    message = the local gradient
+    exchange  mean of the decoded messages of all workers, with error feedback
+    server    `update_step(mean, variable, learning_rate)`, the same on every replica
+"""
+
+from __future__ import annotations
+
+import keras
+
+from tfqcomm import _tf_private, compressors
+from tfqcomm.aggregators.options import ExchangeOptions
+from tfqcomm.step import distributed_step
+
+
+class CompressedOptimizer(_tf_private.OptimizerSeam):
+    """Abstract base of optimizers that bring their own compression.
+
+    A subclass defines `build` and `update_step` as any Keras optimizer does. It works under no
+    strategy, MirroredStrategy and MultiWorkerMirroredStrategy, in `fit` and in a custom loop that
+    calls `apply` (or `apply_gradients`) in replica context.
+
+    Args:
+        learning_rate: float or `keras.optimizers.schedules.LearningRateSchedule`.
+        compressor: a `tfqcomm.compressors.Compressor`, its name or its config.
+        error_feedback: add what compression left out to the next message.
+        min_size: tensors with fewer elements, and those of rank <= 1, travel dense.
+        schedule: "auto", "dense", "all_gather" or "two_phase".
+        granularity: "tensor" or "model": what a scale or a top-k ranges over.
+        seed: of stochastic compressors.
+        verify: compare the replicas' weights after the first step.
+        **kwargs: of `keras.optimizers.Optimizer`: `weight_decay`, `clipnorm` and the others.
+    """
+
+    def __init__(
+        self,
+        learning_rate,
+        *,
+        compressor,
+        error_feedback: bool,
+        min_size: int,
+        schedule: str,
+        granularity: str,
+        seed: int,
+        verify: bool,
+        **kwargs,
+    ):
+        super().__init__(learning_rate=learning_rate, **kwargs)
+        self.options = ExchangeOptions(
+            compressor,
+            error_feedback=error_feedback,
+            min_size=min_size,
+            schedule=schedule,
+            granularity=granularity,
+            seed=seed,
+            verify=verify,
+        )
+        _tf_private.agree_on_finite_gradients()
+        _tf_private.remember_models()
+
+    def distributed_step(self, gradients, variables, learning_rate):
+        """Exchanges the messages of all replicas and updates `variables`."""
+        distributed_step(self, self.options, gradients, variables, learning_rate)
+
+    def get_config(self):
+        """Serializable arguments, the compressor's among them."""
+        options = self.options
+        return {
+            **super().get_config(),
+            "compressor": compressors.serialize(options.compressor),
+            "error_feedback": options.error_feedback,
+            "min_size": options.min_size,
+            "schedule": options.schedule,
+            "granularity": options.granularity,
+            "seed": options.seed,
+            "verify": options.verify,
+        }
+
+
+def check_fraction(name: str, value: float) -> None:
+    """Refuses a decay rate outside [0, 1).
+
+    Raises:
+        ValueError: naming the argument.
+    """
+    if not isinstance(value, (int, float)) or not 0 <= value < 1:
+        raise ValueError(f"Argument `{name}` must be a float in [0, 1). Received: {name}={value!r}")
+
+
+def check_positive(name: str, value: float) -> None:
+    """Refuses a number that is not above zero.
+
+    Raises:
+        ValueError: naming the argument.
+    """
+    if not isinstance(value, (int, float)) or not value > 0:
+        raise ValueError(f"Argument `{name}` must be a positive float. Received: {name}={value!r}")
+
+
+register = keras.saving.register_keras_serializable(package="tfqcomm")

@@ -1,0 +1,144 @@
+"""One training step of any optimizer: exchange the messages, then update, or skip as one.
+
+    replica 0: message --+                          +--> update_step
+    replica 1: message --+--> exchange --> healthy? +--> nothing changes, `skipped_steps` + 1
+    replica 2: message --+
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import keras
+import tensorflow as tf
+
+from tfqcomm import _tf_private, statistics
+from tfqcomm.aggregators.exchange import GradientExchange, Message, exchange_for
+from tfqcomm.aggregators.options import ExchangeOptions
+from tfqcomm.transport import transport_for
+from tfqcomm.verification import verify_replicas
+
+
+def distributed_step(
+    optimizer: keras.optimizers.Optimizer,
+    options: ExchangeOptions,
+    gradients: Sequence[tf.Tensor | tf.IndexedSlices],
+    variables: Sequence[keras.Variable | tf.Variable],
+    learning_rate: tf.Tensor,
+) -> None:
+    """Averages `gradients` over all replicas and lets `optimizer` update `variables`.
+
+    Called in replica context, like Keras' own update. As there, the loss has been divided by the
+    number of replicas, so the *sum* of the gradients is the mean gradient; the message of a
+    replica is its gradient times W, and the mean of the messages is that sum.
+
+    Raises:
+        ValueError: where compression cannot work, saying what to do instead.
+    """
+    _refuse_impossible(optimizer)
+    context = tf.distribute.get_replica_context()
+    if context is None:
+        raise ValueError(
+            f"`{optimizer.name}.apply` must be called in a replica context: inside "
+            "`strategy.run(...)`, not directly under `strategy.scope()`."
+        )
+    variables = list(variables)
+    keys = [_key(optimizer, v) for v in variables]
+
+    def merged(strategy, gradients, learning_rate):
+        exchange = exchange_for(optimizer, options, transport_for(strategy))
+        _agree_once(exchange, optimizer, keys, variables)
+        messages = [
+            Message(key, _messages(strategy, gradient))
+            for key, gradient in zip(keys, gradients, strict=True)
+        ]
+        _apply(optimizer, exchange, strategy, messages, variables, learning_rate)
+
+    context.merge_call(merged, args=(list(gradients), learning_rate))
+
+
+def _apply(optimizer, exchange, strategy, messages, variables, learning_rate):
+    """The step in cross-replica context: one graph for all local replicas."""
+    tf_variables = [v.value if isinstance(v, keras.Variable) else v for v in variables]
+    moving = statistics.values_to_average(_tf_private.model_of(optimizer), strategy)
+    if moving:
+        messages = [*messages, Message("statistics", statistics.pack(moving), compressible=False)]
+    reduction = exchange.reduce(messages, optimizer.iterations.value)
+    reduction.record()
+    means = list(reduction.means)
+    if moving:
+        statistics.unpack(means.pop(), moving)
+
+    def update():
+        reduction.commit()
+        means_now = [_cast_like(m, v) for m, v in zip(means, tf_variables, strict=True)]
+        _tf_private.update_variables(optimizer, strategy, tf_variables, means_now, learning_rate)
+        return tf.constant(True)
+
+    def skip():
+        optimizer.iterations.assign_sub(1)  # `apply` will add it: the step did not take place
+        return tf.constant(False)
+
+    updated = tf.cond(reduction.healthy, update, skip)
+    if exchange.options.verify:
+        verify_replicas(exchange, strategy, tf_variables, updated)
+
+
+def _messages(strategy, gradient) -> list[tf.Tensor | tf.IndexedSlices]:
+    """Each local replica's gradient, times the number of replicas."""
+    world = strategy.num_replicas_in_sync
+    messages = []
+    for value in strategy.experimental_local_results(gradient):
+        if isinstance(value, tf.IndexedSlices):
+            scaled = tf.cast(value.values, tf.float32) * world
+            messages.append(tf.IndexedSlices(scaled, value.indices, value.dense_shape))
+        else:
+            messages.append(tf.cast(value, tf.float32) * world)
+    return messages
+
+
+def _cast_like(mean, variable):
+    if isinstance(mean, tf.IndexedSlices):
+        values = tf.cast(mean.values, variable.dtype)
+        return tf.IndexedSlices(values, mean.indices, mean.dense_shape)
+    return tf.cast(mean, variable.dtype)
+
+
+def _key(optimizer, variable) -> str:
+    index = _tf_private.variable_index(optimizer, variable)
+    return f"{index}:{getattr(variable, 'path', variable.name)}"
+
+
+def _refuse_impossible(optimizer) -> None:
+    if _tf_private.in_xla_context():
+        raise ValueError(
+            "Compressed training cannot be compiled by XLA: its collectives would be replaced "
+            "by uncompressed ones. Use `model.compile(..., jit_compile=False)`."
+        )
+    if optimizer.gradient_accumulation_steps and tf.distribute.has_strategy():
+        raise ValueError(
+            "Argument `gradient_accumulation_steps` is not supported under a distribution "
+            "strategy. Use a larger batch, or accumulate gradients in a custom `train_step` and "
+            "call `optimizer.apply` every few batches. Received: "
+            f"gradient_accumulation_steps={optimizer.gradient_accumulation_steps}"
+        )
+
+
+def _agree_once(exchange: GradientExchange, optimizer, keys, variables) -> None:
+    """All workers must be about to train the same thing in the same way."""
+    if exchange.routes or exchange.transport.processes == 1:
+        return
+    with tf.init_scope():  # the learning rate in the config is a variable
+        config = {k: str(v) for k, v in optimizer.get_config().items() if k != "name"}
+    facts = {
+        "optimizer": type(optimizer).__name__,
+        **config,
+        **exchange.options.facts(),
+        "number of variables": str(len(variables)),
+        **{
+            f"variable {i}": f"{key.split('/')[-1]} {list(v.shape)} {v.dtype}"
+            for i, (key, v) in enumerate(zip(keys, variables, strict=True))
+        },
+    }
+    exchange.transport.agree("train", facts)
+

@@ -1,0 +1,81 @@
+"""Counts what an optimizer's exchange of gradients sends, step by step, inside the graph."""
+
+from __future__ import annotations
+
+import dataclasses
+
+import numpy as np
+import tensorflow as tf
+
+from tfqcomm import _tf_private
+
+
+@dataclasses.dataclass(frozen=True)
+class Route:
+    """How one tensor travels.
+
+    Attributes:
+        path: the variable's path, or what the tensor is.
+        shape: of the variable.
+        schedule: "dense", "all_gather", "two_phase" or "sparse".
+        codec: the compressor's description.
+    """
+
+    path: str
+    shape: tuple[int, ...]
+    schedule: str
+    codec: str
+
+    def __str__(self) -> str:
+        return f"{self.path} {list(self.shape)}: {self.codec}, {self.schedule}"
+
+
+@dataclasses.dataclass(frozen=True)
+class Traffic:
+    """Totals since the start of training, of one worker.
+
+    Attributes:
+        steps: steps seen, skipped ones included.
+        skipped_steps: steps in which a replica's message was not finite.
+        bytes_sent: bytes one worker sent in exchanges of gradients.
+        dense_bytes: bytes it would have sent in float32 ring all-reduces.
+        gradient_norm: norm of the first local replica's message in the last step.
+    """
+
+    steps: int
+    skipped_steps: int
+    bytes_sent: int
+    dense_bytes: int
+    gradient_norm: float
+
+
+class Meter:
+    """In-graph counters; exact in int64."""
+
+    def __init__(self):
+        def counter(name, dtype=np.int64):
+            return _tf_private.local_variable(dtype(0), name=name, device="CPU:0")
+
+        self._steps = counter("steps")
+        self._skipped = counter("skipped_steps")
+        self._sent = counter("bytes_sent")
+        self._dense = counter("dense_bytes")
+        self._norm = counter("gradient_norm", np.float32)
+
+    def record(self, bytes_sent, dense_bytes, healthy: tf.Tensor, gradient_norm) -> None:
+        """Adds one step. Python numbers or scalar tensors."""
+        self._steps.assign_add(1)
+        self._skipped.assign_add(tf.cast(~healthy, tf.int64))
+        self._sent.assign_add(tf.cast(bytes_sent, tf.int64))
+        self._dense.assign_add(tf.cast(dense_bytes, tf.int64))
+        self._norm.assign(gradient_norm)
+
+    def read(self) -> Traffic:
+        """The totals so far (eager)."""
+        return Traffic(
+            steps=int(self._steps),
+            skipped_steps=int(self._skipped),
+            bytes_sent=int(self._sent),
+            dense_bytes=int(self._dense),
+            gradient_norm=float(self._norm),
+        )

@@ -1,0 +1,232 @@
+"""Moves words between replicas, and knows what each move costs on the wire.
+
+A transport is used from cross-replica code: it takes one value per replica of this process and
+gives back what all of them will use, on the process' first device. Between processes it launches
+one collective per call, however many devices a process has.
+
+    replicas of process 0     replicas of process 1
+      r0 r1 ... r(L-1)          rL ... r(2L-1)          world = processes x local
+       \\  |  /                    \\  |  /
+        lead  <--- collective --->  lead
+
+Letters: L local replicas, P processes, W = P x L replicas in all, w words, c words of a chunk.
+"""
+
+from __future__ import annotations
+
+import abc
+import weakref
+from collections.abc import Sequence
+
+import tensorflow as tf
+
+from tfqcomm import _tf_private
+from tfqcomm.agreement import check_agreement
+
+# TensorFlow's ring slows down above 64 MB per collective; half of that is on the safe side.
+MAX_WORDS_PER_COLLECTIVE = 32 * 2**20 // 4
+
+
+class Transport(abc.ABC):
+    """Abstract. `LocalTransport` and `CollectiveTransport` are the two there are.
+
+    Attributes:
+        processes: number of processes, P.
+        process: the rank of this process in [0, P).
+        local: replicas in this process, L.
+        device: where results are, and where work done once per process should be.
+    """
+
+    def __init__(self, processes: int, process: int, devices: Sequence[str | None]):
+        self.processes = processes
+        self.process = process
+        self.devices = tuple(devices)
+        self.local = len(self.devices)
+        self.device = self.devices[0]
+
+    @property
+    def world(self) -> int:
+        """Replicas in all, W."""
+        return self.processes * self.local
+
+    @property
+    def ranks(self) -> range:
+        """The replicas of this process, among all."""
+        return range(self.process * self.local, (self.process + 1) * self.local)
+
+    def all_gather(self, words: Sequence[tf.Tensor]) -> tf.Tensor:
+        """Gives everyone's words to everyone: L times int32[w] -> int32[W, w], in rank order."""
+        with tf.device(self.device):
+            gathered = self._gather_processes(tf.stack(list(words)))
+            return tf.reshape(gathered, [self.world, _static_length(words[0])])
+
+    def all_reduce(self, values: Sequence[tf.Tensor]) -> tf.Tensor:
+        """Sums float vectors over all replicas, in a fixed order: L times [n] -> [n]."""
+        with tf.device(self.device):
+            total = values[0]
+            for value in values[1:]:
+                total = total + value
+            return tf.reshape(self._reduce_processes(total), [_static_length(total)])
+
+    def all_to_all(self, words: Sequence[tf.Tensor]) -> list[tf.Tensor]:
+        """Exchanges rows: L times int32[W, c], row j for replica j -> L times int32[W, c]."""
+        with tf.device(self.device):
+            sent = tf.stack(list(words))  # [L, W, c]
+            sent = tf.reshape(sent, [self.local, self.processes, self.local, -1])
+            # [P (destination), L (destination), L (source), c]
+            sent = tf.transpose(sent, [1, 2, 0, 3])
+            received = self._exchange_processes(sent)  # [P (source), L (destination), L, c]
+            received = tf.transpose(received, [1, 0, 2, 3])
+            received = tf.reshape(received, [self.local, self.world, -1])
+        return tf.unstack(received, self.local)
+
+    def all_gather_ragged(self, values: Sequence[tf.Tensor]) -> list[tf.Tensor]:
+        """Like `all_gather` for rows whose number differs: L times [m_r, ...] -> W tensors."""
+        with tf.device(self.device):
+            lengths = self._gather_processes(tf.stack([tf.shape(v)[0] for v in values]))
+            longest = tf.reduce_max(lengths)
+            padded = [_pad_rows(v, longest) for v in values]
+            gathered = self._gather_processes(tf.stack(padded))  # [W, longest, ...]
+            return [gathered[r, : lengths[r]] for r in range(self.world)]
+
+    @abc.abstractmethod
+    def agree(self, topic: str, facts: dict[str, str]) -> None:
+        """Compares `facts` with those of all processes, eagerly.
+
+        Raises:
+            ValueError: on every process, naming the facts that differ and between whom.
+        """
+
+    # What one worker sends, in bytes. A worker is a process; inside a single process every
+    # replica counts as one, so that a simulation on logical devices reports what the same run
+    # would send on W machines.
+
+    def bytes_all_gather(self, words):
+        """Bytes one worker sends in `all_gather` of `words` int32 words per replica."""
+        workers, per_worker = self._workers()
+        return (workers - 1) * per_worker * 4 * words
+
+    def bytes_all_reduce(self, elements: int, itemsize: int = 4) -> int:
+        """Bytes one worker sends in a ring all-reduce of `elements` numbers."""
+        workers, _ = self._workers()
+        return 2 * (workers - 1) * elements * itemsize // workers
+
+    def bytes_all_to_all(self, chunk_words: int) -> int:
+        """Bytes one worker sends in `all_to_all` with `chunk_words` words per pair of replicas."""
+        workers, per_worker = self._workers()
+        return (workers - 1) * per_worker * per_worker * 4 * chunk_words
+
+    def _workers(self) -> tuple[int, int]:
+        return (self.processes, self.local) if self.processes > 1 else (self.local, 1)
+
+    @abc.abstractmethod
+    def _gather_processes(self, stacked: tf.Tensor) -> tf.Tensor:
+        """[L, ...] -> [W, ...]."""
+
+    @abc.abstractmethod
+    def _reduce_processes(self, value: tf.Tensor) -> tf.Tensor:
+        """[n] -> [n], summed."""
+
+    @abc.abstractmethod
+    def _exchange_processes(self, rows: tf.Tensor) -> tf.Tensor:
+        """[P, ...] -> [P, ...], row p to process p."""
+
+
+class LocalTransport(Transport):
+    """All replicas live in this process: nothing leaves it."""
+
+    def __init__(self, devices: Sequence[str | None] = (None,)):
+        super().__init__(1, 0, devices)
+
+    def agree(self, topic, facts):
+        pass
+
+    def _gather_processes(self, stacked):
+        return stacked
+
+    def _reduce_processes(self, value):
+        return value
+
+    def _exchange_processes(self, rows):
+        return rows
+
+
+class CollectiveTransport(Transport):
+    """Replicas in several processes, joined by TensorFlow's collectives (gRPC or NCCL)."""
+
+    def __init__(self, strategy: tf.distribute.Strategy):
+        super().__init__(
+            _tf_private.process_count(strategy),
+            _tf_private.process_rank(strategy),
+            strategy.extended.worker_devices,
+        )
+        self._collectives = _tf_private.Collectives(strategy, self.device)
+        self._addresses = _tf_private.process_addresses(strategy)
+
+    def agree(self, topic, facts):
+        with tf.init_scope():
+            check_agreement(self._collectives.all_gather, self._addresses, topic, facts)
+
+    def _gather_processes(self, stacked):
+        if stacked.shape.rank == 1:
+            return self._collectives.all_gather(stacked)
+        parts = [self._collectives.all_gather(part) for part in _split_columns(stacked)]
+        return parts[0] if len(parts) == 1 else tf.concat(parts, axis=1)
+
+    def _reduce_processes(self, value):
+        parts = [self._collectives.all_reduce(part) for part in _split_columns(value[None])]
+        return tf.concat(parts, axis=1)[0]
+
+    def _exchange_processes(self, rows):
+        flat = tf.reshape(rows, [self.processes, -1])
+        parts = [self._collectives.all_to_all(part) for part in _split_columns(flat)]
+        return tf.reshape(tf.concat(parts, axis=1), tf.shape(rows))
+
+
+_transports = weakref.WeakKeyDictionary()
+
+
+def transport_for(strategy: tf.distribute.Strategy) -> Transport:
+    """The transport of a strategy: one object for each, since collectives are paired by order.
+
+    Raises:
+        ValueError: for a strategy whose replicas hold no copies of the model.
+    """
+    if strategy not in _transports:
+        _transports[strategy] = _make_transport(strategy)
+    return _transports[strategy]
+
+
+def _make_transport(strategy: tf.distribute.Strategy) -> Transport:
+    if isinstance(strategy, tf.distribute.MultiWorkerMirroredStrategy):
+        if _tf_private.process_count(strategy) > 1:
+            return CollectiveTransport(strategy)
+        return LocalTransport(strategy.extended.worker_devices)
+    if isinstance(strategy, tf.distribute.MirroredStrategy):
+        return LocalTransport(strategy.extended.worker_devices)
+    if isinstance(strategy, tf.distribute.OneDeviceStrategy) or not tf.distribute.has_strategy():
+        return LocalTransport()
+    raise ValueError(
+        "Compressed training works under no strategy, OneDeviceStrategy, MirroredStrategy or "
+        f"MultiWorkerMirroredStrategy. Received: strategy={type(strategy).__name__}"
+    )
+
+
+def _static_length(vector: tf.Tensor) -> int:
+    return -1 if vector.shape[0] is None else vector.shape[0]
+
+
+def _split_columns(rows: tf.Tensor) -> list[tf.Tensor]:
+    """Cuts [r, c, ...] along its columns so that no piece exceeds the collectives' limit."""
+    columns = rows.shape[1]
+    if columns is None or rows.shape[0] is None or rows.shape.rank > 2:
+        return [rows]
+    step = max(1, MAX_WORDS_PER_COLLECTIVE // max(1, rows.shape[0]))
+    if columns <= step:
+        return [rows]
+    return [rows[:, start : start + step] for start in range(0, columns, step)]
+
+
+def _pad_rows(value: tf.Tensor, rows: tf.Tensor) -> tf.Tensor:
+    padding = [[0, rows - tf.shape(value)[0]]] + [[0, 0]] * (value.shape.rank - 1)
+    return tf.pad(value, padding)
