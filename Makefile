@@ -25,8 +25,8 @@ help:
 $(INSTALLED): setup.cfg
 	@echo "Installing into $(VENV): about 3 GB, mostly TensorFlow; only this once."
 	$(PYTHON) -m venv $(VENV)
-	$(VENV_PYTHON) -m pip install --disable-pip-version-check --progress-bar off \
-		--editable '.[experiments,test,lint]'
+	$(VENV_PYTHON) -m pip install --quiet --upgrade pip  # the one of Python 3.10 resolves for hours
+	$(VENV_PYTHON) -m pip install --progress-bar off --editable '.[experiments,test,lint]'
 	touch $@
 
 train: $(INSTALLED)

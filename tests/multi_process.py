@@ -32,6 +32,14 @@ PORT = 2222  # in a namespace of its own, where all are free
 POLL_SECONDS = 0.05
 TAIL_LINES = 60  # of each worker's output in an error
 
+# Put before a program that uses nothing of tfqcomm but its launcher: `import tfqcomm` would import
+# TensorFlow, which takes seconds.
+WITHOUT_TENSORFLOW = f"""
+import sys, types
+sys.modules["tfqcomm"] = types.ModuleType("tfqcomm")
+sys.modules["tfqcomm"].__path__ = [{str(ROOT / "tfqcomm")!r}]
+"""
+
 
 class WorkersFailed(RuntimeError):
     """A worker failed or took too long. The message ends with what each worker printed last."""

@@ -10,8 +10,15 @@ import time
 import pytest
 
 from tests import multi_process_functions as functions
-from tests.multi_process import ROOT, WorkersFailed, run_workers, start_workers
+from tests.multi_process import (
+    ROOT,
+    WITHOUT_TENSORFLOW,
+    WorkersFailed,
+    run_workers,
+    start_workers,
+)
 from tests.network import Traffic, network
+
 
 def is_alive(pid):
     try:
@@ -52,7 +59,9 @@ def test_timeout_says_where_the_workers_hang():
 
 @pytest.mark.multi_process
 def test_a_worker_can_be_killed_and_restarted(tmp_path):
-    with start_workers(functions.wait_for_second_life, args={"directory": str(tmp_path)}) as running:
+    with start_workers(
+        functions.wait_for_second_life, args={"directory": str(tmp_path)}
+    ) as running:
         running.wait_for_output(1, "asleep")
         running.kill(1)
         assert running.exit_code(1) == -9
@@ -72,7 +81,7 @@ def test_workers_end_with_a_killed_parent(tmp_path):
         running.wait()
     """
     parent = subprocess.Popen(
-        [sys.executable, "-c", textwrap.dedent(script)],
+        [sys.executable, "-c", WITHOUT_TENSORFLOW + textwrap.dedent(script)],
         cwd=ROOT,
         env={**os.environ, "TMPDIR": str(tmp_path)},  # It cannot tidy up.
         stdout=subprocess.PIPE,

@@ -97,7 +97,8 @@ def test_no_private_name_of_a_base_class(cls):
     theirs = set().union(*map(private_names_of, hosts))
     used = {name for name in vars(cls) if is_private(name)}
     used |= set(re.findall(r"\b(?:self|cls|super\(\))\.(_[a-z]\w*)", inspect.getsource(cls)))
-    assert not used & theirs
+    taken = used & theirs
+    assert not taken
 
 
 @pytest.mark.parametrize("path", PACKAGE, ids=path_id)

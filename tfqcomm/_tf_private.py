@@ -206,7 +206,12 @@ def _wrap(owner, name, wrapper):
     def method(self, *args, **kwargs):
         return wrapper(original, self, *args, **kwargs)
 
+    method.wrapped_by_tfqcomm = True
     setattr(owner, name, method)
+
+
+def _is_wrapped(method) -> bool:
+    return getattr(method, "wrapped_by_tfqcomm", False)
 
 
 def _decay_unless_intercepted(original, optimizer, variables):
@@ -258,7 +263,7 @@ def agree_on_finite_gradients() -> None:
     Keras asks the first local replica alone: an inf on another is applied, and two processes
     that see different answers wait for each other for ever.
     """
-    if getattr(keras.optimizers.LossScaleOptimizer.check_finite, "__wrapped__", None) is None:
+    if not _is_wrapped(keras.optimizers.LossScaleOptimizer.check_finite):
         _wrap(keras.optimizers.LossScaleOptimizer, "check_finite", _agreed_check_finite)
 
 
@@ -282,8 +287,24 @@ def remember_models() -> None:
     An optimizer sees trainable variables only; the moving statistics of batch normalization are
     reached through the model.
     """
-    if getattr(keras.Model.make_train_function, "__wrapped__", None) is None:
+    if not _is_wrapped(keras.Model.make_train_function):
         _wrap(keras.Model, "make_train_function", _note_model)
+
+
+def agree_before_compile() -> None:
+    """Lets workers compare their optimizers before `compile` creates the optimizers' variables.
+
+    Afterwards it is too late: one worker creates a variable while the other does something else.
+    """
+    if not _is_wrapped(keras.Model.compile):
+        _wrap(keras.Model, "compile", _agree_and_compile)
+
+
+def _agree_and_compile(original, model, optimizer="rmsprop", *args, **kwargs):
+    agree = getattr(model.distribute_strategy, "agree_on_optimizer", None)
+    if agree is not None and tf.executing_eagerly():
+        agree(optimizer)
+    return original(model, optimizer, *args, **kwargs)
 
 
 def _note_model(original, model, *args, **kwargs):

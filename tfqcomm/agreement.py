@@ -23,6 +23,7 @@ def check_agreement(
     names: list[str],
     topic: str,
     facts: dict[str, str],
+    notes: dict[str, str],
 ) -> None:
     """Compares `facts` across processes.
 
@@ -31,11 +32,12 @@ def check_agreement(
         names: the processes' addresses, in rank order.
         topic: what this process is about to do; compared as well.
         facts: what must be equal, by name.
+        notes: what may differ, but helps to find the place.
 
     Raises:
         ValueError: on every process, with the facts that differ, and between whom.
     """
-    record = _to_record(topic, facts)
+    record = _to_record(topic, facts, notes)
     records = all_gather(tf.constant(record)).numpy().reshape([-1, _RECORD_WORDS])
     if (records[:, :_DIGEST_WORDS] == records[0, :_DIGEST_WORDS]).all():
         return
@@ -46,9 +48,10 @@ def check_agreement(
     )
 
 
-def _to_record(topic: str, facts: dict[str, str]) -> np.ndarray:
-    text = json.dumps([topic, *facts.items()], separators=(",", ":")).encode()
-    digest = np.frombuffer(hashlib.sha256(text).digest(), "<i4")
+def _to_record(topic: str, facts: dict[str, str], notes: dict[str, str]) -> np.ndarray:
+    digest = hashlib.sha256(json.dumps([topic, facts]).encode()).digest()
+    digest = np.frombuffer(digest, "<i4")
+    text = json.dumps([topic, *facts.items(), *notes.items()], separators=(",", ":")).encode()
     body = np.zeros([_RECORD_WORDS - _DIGEST_WORDS], "<i4")
     clipped = text[: body.nbytes]
     body.view(np.uint8)[: len(clipped)] = np.frombuffer(clipped, np.uint8)

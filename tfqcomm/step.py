@@ -140,5 +140,5 @@ def _agree_once(exchange: GradientExchange, optimizer, keys, variables) -> None:
             for i, (key, v) in enumerate(zip(keys, variables, strict=True))
         },
     }
-    exchange.transport.agree("train", facts)
+    exchange.transport.agree("train", facts, {"optimizer name": optimizer.name})
 

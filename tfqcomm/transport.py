@@ -90,8 +90,8 @@ class Transport(abc.ABC):
             return [gathered[r, : lengths[r]] for r in range(self.world)]
 
     @abc.abstractmethod
-    def agree(self, topic: str, facts: dict[str, str]) -> None:
-        """Compares `facts` with those of all processes, eagerly.
+    def agree(self, topic: str, facts: dict[str, str], notes: dict[str, str]) -> None:
+        """Compares `facts` with those of all processes, eagerly; `notes` are only shown.
 
         Raises:
             ValueError: on every process, naming the facts that differ and between whom.
@@ -138,7 +138,7 @@ class LocalTransport(Transport):
     def __init__(self, devices: Sequence[str | None] = (None,)):
         super().__init__(1, 0, devices)
 
-    def agree(self, topic, facts):
+    def agree(self, topic, facts, notes):
         pass
 
     def _gather_processes(self, stacked):
@@ -163,9 +163,9 @@ class CollectiveTransport(Transport):
         self._collectives = _tf_private.Collectives(strategy, self.device)
         self._addresses = _tf_private.process_addresses(strategy)
 
-    def agree(self, topic, facts):
+    def agree(self, topic, facts, notes):
         with tf.init_scope():
-            check_agreement(self._collectives.all_gather, self._addresses, topic, facts)
+            check_agreement(self._collectives.all_gather, self._addresses, topic, facts, notes)
 
     def _gather_processes(self, stacked):
         if stacked.shape.rank == 1:

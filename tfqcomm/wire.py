@@ -1,29 +1,24 @@
 """The wire type, a flat int32 vector, and what is packed into it.
 
 Order by definition, whatever the host's byte order: of two 16-bit values in a word the first
-stands in the low half; bits fill bytes from the top (as `numpy.packbits`) and bytes fill words
-from the bottom.
+stands in the low half; of 32 bits the first is the highest (the word's sign), which makes
+unpacking one shift. Legend: n elements, w words.
 """
 
 from __future__ import annotations
 
 import sys
 
-import numpy as np
 import tensorflow as tf
 
 WORD_BITS = 32
-_BITS_OF_BYTE = np.unpackbits(np.arange(256, dtype=np.uint8)[:, None], axis=1)  # [256, 8]
+BLOCK = 65536  # positions that a 16-bit offset reaches
+_LITTLE_ENDIAN = sys.byteorder == "little"
 
 
-def _first_low(parts: tf.Tensor) -> tf.Tensor:
-    """Puts the parts of a word ([..., 2] halves or [..., 4] bytes) into this host's order."""
-    return parts if sys.byteorder == "little" else tf.reverse(parts, axis=[-1])
-
-
-def _pad_last(x: tf.Tensor, multiple: int) -> tf.Tensor:
-    missing = -x.shape[-1] % multiple
-    return tf.pad(x, [[0, 0]] * (x.shape.rank - 1) + [[0, missing]]) if missing else x
+def num_words(elements: int, bits: int) -> int:
+    """Words that `elements` of `bits` bits each fill."""
+    return -(-elements * bits // WORD_BITS)
 
 
 def floats_to_words(x: tf.Tensor) -> tf.Tensor:
@@ -45,50 +40,104 @@ def halves_to_words(halves: tf.Tensor) -> tf.Tensor:
     Returns:
         int32[ceil(m / 2)]; the last half is zero if m is odd.
     """
-    pairs = tf.reshape(_pad_last(halves, 2), [-1, 2])
-    return tf.bitcast(_first_low(pairs), tf.int32)
+    pairs = tf.reshape(_pad(halves, 2), [-1, 2])
+    return tf.bitcast(pairs if _LITTLE_ENDIAN else tf.reverse(pairs, [-1]), tf.int32)
 
 
 def words_to_halves(words: tf.Tensor, m: int, dtype: tf.DType) -> tf.Tensor:
-    """Inverse of `halves_to_words`: the first `m` values of `dtype`."""
-    return tf.reshape(_first_low(tf.bitcast(words, dtype)), [-1])[:m]
+    """Inverse of `halves_to_words`: the first `m` values, of `dtype`."""
+    pairs = tf.bitcast(words, dtype)  # [w, 2]
+    return tf.reshape(pairs if _LITTLE_ENDIAN else tf.reverse(pairs, [-1]), [-1])[:m]
 
 
 def words_to_summands(words: tf.Tensor, dtype: tf.DType) -> tf.Tensor:
-    """The body of a linear codec's message as the numbers an all-reduce may sum."""
-    if dtype.size == 4:
-        return tf.bitcast(words, dtype)
-    return tf.reshape(_first_low(tf.bitcast(words, dtype)), [-1])
+    """The body of a linear codec's message as the numbers that an all-reduce may sum.
+
+    Args:
+        words: int32[w] without the header.
+        dtype: The codec's `sum_dtype`.
+
+    Returns:
+        `dtype`[w] or, for 16-bit types, `dtype`[2w].
+    """
+    if dtype.size == 2:
+        return words_to_halves(words, 2 * words.shape[0], dtype)
+    return tf.bitcast(words, dtype)
 
 
 def summands_to_words(values: tf.Tensor) -> tf.Tensor:
     """Inverse of `words_to_summands`."""
-    return tf.bitcast(values, tf.int32) if values.dtype.size == 4 else halves_to_words(values)
+    return halves_to_words(values) if values.dtype.size == 2 else tf.bitcast(values, tf.int32)
 
 
 def pack_bits(bits: tf.Tensor) -> tf.Tensor:
-    """32 booleans to a word, along the last axis: a plane per row.
+    """32 booleans to a word along the last axis; leading axes are planes.
 
     Args:
         bits: bool[..., n]
 
     Returns:
-        int32[..., ceil(n / 32)], the same bytes as `numpy.packbits`; padded with False.
+        int32[..., ceil(n / 32)]: `numpy.packbits`, read as big-endian words; padded with False.
     """
-    bits = _pad_last(tf.cast(bits, tf.uint8), WORD_BITS)
-    lead = bits.shape[:-1].as_list()
-    eight = tf.reshape(bits, [*lead, bits.shape[-1] // 8, 8])
-    # One multiplication gathers the low bits of eight bytes, the first of them on top.
-    if sys.byteorder == "big":
-        eight = tf.reverse(eight, axis=[-1])
-    lanes = tf.bitcast(eight, tf.uint64) * tf.constant(0x8040201008040201, tf.uint64)
-    octets = tf.cast(tf.bitwise.right_shift(lanes, tf.constant(56, tf.uint64)), tf.uint8)
-    return tf.bitcast(_first_low(tf.reshape(octets, [*lead, bits.shape[-1] // 32, 4])), tf.int32)
+    bits = _pad(tf.cast(bits, tf.uint8), WORD_BITS)
+    eights = tf.reshape(bits, [*bits.shape[:-1], -1, 8])
+    lanes = tf.bitcast(eights if _LITTLE_ENDIAN else tf.reverse(eights, [-1]), tf.uint64)
+    # One product moves the lowest bits of eight bytes into the top byte, the first one on top.
+    gathered = lanes * tf.constant(0x8040201008040201, tf.uint64)
+    octets = tf.cast(tf.bitwise.right_shift(gathered, tf.constant(56, tf.uint64)), tf.uint8)
+    fours = tf.reshape(octets, [*bits.shape[:-1], -1, 4])
+    return tf.bitcast(tf.reverse(fours, [-1]) if _LITTLE_ENDIAN else fours, tf.int32)
 
 
 def unpack_bits(words: tf.Tensor, n: int) -> tf.Tensor:
     """Inverse of `pack_bits`: int32[..., w] -> bool[..., n]."""
-    octets = tf.cast(_first_low(tf.bitcast(words, tf.uint8)), tf.int32)  # [..., w, 4]
-    bits = tf.gather(tf.constant(_BITS_OF_BYTE.astype(bool)), octets)  # [..., w, 4, 8]
-    lead = words.shape[:-1].as_list()
-    return tf.reshape(bits, [*lead, words.shape[-1] * WORD_BITS])[..., :n]
+    bits = tf.bitwise.left_shift(words[..., None], tf.range(WORD_BITS)) < 0
+    return tf.reshape(bits, [*words.shape[:-1], words.shape[-1] * WORD_BITS])[..., :n]
+
+
+def num_position_words(k: int, n: int) -> int:
+    """Words that `k` positions below `n` take."""
+    return _num_counts(n) + num_words(k, 16)
+
+
+def positions_to_words(positions: tf.Tensor, n: int) -> tf.Tensor:
+    """Ascending positions below `n`, 16 bits each.
+
+    Args:
+        positions: int32[k], ascending.
+        n: Length of the vector they point into.
+
+    Returns:
+        int32[num_position_words(k, n)]: how many fall into each block of 65536, a word per
+        block (none of these if there is one block only), then offsets in the blocks, in pairs.
+    """
+    offsets = tf.cast(tf.bitwise.bitwise_and(positions, BLOCK - 1), tf.uint16)
+    words = halves_to_words(offsets)
+    if not _num_counts(n):
+        return words
+    return tf.concat([_count(positions // BLOCK, _num_counts(n)), words], 0)
+
+
+def words_to_positions(words: tf.Tensor, k: int, n: int) -> tf.Tensor:
+    """Inverse of `positions_to_words`: int32[k]."""
+    blocks = _num_counts(n)
+    offsets = tf.cast(words_to_halves(words[blocks:], k, tf.uint16), tf.int32)
+    if not blocks:
+        return offsets
+    block_ends = tf.cumsum(words[: blocks - 1])  # where in the list the next block begins
+    return tf.cumsum(_count(block_ends, k)) * BLOCK + offsets
+
+
+def _num_counts(n: int) -> int:
+    return -(-n // BLOCK) if n > BLOCK else 0
+
+
+def _count(values: tf.Tensor, size: int) -> tf.Tensor:
+    """How often each of 0 ... size - 1 occurs; larger values are ignored."""
+    no_weights = tf.constant([], tf.int32)
+    return tf.raw_ops.DenseBincount(input=values, size=size, weights=no_weights)
+
+
+def _pad(x: tf.Tensor, multiple: int) -> tf.Tensor:
+    missing = -x.shape[-1] % multiple
+    return tf.pad(x, [[0, 0]] * (x.shape.rank - 1) + [[0, missing]]) if missing else x

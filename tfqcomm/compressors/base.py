@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import abc
 import dataclasses
+import functools
 import operator
+from collections.abc import Callable
 from typing import Any, ClassVar
 
 import tensorflow as tf
@@ -57,7 +59,7 @@ class Compressor(abc.ABC):
                 "Argument `x` must be a vector (rank 1) of known length; reshape it to [-1] "
                 f"first. Received: x with shape {x.shape}"
             )
-        return _encode(self, tf.cast(x, tf.float32), _seed_pair(seed))
+        return _encoder(self, x.shape[0])(tf.cast(x, tf.float32), _seed_pair(seed))
 
     def decode(self, words, n: int) -> tf.Tensor:
         """Restores the vector that `words` stands for.
@@ -79,7 +81,7 @@ class Compressor(abc.ABC):
                 f"Argument `words` must have shape ({self.num_words(n)},) for n={n}. "
                 f"Received: words with shape {words.shape}"
             )
-        return _decode(self, words, n)
+        return _decoder(self, n)(words)
 
     @abc.abstractmethod
     def num_words(self, n: int) -> int:
@@ -103,17 +105,28 @@ class Compressor(abc.ABC):
         return cls(**config)
 
 
-# One traced function each for all codecs, replicas and callers: a codec is a hashable argument.
-@tf.function(autograph=False)
-def _encode(compressor: Compressor, x: tf.Tensor, seed: tf.Tensor) -> tf.Tensor:
-    return tf.ensure_shape(
-        compressor.encode_implementation(x, seed), [compressor.num_words(x.shape[0])]
-    )
+# A codec is traced once per length, for all replicas and callers: the lookup is ours because
+# tf.function would trace again for each device of a strategy.
+@functools.lru_cache(maxsize=None)
+def _encoder(compressor: Compressor, n: int) -> Callable:
+    def encode(x, seed):
+        words = compressor.encode_implementation(x, seed)
+        return tf.ensure_shape(words, [compressor.num_words(n)])
+
+    return _trace(encode, tf.TensorSpec([n], tf.float32), tf.TensorSpec([2], tf.int32))
 
 
-@tf.function(autograph=False)
-def _decode(compressor: Compressor, words: tf.Tensor, n: int) -> tf.Tensor:
-    return tf.ensure_shape(compressor.decode_implementation(words, n), [n])
+@functools.lru_cache(maxsize=None)
+def _decoder(compressor: Compressor, n: int) -> Callable:
+    def decode(words):
+        return tf.ensure_shape(compressor.decode_implementation(words, n), [n])
+
+    return _trace(decode, tf.TensorSpec([compressor.num_words(n)], tf.int32))
+
+
+def _trace(function: Callable, *signature: tf.TensorSpec) -> Callable:
+    with tf.init_scope(), tf.device(None):  # not in the caller's graph, nor tied to its device
+        return tf.function(function, autograph=False).get_concrete_function(*signature)
 
 
 def _length(n) -> int:

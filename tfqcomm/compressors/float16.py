@@ -28,7 +28,7 @@ class Float16(Compressor):
         return (n + 1) // 2
 
     def encode_implementation(self, x, seed):
-        return wire.halves_to_words(numerics.saturating_cast(x, tf.float16))
+        return wire.halves_to_words(_cast(x, tf.float16))
 
     def decode_implementation(self, words, n):
         return tf.cast(wire.words_to_halves(words, n, tf.float16), tf.float32)
@@ -49,7 +49,11 @@ class BFloat16(Compressor):
         return (n + 1) // 2
 
     def encode_implementation(self, x, seed):
-        return wire.halves_to_words(numerics.saturating_cast(x, tf.bfloat16))
+        return wire.halves_to_words(_cast(x, tf.bfloat16))
 
     def decode_implementation(self, words, n):
         return tf.cast(wire.words_to_halves(words, n, tf.bfloat16), tf.float32)
+
+
+def _cast(x, dtype):
+    return numerics.fuse(numerics.saturating_cast, x.shape[0])(x, dtype)

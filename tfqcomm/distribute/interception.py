@@ -17,6 +17,7 @@ def install() -> None:
     _tf_private.intercept_stock_optimizers(find_step)
     _tf_private.agree_on_finite_gradients()
     _tf_private.remember_models()
+    _tf_private.agree_before_compile()
 
 
 def find_step(optimizer: keras.optimizers.Optimizer):

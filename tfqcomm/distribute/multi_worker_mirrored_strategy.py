@@ -97,4 +97,9 @@ class MultiWorkerMirroredStrategy(tf.distribute.MultiWorkerMirroredStrategy):
 
     def _agree_on_variable(self, name, shape, dtype):
         facts = {"shape": str(shape), "dtype": dtype}
-        transport_for(self).agree("create a variable", facts)
+        transport_for(self).agree("create a variable", facts, {"variable": str(name)})
+
+    def agree_on_optimizer(self, optimizer) -> None:
+        """Called by `model.compile`, before the optimizer's variables are created."""
+        named = optimizer if isinstance(optimizer, str) else type(optimizer).__name__
+        transport_for(self).agree("compile", {"optimizer": named.lower()}, {})

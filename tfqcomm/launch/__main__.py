@@ -38,10 +38,11 @@ def main(argv: Sequence[str] | None = None) -> int:
     if options.serve:
         serve()
         return 0
+    count = _num_tasks(options)
     try:
-        ports = reserve_ports(_num_tasks(options), options.port)
+        ports = reserve_ports(count, options.port)
     except OSError as error:
-        say(f"No free ports for {_num_tasks(options)} tasks: {error}. --port={options.port}")
+        say(f"No free ports for {count} tasks, from --port={options.port}: {error}")
         return USAGE_ERROR
     addresses = [f"127.0.0.1:{port.getsockname()[1]}" for port in ports]
     try:

@@ -1,0 +1,417 @@
+"""The launcher, mostly on scripts without TensorFlow, which start at once."""
+
+import ast
+import contextlib
+import json
+import os
+import pathlib
+import pty
+import signal
+import subprocess
+import sys
+import textwrap
+import time
+
+import pytest
+
+from tests.multi_process import ROOT, WITHOUT_TENSORFLOW
+from tfqcomm.launch import cluster_of, environment, output, reserve_ports, task_environment
+
+LAUNCH = f"""{WITHOUT_TENSORFLOW}
+import runpy
+from tfqcomm.launch import local_cluster
+local_cluster.GRACE_SECONDS = 0.5
+runpy.run_module("tfqcomm.launch", run_name="__main__", alter_sys=True)
+"""
+TIMEOUT = 120  # seconds, for what should take one, or with TensorFlow ten
+
+# Beginnings of scripts.
+TASK = "import json, os, sys, time; task = json.loads(os.environ['TF_CONFIG'])['task']['index']\n"
+ASLEEP = f"{TASK}print('pid', os.getpid(), flush=True)\n"
+
+
+@pytest.fixture
+def script(tmp_path):
+    """Returns a function that writes a script and returns its path."""
+
+    def write(*parts: str) -> str:
+        path = tmp_path / "script.py"
+        path.write_text("".join(textwrap.dedent(part) for part in parts))
+        return str(path)
+
+    return write
+
+
+def start(*arguments: str, **options) -> subprocess.Popen:
+    return subprocess.Popen(
+        [sys.executable, "-c", LAUNCH, *arguments],
+        **{"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True, **options},
+    )
+
+
+def launch(*arguments: str, **options) -> subprocess.CompletedProcess:
+    with start(*arguments, **options) as process:
+        out, err = process.communicate(timeout=TIMEOUT)
+    return subprocess.CompletedProcess(arguments, process.returncode, out, err)
+
+
+def read_pids(launcher: subprocess.Popen, count: int) -> list[int]:
+    """Waits for `count` lines "[worker i] pid n"."""
+    return [int(launcher.stdout.readline().split()[-1]) for _ in range(count)]
+
+
+def wait_until_gone(pids: list[int]) -> bool:
+    deadline = time.monotonic() + 5
+    while time.monotonic() < deadline:
+        if not any(map(is_alive, pids)):
+            return True
+        time.sleep(0.02)
+    return False
+
+
+def is_alive(pid: int) -> bool:
+    with contextlib.suppress(OSError):
+        return pathlib.Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
+    return False
+
+
+def lines_of(text: str, name: str) -> list[str]:
+    prefix = f"[{name}] "
+    return [line.removeprefix(prefix) for line in text.splitlines() if line.startswith(prefix)]
+
+
+def test_every_line_has_its_task_in_front_and_arguments_pass_untouched(script):
+    path = script(
+        "import os, sys\n"
+        "print(sys.argv[1:]); print(os.environ['TF_CONFIG']); print()\n"
+        "print('to stderr', file=sys.stderr); print(sys.stdin.read(), file=sys.stderr)\n"
+        "print('no newline', end='')"
+    )
+    arguments = ["--workers=7", "--port", "x", "-m", "--", "--", "-h", "a b", ""]
+    done = launch("--workers=2", path, *arguments, stdin=subprocess.PIPE)
+    assert done.returncode == 0
+    for i in range(2):
+        passed, config, *rest = lines_of(done.stdout, f"worker {i}")
+        assert ast.literal_eval(passed) == arguments
+        assert json.loads(config)["task"] == {"type": "worker", "index": i}
+        assert len(set(json.loads(config)["cluster"]["worker"])) == 2
+        assert rest == ["", "no newline"]
+        assert lines_of(done.stderr, f"worker {i}") == ["to stderr", ""]
+    assert all(line.startswith("[worker ") for line in (done.stdout + done.stderr).splitlines())
+
+
+def test_module_form(tmp_path):
+    (tmp_path / "package").mkdir()
+    (tmp_path / "package" / "module.py").write_text("import sys; print(__name__, sys.argv[1:])")
+    done = launch("--workers", "1", "-m", "package.module", "--workers=3", cwd=tmp_path)
+    assert done.stdout == "[worker 0] __main__ ['--workers=3']\n"
+
+
+def test_output_is_live(script):
+    path = script("import time; print('now'); time.sleep(60)")
+    with start("--workers=1", path) as launcher:
+        assert launcher.stdout.readline() == "[worker 0] now\n"  # else waits for the test's timeout
+        launcher.terminate()
+
+
+def test_names_are_coloured_on_a_terminal_only(script):
+    path = script("print('text')")
+    ours, terminal = pty.openpty()
+    plain = {k: v for k, v in os.environ.items() if k != "NO_COLOR"}
+    assert launch("--workers=1", path, stdout=terminal, env=plain).returncode == 0
+    os.close(terminal)
+    assert os.read(ours, 1000) == b"\x1b[36m[worker 0] \x1b[0mtext\r\n"
+    os.close(ours)
+
+
+def test_exit_code_of_the_first_failure_ends_all_quickly(script):
+    path = script(TASK, "sys.exit('the reason') if task == 1 else time.sleep(60)")
+    begin = time.monotonic()
+    done = launch("--workers=3", path)
+    assert time.monotonic() - begin < 10
+    assert done.returncode == 1
+    assert done.stderr.splitlines() == [
+        "[worker 1] the reason",
+        "[launch] worker 1 failed: exit code 1. Ending all tasks.",
+    ]
+    path = script(TASK, "sys.exit(37) if task == 0 else time.sleep(60)")
+    assert launch("--workers=2", path).returncode == 37
+
+
+def test_a_task_killed_by_a_signal_is_named(script):
+    done = launch(
+        "--workers=2", script(TASK, "os.kill(os.getpid(), 9) if task else time.sleep(60)")
+    )
+    assert done.returncode == 128 + signal.SIGKILL
+    assert "[launch] worker 1 failed: SIGKILL. Ending all tasks." in done.stderr
+
+
+def test_who_ignores_sigterm_is_killed(script):
+    path = script(
+        TASK,
+        """
+        import pathlib, signal
+        ready = pathlib.Path(__file__).with_name("ready")
+        if task == 0:
+            signal.signal(signal.SIGTERM, lambda *_: print("no"))
+            ready.touch()
+            while True:
+                time.sleep(1)
+        while not ready.exists():
+            time.sleep(0.01)
+        sys.exit(5)
+        """,
+    )
+    done = launch("--workers=2", path)
+    assert done.returncode == 5
+    assert lines_of(done.stdout, "worker 0") == ["no"]
+    assert done.stderr.splitlines()[1:] == ["[launch] worker 0 did not end; killed."]
+
+
+def test_success_of_one_waits_for_the_others(script):
+    done = launch("--workers=2", script(TASK, "time.sleep(0.5 * task); print('done')"))
+    assert done.returncode == 0
+    assert sorted(done.stdout.splitlines()) == ["[worker 0] done", "[worker 1] done"]
+
+
+@pytest.mark.parametrize(
+    ("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143), (signal.SIGHUP, 129)]
+)
+def test_signals_are_passed_on(script, number, code):
+    path = script(
+        ASLEEP,
+        """
+        try:
+            time.sleep(60)
+        except KeyboardInterrupt:
+            print("interrupted")
+        """,
+    )
+    with start("--workers=2", path) as launcher:
+        pids = read_pids(launcher, 2)
+        launcher.send_signal(number)
+        out, err = launcher.communicate(timeout=TIMEOUT)
+    assert launcher.returncode == code
+    assert f"[launch] received {number.name}. Ending all tasks." in err
+    assert out.count("interrupted") == (2 if number == signal.SIGINT else 0)
+    assert not any(map(is_alive, pids))
+
+
+def test_a_second_ctrl_c_does_not_wait(script):
+    path = script(ASLEEP, "import signal; signal.signal(2, signal.SIG_IGN); print('pid 0')")
+    with open(path, "a") as file:
+        file.write("\ntime.sleep(60)")
+    with start("--workers=1", path) as launcher:
+        pids = read_pids(launcher, 2)[:1]
+        launcher.send_signal(signal.SIGINT)
+        assert "received SIGINT" in launcher.stderr.readline()
+        launcher.send_signal(signal.SIGINT)
+        launcher.communicate(timeout=TIMEOUT)
+    assert launcher.returncode == 130
+    assert not any(map(is_alive, pids))
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="other systems have no such signal")
+def test_tasks_die_with_a_killed_launcher(script):
+    with start("--workers=2", script(ASLEEP, "time.sleep(60)")) as launcher:
+        pids = read_pids(launcher, 2)
+        launcher.kill()
+        assert wait_until_gone(pids)
+
+
+def test_what_a_task_started_ends_with_it(script):
+    path = script(
+        "import subprocess, sys\n"
+        "child = subprocess.Popen([sys.executable, '-c', 'import time; time.sleep(60)'])\n"
+        "print('pid', child.pid)"
+    )
+    with start("--workers=1", path) as launcher:
+        pids = read_pids(launcher, 1)
+        launcher.communicate(timeout=TIMEOUT)
+    assert launcher.returncode == 0
+    assert wait_until_gone(pids)
+
+
+def test_a_closed_pipe_ends_all(script):
+    with start("--workers=2", script(ASLEEP, "while True: print('y')")) as launcher:
+        pids = read_pids(launcher, 1)
+        launcher.stdout.close()
+        assert launcher.wait(TIMEOUT) == 128 + signal.SIGPIPE
+        assert "Traceback" not in launcher.stderr.read()
+    assert wait_until_gone(pids)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ("x.py", "Argument `--workers` must be at least 1. Received: --workers=0"),
+        ("--workers=-1 x.py", "Argument `--workers` must be at least 1. Received: --workers=-1"),
+        ("--workers=two x.py", "argument --workers: invalid int value: 'two'"),
+        (
+            "--workers=1 --parameter_servers=-1 x.py",
+            "Argument `--parameter_servers` must be at least 0. Received: --parameter_servers=-1",
+        ),
+        (
+            "--workers=1 --threads_per_worker=0 x.py",
+            "Argument `--threads_per_worker` must be at least 1. Received: --threads_per_worker=0",
+        ),
+        (
+            "--workers=2 --port=65535 x.py",
+            "Argument `--port` must be in [0, 65534]. Received: --port=65535",
+        ),
+        ("--workers=1", "A script, or -m and a module, must follow the launcher's own arguments."),
+        ("--workers=1 no_such.py", "There is no script 'no_such.py' in "),
+        ("--workers=1 -m no_such.module", "There is no module 'no_such.module' in "),
+        ("--workers=1 --port_s=1 x.py", "unrecognized arguments: --port_s=1"),
+        ("--serve", "Argument `--serve` needs TF_CONFIG, which names the server."),
+    ],
+)
+def test_mistakes(arguments, message, tmp_path):
+    (tmp_path / "x.py").touch()
+    done = launch(*arguments.split(), cwd=tmp_path)
+    assert done.returncode == 2
+    assert message in done.stderr
+
+
+def test_inside_a_cluster(script):
+    done = launch("--workers=1", script(""), env={**os.environ, "TF_CONFIG": "{}"})
+    assert done.returncode == 2
+    assert "TF_CONFIG is set: this process is already a task of a cluster. Run the script" in (
+        done.stderr
+    )
+
+
+def test_ports_in_a_row(script):
+    ports = reserve_ports(1)
+    first = ports[0].getsockname()[1]
+    path = script("import os; print(os.environ['TF_CONFIG'])")
+    taken = launch("--workers=1", f"--port={first}", path)
+    assert taken.returncode == 2
+    assert f"[launch] No free ports for 1 tasks, from --port={first}: " in taken.stderr
+    ports[0].close()
+    done = launch("--workers=2", f"--port={first}", path)
+    assert f'["127.0.0.1:{first}", "127.0.0.1:{first + 1}"]' in done.stdout
+
+
+def test_threads_per_worker(script):
+    names = ("TF_NUM_INTRAOP_THREADS", "TF_NUM_INTEROP_THREADS", "OMP_NUM_THREADS")
+    path = script(f"import os; print([os.environ.get(name) for name in {names}])")
+    env = {k: v for k, v in os.environ.items() if k not in names}
+    done = launch("--workers=1", "--threads_per_worker=3", path, env=env)
+    assert done.stdout == "[worker 0] ['3', '3', '3']\n"
+    assert launch("--workers=1", path, env=env).stdout == "[worker 0] [None, None, None]\n"
+
+
+def test_reserved_ports_are_distinct_and_held():
+    ports = reserve_ports(8)
+    numbers = [port.getsockname()[1] for port in ports]
+    assert len(set(numbers)) == 8
+    for number in numbers:
+        with pytest.raises(OSError, match="in use"):
+            reserve_ports(1, first=number)
+    for port in ports:
+        port.close()
+
+
+def test_cluster_of():
+    assert cluster_of(["a", "b"]) == {"worker": ["a", "b"]}
+    assert cluster_of(["a", "b", "c", "d"], parameter_servers=1) == {
+        "chief": ["a"],
+        "worker": ["b", "c"],
+        "ps": ["d"],
+    }
+
+
+def test_no_proxy_stands_between_the_tasks(monkeypatch):
+    cluster = {"worker": ["127.0.0.1:1", "10.0.0.2:1"]}
+    monkeypatch.delenv("no_proxy", raising=False)
+    monkeypatch.delenv("NO_PROXY", raising=False)
+    assert task_environment(cluster, "worker", 0)["no_proxy"] == "10.0.0.2,127.0.0.1"
+    monkeypatch.setenv("NO_PROXY", "intranet")
+    assert task_environment(cluster, "worker", 0)["no_proxy"] == "intranet,10.0.0.2,127.0.0.1"
+
+
+def test_lost_servers_are_errors_to_the_coordinator():
+    cluster = cluster_of(["a:1", "b:1", "c:1"], parameter_servers=1)
+    assert task_environment(cluster, "chief", 0)["GRPC_FAIL_FAST"] == "use_caller"
+
+
+def test_orphan_does_not_run_on(monkeypatch):
+    exits = []
+    monkeypatch.setattr(environment.ctypes, "CDLL", lambda _: None)
+    monkeypatch.setattr(environment.os, "_exit", exits.append)
+    environment.die_with_parent(os.getppid())
+    environment.die_with_parent(os.getppid() + 1)
+    assert exits == [137]
+
+
+@pytest.mark.parametrize(
+    ("chunks", "lines"),
+    [
+        ([b"a\nb\n\nc"], [b"a", b"b", b"", b"c"]),
+        ([b"a", b"b\nc\n"], [b"ab", b"c"]),
+        ([b"a\r\nb\r", b"\n\r\n"], [b"a", b"b"]),  # the ends of Windows; an empty one is no loss
+        ([b"1/3\r2/3\r3/3\r\ndone\n"], [b"1/3", b"3/3", b"done"]),  # \r at the end, as ninja
+        ([b"\r1/3", b"\r2/3", b"\r3/3", b"\ndone\n"], [b"1/3", b"3/3", b"done"]),  # before, as tqdm
+        ([b"1/3\b\b\b\r2/3\b\b\b\r3/3\n"], [b"1/3", b"3/3"]),  # as Keras
+        ([b"1/3\r2/3\r"], [b"1/3", b"2/3"]),  # ends in the middle
+        ([b"1/3\r2/3\rdone\n"], [b"1/3", b"done"]),  # overwritten
+        ([b"\xff\xc3\n"], [b"\xff\xc3"]),
+        ([], []),
+    ],
+)
+def test_line_cutter(chunks, lines):
+    cutter = output.LineCutter()
+    assert [line for chunk in chunks for line in cutter.cut(chunk)] + cutter.finish() == lines
+
+
+def test_a_bar_shows_a_line_per_period(monkeypatch):
+    cutter = output.LineCutter()
+    now = iter([10.0, 10.0, 10.5, 11.1, 11.1, 11.2])
+    monkeypatch.setattr(output.time, "monotonic", lambda: next(now))
+    assert cutter.cut(b"1\r2\r3\r4\r") == [b"1", b"3"]
+    assert cutter.finish() == [b"4"]
+
+
+@pytest.mark.multi_process
+def test_all_reduce_of_two_workers(script):
+    path = script(
+        """
+        import tensorflow as tf
+        strategy = tf.distribute.MultiWorkerMirroredStrategy()
+
+        @tf.function
+        def total():
+            context = tf.distribute.get_replica_context()
+            return context.all_reduce("sum", tf.constant([1.0, 2.0]))
+
+        print("total", strategy.run(total).numpy())
+        """
+    )
+    done = launch("--workers=2", "--threads_per_worker=1", path)
+    assert done.returncode == 0, done.stderr
+    assert sorted(done.stdout.splitlines()) == [f"[worker {i}] total [2. 4.]" for i in range(2)]
+
+
+@pytest.mark.multi_process
+def test_parameter_server_tasks_need_no_code(script):
+    path = script(
+        """
+        import tensorflow as tf
+        resolver = tf.distribute.cluster_resolver.TFConfigClusterResolver()
+        strategy = tf.distribute.ParameterServerStrategy(resolver)
+        coordinator = tf.distribute.coordinator.ClusterCoordinator(strategy)
+        with strategy.scope():
+            variable = tf.Variable(1.0)
+        add = tf.function(lambda: variable.assign_add(2.0))
+        for _ in range(4):
+            coordinator.schedule(add)
+        coordinator.join()
+        print(resolver.task_type, variable.device, variable.numpy())
+        """
+    )
+    options = ["--workers=1", "--parameter_servers=1", "--threads_per_worker=1"]
+    env = {**os.environ, "PYTHONPATH": str(ROOT)}
+    done = launch(*options, path, env=env)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout == "[chief 0] chief /job:ps/replica:0/task:0/device:CPU:0 9.0\n"

@@ -1,0 +1,110 @@
+"""Which entries of a vector are its largest, exactly, in a few passes instead of a sort.
+
+`tf.math.top_k` of a large tensor takes many times as long as reading it. Legend: n elements,
+k of them wanted, c candidates; keys are `numerics.magnitude_keys`, so 31 bits.
+"""
+
+from __future__ import annotations
+
+import tensorflow as tf
+
+from tfqcomm import numerics
+
+SORT_UP_TO = 32768  # elements; below, `tf.math.top_k` is quicker than several passes
+_LOW_BITS = 15  # of a key: counted in the second round, the upper 16 in the first
+_MAX_FOLD = 16
+
+
+def largest(x: tf.Tensor, k: int) -> tf.Tensor:
+    """Positions of the `k` entries of largest magnitude, ties to the lowest position.
+
+    A lower bound of the k-th largest magnitude leaves few candidates, and those are trimmed to
+    exactly k by counting. NaN and infinities are larger than everything.
+
+    Args:
+        x: float32[n]
+        k: 1 <= k <= n
+
+    Returns:
+        int32[k], ascending.
+    """
+    n = x.shape[0]
+    if k == n:
+        return tf.range(n)
+    if n <= SORT_UP_TO:
+        return tf.sort(tf.math.top_k(numerics.magnitude_keys(x), k, sorted=False).indices)
+    candidates = _candidates(x, k)  # int32[c]
+    keys = numerics.magnitude_keys(tf.gather(x, candidates))
+    threshold, above = kth_largest(keys, k)
+    ties = keys == threshold
+    first_ties = ties & (tf.cumsum(tf.cast(ties, tf.int32)) <= k - above)
+    kept = _positions((keys > threshold) | first_ties)
+    return tf.ensure_shape(tf.gather(candidates, kept), [k])
+
+
+def kth_largest(keys: tf.Tensor, k: int) -> tuple[tf.Tensor, tf.Tensor]:
+    """The `k`-th largest of int32[c] keys, and how many are larger, by counting digits."""
+    upper = tf.bitwise.right_shift(keys, _LOW_BITS)
+    digit, above = _kth_digit(upper, k, 1 << (31 - _LOW_BITS))
+    lower = tf.bitwise.bitwise_and(keys, (1 << _LOW_BITS) - 1)
+    lower = tf.where(upper == digit, lower, 1 << _LOW_BITS)  # out of range: not counted
+    low_digit, above_within = _kth_digit(lower, k - above, 1 << _LOW_BITS)
+    return tf.bitwise.left_shift(digit, _LOW_BITS) + low_digit, above + above_within
+
+
+def _kth_digit(digits, k, size):
+    """The `k`-th largest of the integers below `size`, and how many are larger."""
+    counts = tf.raw_ops.DenseBincount(
+        input=digits, size=size, weights=tf.constant([], tf.int32)
+    )
+    at_least = tf.cumsum(counts, reverse=True)
+    digit = tf.math.count_nonzero(at_least >= k, dtype=tf.int32) - 1
+    return digit, tf.gather(at_least, digit) - tf.gather(counts, digit)
+
+
+def _candidates(x, k):
+    """Ascending positions, among them those of the k largest; seldom many more than k.
+
+    The vector is folded into `fold` rows. If k columns hold a magnitude of at least b, so do k
+    entries: the k-th largest of the columns' maxima is a bound that cannot fail, however the
+    data is arranged, and there are never more than fold * k entries above it.
+    """
+    n = x.shape[0]
+    fold = max(f for f in (1, 2, 4, 8, _MAX_FOLD) if f == 1 or 2 * f * k <= n)
+    maxima = numerics.fuse(_column_maxima, n)(x, fold)
+    upper = tf.bitwise.right_shift(maxima, _LOW_BITS)
+    digit, _ = _kth_digit(upper, k, 1 << (31 - _LOW_BITS))
+    bound = tf.maximum(tf.bitwise.left_shift(digit, _LOW_BITS), 1)
+    reaching = numerics.fuse(_reaching, n)(x, bound)  # bool[n]
+    # Fewer than k non-zeros: the first k positions hold all the zeros that ties may need.
+    head = min(n, -(-k // 64) * 64)  # slices that start at multiples of 64 are not copied
+    front = _positions(reaching[:head] | (digit == 0))
+    return tf.concat([front, _positions(reaching[head:]) + head], 0)
+
+
+def _column_maxima(x, fold):
+    columns = x.shape[0] // fold  # the remainder is no column: the bound holds without it
+    keys = numerics.magnitude_keys(x[: fold * columns])
+    return tf.reduce_max(tf.reshape(keys, [fold, columns]), axis=0)
+
+
+def _reaching(x, bound):
+    return numerics.magnitude_keys(x) >= bound
+
+
+def _positions(mask):
+    return tf.cast(tf.where(mask)[:, 0], tf.int32)
+
+
+def scatter(positions: tf.Tensor, values: tf.Tensor, n: int) -> tf.Tensor:
+    """float32[n] that is `values` at `positions` (all different) and zero elsewhere.
+
+    The oldest op for it is by far the quickest: `tf.scatter_nd` takes eight times as long.
+    """
+    return tf.raw_ops.SparseToDense(
+        sparse_indices=positions,
+        output_shape=[n],
+        sparse_values=values,
+        default_value=0.0,
+        validate_indices=False,  # whether they ascend
+    )
