@@ -6,6 +6,7 @@ import importlib
 import inspect
 import pathlib
 import pkgutil
+import re
 import types
 
 import keras
@@ -15,6 +16,7 @@ import tensorflow as tf
 
 import tfqcomm
 
+ROOT = pathlib.Path(__file__).parent.parent
 MODULES = ["tfqcomm", *(m.name for m in pkgutil.walk_packages(tfqcomm.__path__, "tfqcomm."))]
 
 
@@ -82,3 +84,12 @@ def test_docstring_examples_run(name):
         optionflags=doctest.ELLIPSIS | doctest.NORMALIZE_WHITESPACE,
     )
     assert result.failed == 0
+
+
+@pytest.mark.parametrize("document", ["README.md", "CONTRIBUTING.md"])
+def test_documents_name_what_exists(document):
+    text = (ROOT / document).read_text()
+    for dotted in sorted(set(re.findall(r"\btfqcomm(?:\.[A-Za-z]\w*)+", text))):
+        assert pkgutil.resolve_name(dotted), dotted
+    for path in sorted(set(re.findall(r"\b(?:tfqcomm|tests|experiments)/[\w/]*(?:\.\w+)?", text))):
+        assert (ROOT / path).exists() or "my_codec" in path, path

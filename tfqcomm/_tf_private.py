@@ -138,9 +138,7 @@ class WorkerExtended(collective_all_reduce_strategy.CollectiveAllReduceExtended)
             value = tf.convert_to_tensor(
                 getattr(value, "wrapped_value", value), dtype=kwargs.get("dtype")
             )
-            self._before_variable(
-                kwargs.get("name"), value.shape.as_list(), value.dtype.name
-            )
+            self._before_variable(kwargs.get("name"), value.shape.as_list(), value.dtype.name)
             return creator(replica_id, device, primary_var, **{**kwargs, "initial_value": value})()
 
         return initial_value
@@ -330,3 +328,8 @@ def statistics(model: keras.Model) -> list[keras.Variable]:
         if layer.trainable:
             found += [v for v in layer._non_trainable_variables if v.dtype.startswith("float")]
     return list({id(v): v for v in found}.values())
+
+
+def resume_at_epoch(model: keras.Model, epoch: int) -> None:
+    """Makes a `fit` that is about to start begin at `epoch`, as Keras' own callback does."""
+    model._initial_epoch = epoch

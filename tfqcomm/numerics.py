@@ -26,7 +26,7 @@ def fuse(function: Callable, n: int) -> Callable:
     return _compiled(function) if n >= FUSE_FROM else function
 
 
-@functools.lru_cache(maxsize=None)
+@functools.cache
 def _compiled(function):
     return tf.function(function, jit_compile=True, autograph=False)
 

@@ -54,9 +54,7 @@ def kth_largest(keys: tf.Tensor, k: int) -> tuple[tf.Tensor, tf.Tensor]:
 
 def _kth_digit(digits, k, size):
     """The `k`-th largest of the integers below `size`, and how many are larger."""
-    counts = tf.raw_ops.DenseBincount(
-        input=digits, size=size, weights=tf.constant([], tf.int32)
-    )
+    counts = tf.raw_ops.DenseBincount(input=digits, size=size, weights=tf.constant([], tf.int32))
     at_least = tf.cumsum(counts, reverse=True)
     digit = tf.math.count_nonzero(at_least >= k, dtype=tf.int32) - 1
     return digit, tf.gather(at_least, digit) - tf.gather(counts, digit)

@@ -1,8 +1,8 @@
 """One training step of any optimizer: exchange the messages, then update, or skip as one.
 
-    replica 0: message --+                          +--> update_step
-    replica 1: message --+--> exchange --> healthy? +--> nothing changes, `skipped_steps` + 1
-    replica 2: message --+
+replica 0: message --+                          +--> update_step
+replica 1: message --+--> exchange --> healthy? +--> nothing changes, `skipped_steps` + 1
+replica 2: message --+
 """
 
 from __future__ import annotations
@@ -141,4 +141,3 @@ def _agree_once(exchange: GradientExchange, optimizer, keys, variables) -> None:
         },
     }
     exchange.transport.agree("train", facts, {"optimizer name": optimizer.name})
-

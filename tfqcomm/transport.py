@@ -1,4 +1,4 @@
-"""Moves words between replicas, and knows what each move costs on the wire.
+r"""Moves words between replicas, and knows what each move costs on the wire.
 
 A transport is used from cross-replica code: it takes one value per replica of this process and
 gives back what all of them will use, on the process' first device. Between processes it launches
@@ -18,6 +18,7 @@ import abc
 import weakref
 from collections.abc import Sequence
 
+import numpy as np
 import tensorflow as tf
 
 from tfqcomm import _tf_private
@@ -96,6 +97,18 @@ class Transport(abc.ABC):
         Raises:
             ValueError: on every process, naming the facts that differ and between whom.
         """
+
+    def share_bytes(self, data: bytes) -> bytes:
+        """Gives the first process' `data` to all, eagerly; what others pass is ignored."""
+        if self.processes == 1:
+            return data
+        chief = self.process == 0
+        size = int(self._reduce_processes(tf.constant([len(data) if chief else 0]))[0])
+        words = np.zeros([-(-size // 4)], "<i4")
+        if chief:
+            words.view(np.uint8)[:size] = np.frombuffer(data, np.uint8)
+        shared = self._reduce_processes(tf.constant(words)).numpy().astype("<i4")
+        return shared.tobytes()[:size]
 
     # What one worker sends, in bytes. A worker is a process; inside a single process every
     # replica counts as one, so that a simulation on logical devices reports what the same run

@@ -234,15 +234,25 @@ def _unflatten(messages: Sequence[Message], flat: Sequence[tf.Tensor]) -> dict[s
 
 
 _exchanges = weakref.WeakKeyDictionary()  # optimizer -> GradientExchange
+_restored = weakref.WeakKeyDictionary()  # optimizer -> residuals for an exchange yet to be made
 
 
 def exchange_for(optimizer, options: ExchangeOptions, transport: Transport) -> GradientExchange:
     """The exchange of `optimizer`, made at its first use: no two optimizers share residuals."""
     if optimizer not in _exchanges:
         _exchanges[optimizer] = GradientExchange(options, transport)
+        _exchanges[optimizer].residuals.load_total(_restored.pop(optimizer, {}))
     return _exchanges[optimizer]
 
 
 def exchange_of(optimizer) -> GradientExchange | None:
     """The exchange of `optimizer`, or None when it has not exchanged anything yet."""
-    return _exchanges.get(getattr(optimizer, "inner_optimizer", optimizer))
+    return _exchanges.get(optimizer)
+
+
+def restore_residuals(optimizer, total: dict[str, np.ndarray]) -> None:
+    """Gives `optimizer` the residuals that `Residuals.total` once returned."""
+    if optimizer in _exchanges:
+        _exchanges[optimizer].residuals.load_total(total)
+    else:
+        _restored[optimizer] = dict(total)

@@ -60,6 +60,4 @@ class ExchangeOptions:
 
     def facts(self) -> dict[str, str]:
         """What all workers must have in common, by name."""
-        return {
-            field.name: str(getattr(self, field.name)) for field in dataclasses.fields(self)
-        }
+        return {field.name: str(getattr(self, field.name)) for field in dataclasses.fields(self)}

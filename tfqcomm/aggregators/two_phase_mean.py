@@ -108,9 +108,7 @@ class TwoPhaseMean(Aggregator):
                 part = targets[segment.tensor][segment.start : segment.stop]
                 words.append(self.compressor.encode(part, seed))
                 if self.residuals is not None:
-                    decoded[segment.tensor].append(
-                        self.compressor.decode(words[-1], segment.size)
-                    )
+                    decoded[segment.tensor].append(self.compressor.decode(words[-1], segment.size))
             rows.append(self._pad(tf.concat([health_word(healthy), *words], 0)))
         updates = [
             (residual, target - tf.concat(parts, 0))

@@ -7,6 +7,7 @@ import tensorflow as tf
 from absl import logging
 
 from tfqcomm.aggregators.exchange import GradientExchange, exchange_of
+from tfqcomm.callbacks.optimizers import optimizers_of
 from tfqcomm.traffic import Traffic
 
 
@@ -32,7 +33,6 @@ class TrafficLogger(keras.callbacks.Callback):
                 local replica; a ratio that grows and grows means too much compression.
 
     Example:
-
     >>> logger = TrafficLogger()
     >>> logger.history
     []
@@ -74,10 +74,7 @@ class TrafficLogger(keras.callbacks.Callback):
             self._writer.flush()
 
     def _exchanges(self) -> list[GradientExchange]:
-        """Of the model's optimizer, and of others a custom model holds (a GAN's, twin critics')."""
-        optimizers = [self.model.optimizer, *vars(self.model).values()]
-        optimizers = [o for o in optimizers if isinstance(o, keras.optimizers.Optimizer)]
-        found = [exchange_of(optimizer) for optimizer in optimizers]
+        found = [exchange_of(optimizer) for optimizer in optimizers_of(self.model)]
         return list(dict.fromkeys(exchange for exchange in found if exchange is not None))
 
     def _totals_since_last(self, exchanges) -> dict[str, float]:

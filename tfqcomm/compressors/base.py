@@ -107,7 +107,7 @@ class Compressor(abc.ABC):
 
 # A codec is traced once per length, for all replicas and callers: the lookup is ours because
 # tf.function would trace again for each device of a strategy.
-@functools.lru_cache(maxsize=None)
+@functools.cache
 def _encoder(compressor: Compressor, n: int) -> Callable:
     def encode(x, seed):
         words = compressor.encode_implementation(x, seed)
@@ -116,7 +116,7 @@ def _encoder(compressor: Compressor, n: int) -> Callable:
     return _trace(encode, tf.TensorSpec([n], tf.float32), tf.TensorSpec([2], tf.int32))
 
 
-@functools.lru_cache(maxsize=None)
+@functools.cache
 def _decoder(compressor: Compressor, n: int) -> Callable:
     def decode(words):
         return tf.ensure_shape(compressor.decode_implementation(words, n), [n])

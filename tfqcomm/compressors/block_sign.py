@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-from typing import ClassVar
 
 import tensorflow as tf
 
@@ -29,7 +28,6 @@ class BlockSign(Compressor):
             in the paper, whose blocks are the tensors.
 
     Example:
-
     >>> block_sign = BlockSign()
     >>> block_sign.decode(block_sign.encode([1.0, -2.0, 3.0]), n=3).numpy()
     array([ 2., -2.,  2.], dtype=float32)

@@ -18,7 +18,6 @@ class Identity(Compressor):
     """Sends float32 as it is, 32 bits per element.
 
     Example:
-
     >>> Identity().decode(Identity().encode([1.5, -2.0]), n=2).numpy()
     array([ 1.5, -2. ], dtype=float32)
     """

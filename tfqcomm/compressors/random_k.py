@@ -28,7 +28,6 @@ class RandomK(Compressor):
         ratio: Share of entries kept, in (0, 1].
 
     Example:
-
     >>> random_k = RandomK(0.5)
     >>> int(tf.math.count_nonzero(random_k.decode(random_k.encode(tf.ones([100]), seed=7), 100)))
     50

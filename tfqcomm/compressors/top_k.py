@@ -29,7 +29,6 @@ class TopK(Compressor):
         value_dtype: "float32", or "bfloat16", rounded to nearest even.
 
     Example:
-
     >>> top_k = TopK(0.5)
     >>> top_k.decode(top_k.encode([0.1, -3.0, 2.0, 0.2]), n=4).numpy()
     array([ 0., -3.,  2.,  0.], dtype=float32)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import tensorflow as tf
 
-from tfqcomm import _tf_private
 from tfqcomm.aggregators.options import ExchangeOptions
 from tfqcomm.compressors.base import Compressor
 from tfqcomm.distribute import interception
@@ -35,7 +34,6 @@ class CompressedAllReduce(tf.distribute.ReductionToOneDevice):
         ValueError: for arguments that do not fit; the message names what does.
 
     Example:
-
     >>> ops = CompressedAllReduce("block_sign")
     >>> strategy = tf.distribute.MirroredStrategy(["CPU:0"], cross_device_ops=ops)
     """
@@ -62,4 +60,3 @@ class CompressedAllReduce(tf.distribute.ReductionToOneDevice):
             verify=verify,
         )
         interception.install()
-

@@ -1,8 +1,8 @@
 """What the optimizers of the papers have in common: a worker's half and a server's half.
 
-    worker    message = the local gradient
-    exchange  mean of the decoded messages of all workers, with error feedback
-    server    `update_step(mean, variable, learning_rate)`, the same on every replica
+worker    message = the local gradient
+exchange  mean of the decoded messages of all workers, with error feedback
+server    `update_step(mean, variable, learning_rate)`, the same on every replica
 """
 
 from __future__ import annotations

@@ -62,7 +62,6 @@ class CompAMS(CompressedOptimizer):
     `min_size=0`; a step in which any worker's gradient is not finite is skipped by all.
 
     Example:
-
     >>> optimizer = CompAMS(1e-3, compressor="block_sign")
     >>> optimizer.options.compressor
     BlockSign(block=None)
@@ -122,9 +121,7 @@ class CompAMS(CompressedOptimizer):
     def update_step(self, gradient, variable, learning_rate):
         """Applies the mean message to one variable; rows of embeddings are made dense."""
         index = self._get_variable_index(variable)
-        slots = [
-            slot[index] for slot in (self._moments, self._velocities, self._velocity_maxima)
-        ]
+        slots = [slot[index] for slot in (self._moments, self._velocities, self._velocity_maxima)]
         step, state = comp_ams_update(
             tf.convert_to_tensor(gradient),
             [tf.convert_to_tensor(slot) for slot in slots],

@@ -1,0 +1,157 @@
+"""Goes on after a crash with what error feedback still owes the model."""
+
+from __future__ import annotations
+
+import io
+import json
+import os
+import tempfile
+import zipfile
+from pathlib import Path
+
+import keras
+import numpy as np
+from absl import logging
+
+from tfqcomm import _tf_private
+from tfqcomm.aggregators.exchange import exchange_of, restore_residuals
+from tfqcomm.callbacks.optimizers import optimizers_of
+from tfqcomm.transport import transport_for
+
+_WEIGHTS = "model.weights.h5"
+_TRAINING = "training.json"
+
+
+class BackupAndRestore(keras.callbacks.Callback):
+    """Saves the state of training, residuals included, and resumes from it.
+
+    Keras' callback of this name saves the model and its optimizers; what compression has left out
+    so far is lost with the process. This one keeps it, as the **sum** over all replicas: a run may
+    go on with another number of workers, each of which gets its share.
+
+    Pass it to `fit` on all workers. The chief alone reads and writes `backup_dir`, and gives the
+    others what it read. A backup replaces the one before in a single step, so that a crash while
+    saving loses nothing. The order of the data is not part of it.
+
+    Args:
+        backup_dir: a directory of its own.
+        save_freq: "epoch", or a number of batches. A run that was interrupted within an epoch
+            begins this epoch again, with the weights of the last backup.
+        delete_checkpoint: remove the backup when training has come to its end.
+
+    Raises:
+        ValueError: for arguments that do not fit, and for a model that is not built.
+
+    Example:
+    >>> callback = BackupAndRestore("/tmp/backup", save_freq=100)
+    """
+
+    def __init__(self, backup_dir, save_freq: str | int = "epoch", delete_checkpoint: bool = True):
+        super().__init__()
+        if not backup_dir:
+            raise ValueError(
+                f"Argument `backup_dir` must be a path. Received: backup_dir={backup_dir!r}"
+            )
+        valid = save_freq == "epoch" or (type(save_freq) is int and save_freq > 0)
+        if not valid:
+            raise ValueError(
+                "Argument `save_freq` must be 'epoch' or a positive number of batches. "
+                f"Received: save_freq={save_freq!r}"
+            )
+        self.backup_dir = Path(backup_dir)
+        self.save_freq = save_freq
+        self.delete_checkpoint = delete_checkpoint
+        self._epoch = 0
+        self._batches_since_backup = 0
+        self._last_batch = -1
+
+    @property
+    def path(self) -> Path:
+        """The backup, one file."""
+        return self.backup_dir / "backup.zip"
+
+    def on_train_begin(self, logs=None):
+        """Restores the last backup, if there is one."""
+        if not self.model.built:
+            raise ValueError(
+                "BackupAndRestore needs a model that is built before `fit`. Give it an `Input` "
+                "or call it once on a batch of data."
+            )
+        self._transport = transport_for(self.model.distribute_strategy)
+        data = self.path.read_bytes() if self._is_chief and self.path.exists() else b""
+        data = self._transport.share_bytes(data)
+        if data:
+            self._restore(zipfile.ZipFile(io.BytesIO(data)))
+
+    def on_epoch_begin(self, epoch, logs=None):
+        """Notes the epoch that an interrupted run begins with."""
+        self._epoch = epoch
+        self._last_batch = -1
+
+    def on_train_batch_end(self, batch, logs=None):
+        """Saves every `save_freq` batches."""
+        self._batches_since_backup += batch - self._last_batch  # several per execution, perhaps
+        self._last_batch = batch
+        if self.save_freq != "epoch" and self._batches_since_backup >= self.save_freq:
+            self._save(self._epoch)
+
+    def on_epoch_end(self, epoch, logs=None):
+        """Saves after each epoch."""
+        self._epoch = epoch + 1
+        if self.save_freq == "epoch":
+            self._save(self._epoch)
+
+    def on_train_end(self, logs=None):
+        """Removes the backup."""
+        if self.delete_checkpoint and self._is_chief:
+            self.path.unlink(missing_ok=True)
+
+    @property
+    def _is_chief(self) -> bool:
+        return self._transport.process == 0
+
+    def _save(self, epoch: int) -> None:
+        """A collective: all workers add up their residuals; the chief writes."""
+        self._batches_since_backup = 0
+        residuals = {}
+        for index, optimizer in enumerate(optimizers_of(self.model)):
+            exchange = exchange_of(optimizer)
+            if exchange is not None:
+                residuals[f"residuals-{index}.npz"] = exchange.residuals.total()
+        if not self._is_chief:
+            return
+        self.backup_dir.mkdir(parents=True, exist_ok=True)
+        partial = self.path.with_suffix(".partial")
+        with zipfile.ZipFile(partial, "w") as archive:
+            archive.writestr(_TRAINING, json.dumps({"epoch": epoch}))
+            archive.writestr(_WEIGHTS, self._weights_to_bytes())
+            for name, total in residuals.items():
+                with archive.open(name, "w", force_zip64=True) as file:
+                    np.savez(file, **total)
+        os.replace(partial, self.path)
+
+    def _restore(self, archive: zipfile.ZipFile) -> None:
+        epoch = json.loads(archive.read(_TRAINING))["epoch"]
+        self._weights_from_bytes(archive.read(_WEIGHTS))
+        for index, optimizer in enumerate(optimizers_of(self.model)):
+            name = f"residuals-{index}.npz"
+            if name in archive.namelist():
+                with np.load(io.BytesIO(archive.read(name))) as total:
+                    restore_residuals(optimizer, dict(total))
+        _tf_private.resume_at_epoch(self.model, epoch)
+        logging.info("BackupAndRestore: resumed at epoch %d", epoch)
+
+    def _weights_to_bytes(self) -> bytes:
+        with tempfile.TemporaryDirectory(dir=self.backup_dir) as directory:
+            file = Path(directory) / _WEIGHTS
+            self.model.save_weights(file)
+            return file.read_bytes()
+
+    def _weights_from_bytes(self, data: bytes) -> None:
+        with self.model.distribute_strategy.scope():
+            if not self.model.optimizer.built:
+                self.model.optimizer.build(self.model.trainable_variables)
+        with tempfile.TemporaryDirectory() as directory:
+            file = Path(directory) / _WEIGHTS
+            file.write_bytes(data)
+            self.model.load_weights(file)
