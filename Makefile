@@ -22,10 +22,11 @@ help:
 	@echo "make clean      remove $(VENV) and everything generated"
 
 # The stamp is older than setup.cfg when a requirement has changed: then pip brings $(VENV) up to date.
+# A new pip first: that of Python 3.10 did not finish resolving these requirements within 8 minutes.
 $(INSTALLED): setup.cfg
 	@echo "Installing into $(VENV): about 3 GB, mostly TensorFlow; only this once."
 	$(PYTHON) -m venv $(VENV)
-	$(VENV_PYTHON) -m pip install --quiet --upgrade pip  # the one of Python 3.10 resolves for hours
+	$(VENV_PYTHON) -m pip install --quiet --upgrade pip
 	$(VENV_PYTHON) -m pip install --progress-bar off --editable '.[experiments,test,lint]'
 	touch $@
 

@@ -15,8 +15,8 @@ _LOW_BITS = 15  # of a key: counted in the second round, the upper 16 in the fir
 _MAX_FOLD = 16
 
 
-def largest(x: tf.Tensor, k: int) -> tf.Tensor:
-    """Positions of the `k` entries of largest magnitude, ties to the lowest position.
+def largest(x: tf.Tensor, k: int) -> tuple[tf.Tensor, tf.Tensor]:
+    """The `k` entries of largest magnitude, ties to the lowest position.
 
     A lower bound of the k-th largest magnitude leaves few candidates, and those are trimmed to
     exactly k by counting. NaN and infinities are larger than everything.
@@ -26,20 +26,28 @@ def largest(x: tf.Tensor, k: int) -> tf.Tensor:
         k: 1 <= k <= n
 
     Returns:
-        int32[k], ascending.
+        Positions int32[k], ascending, and values float32[k].
     """
     n = x.shape[0]
     if k == n:
-        return tf.range(n)
+        return tf.range(n), x
     if n <= SORT_UP_TO:
-        return tf.sort(tf.math.top_k(numerics.magnitude_keys(x), k, sorted=False).indices)
-    candidates = _candidates(x, k)  # int32[c]
-    keys = numerics.magnitude_keys(tf.gather(x, candidates))
+        keys = numerics.magnitude_keys(x)
+        positions = tf.sort(tf.math.top_k(keys, k, sorted=False).indices)
+        return positions, tf.gather(x, positions)
+    positions = _candidates(x, k)  # int32[c]
+    values = tf.gather(x, positions)
+    kept = tf.ensure_shape(_trim(numerics.magnitude_keys(values), k), [k])
+    return tf.gather(positions, kept), tf.gather(values, kept)
+
+
+def _trim(keys, k):
+    """Positions of the `k` largest keys, the first of those that tie at the end."""
     threshold, above = kth_largest(keys, k)
-    ties = keys == threshold
-    first_ties = ties & (tf.cumsum(tf.cast(ties, tf.int32)) <= k - above)
-    kept = _positions((keys > threshold) | first_ties)
-    return tf.ensure_shape(tf.gather(candidates, kept), [k])
+    ties = tf.equal(keys, threshold)
+    last_tie = tf.gather(_positions(ties), k - above - 1)
+    in_time = tf.range(tf.size(keys)) <= last_tie
+    return _positions((keys > threshold) | (ties & in_time))
 
 
 def kth_largest(keys: tf.Tensor, k: int) -> tuple[tf.Tensor, tf.Tensor]:
@@ -47,7 +55,7 @@ def kth_largest(keys: tf.Tensor, k: int) -> tuple[tf.Tensor, tf.Tensor]:
     upper = tf.bitwise.right_shift(keys, _LOW_BITS)
     digit, above = _kth_digit(upper, k, 1 << (31 - _LOW_BITS))
     lower = tf.bitwise.bitwise_and(keys, (1 << _LOW_BITS) - 1)
-    lower = tf.where(upper == digit, lower, 1 << _LOW_BITS)  # out of range: not counted
+    lower = tf.where(tf.equal(upper, digit), lower, 1 << _LOW_BITS)  # out of range: not counted
     low_digit, above_within = _kth_digit(lower, k - above, 1 << _LOW_BITS)
     return tf.bitwise.left_shift(digit, _LOW_BITS) + low_digit, above + above_within
 
@@ -76,7 +84,7 @@ def _candidates(x, k):
     reaching = numerics.fuse(_reaching, n)(x, bound)  # bool[n]
     # Fewer than k non-zeros: the first k positions hold all the zeros that ties may need.
     head = min(n, -(-k // 64) * 64)  # slices that start at multiples of 64 are not copied
-    front = _positions(reaching[:head] | (digit == 0))
+    front = _positions(reaching[:head] | tf.equal(digit, 0))
     return tf.concat([front, _positions(reaching[head:]) + head], 0)
 
 

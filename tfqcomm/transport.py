@@ -104,6 +104,8 @@ class Transport(abc.ABC):
             return data
         chief = self.process == 0
         size = int(self._reduce_processes(tf.constant([len(data) if chief else 0]))[0])
+        if size == 0:  # the ring crashes on empty tensors
+            return b""
         words = np.zeros([-(-size // 4)], "<i4")
         if chief:
             words.view(np.uint8)[:size] = np.frombuffer(data, np.uint8)

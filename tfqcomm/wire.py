@@ -12,7 +12,7 @@ import sys
 import tensorflow as tf
 
 WORD_BITS = 32
-BLOCK = 65536  # positions that a 16-bit offset reaches
+BLOCK = 1 << 16  # positions that a 16-bit offset reaches
 _LITTLE_ENDIAN = sys.byteorder == "little"
 
 
@@ -111,11 +111,11 @@ def positions_to_words(positions: tf.Tensor, n: int) -> tf.Tensor:
         int32[num_position_words(k, n)]: how many fall into each block of 65536, a word per
         block (none of these if there is one block only), then offsets in the blocks, in pairs.
     """
-    offsets = tf.cast(tf.bitwise.bitwise_and(positions, BLOCK - 1), tf.uint16)
+    offsets = tf.cast(tf.bitwise.bitwise_and(positions, 0xFFFF), tf.uint16)
     words = halves_to_words(offsets)
     if not _num_counts(n):
         return words
-    return tf.concat([_count(positions // BLOCK, _num_counts(n)), words], 0)
+    return tf.concat([_count(tf.bitwise.right_shift(positions, 16), _num_counts(n)), words], 0)
 
 
 def words_to_positions(words: tf.Tensor, k: int, n: int) -> tf.Tensor:

@@ -1,8 +1,8 @@
 """The exchange of one optimizer's messages: which tensor travels how, all in one place.
 
-    messages --+-- IndexedSlices --------------------------> gathered as they are
-               +-- rank <= 1, small, statistics --fused----> DenseMean(Identity)
-               +-- the rest ---------------------fused-----> AllGatherMean | TwoPhaseMean | DenseMean
+    messages --+-- IndexedSlices ----------------------> gathered as they are
+               +-- rank <= 1, small, statistics --fused--> DenseMean(Identity)
+               +-- the rest --fused--> AllGatherMean | TwoPhaseMean | DenseMean, by `schedule`
 
 Each group is one payload, so the number of collectives does not grow with the number of layers.
 """

@@ -62,8 +62,7 @@ class TopK(Compressor):
         n = x.shape[0]
         if n == 0:
             return tf.zeros([0], tf.int32)
-        positions = selection.largest(x, self.num_kept(n))
-        values = tf.gather(x, positions)
+        positions, values = selection.largest(x, self.num_kept(n))
         if self.value_dtype == "bfloat16":
             values = numerics.saturating_cast(values, tf.bfloat16)
         return tf.concat(
