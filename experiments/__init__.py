@@ -1,1 +1,5 @@
-"""Training runs of the papers and the main job. Each script: `python -m experiments.<name> --help`."""
+"""Training runs of the papers, and the main job. Each script: `python -m experiments.NAME --help`."""
+
+import os
+
+os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")  # before TensorFlow: progress stays readable

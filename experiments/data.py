@@ -60,7 +60,9 @@ def _load_tfds(name: str, data_dir: str | None) -> Dataset:
 
     download = data_dir is None
     if not (download or tf.io.gfile.isdir(data_dir)):
-        raise FileNotFoundError(f"There is no directory data_dir={data_dir!r} to read {name!r} from.")
+        raise FileNotFoundError(
+            f"There is no directory data_dir={data_dir!r} to read {name!r} from."
+        )
     builder = tfds.builder(name, data_dir=data_dir)
     if download:
         builder.download_and_prepare()
@@ -91,26 +93,46 @@ def training_stream(
 ) -> tf.distribute.DistributedDataset:
     """Returns an endless stream of shuffled batches of `replica_batch` examples for each replica.
 
-    The order follows from `seed` alone, and every process derives it for itself: replica `r` of `W` reads
-    rows `r * replica_batch` onwards of each global batch, however the replicas are spread over processes.
-    So runs differ neither between compressors nor between one process and several.
+    Every process derives the same order of examples from `seed` alone; replica `r` of `W` takes rows
+    `r * replica_batch` onwards of each global batch. So the data differ neither between compressors nor
+    between one process and several.
     """
+    shuffled = tf.data.Dataset.counter(dtype=tf.int64).flat_map(
+        lambda epoch: tf.data.Dataset.from_tensor_slices(
+            tf.random.experimental.stateless_shuffle(tf.range(len(x)), tf.stack([seed, epoch]))
+        )
+    )
     global_batch = replica_batch * strategy.num_replicas_in_sync
 
-    def shuffled_rows(epoch):
-        rows = tf.range(len(x))
-        rows = tf.random.experimental.stateless_shuffle(rows, seed=tf.stack([seed, epoch]))
-        return tf.data.Dataset.from_tensor_slices(rows)
-
     def input_pipeline(context):
+        images, labels = tf.constant(x), tf.constant(y)
         rows_here = global_batch // context.num_input_pipelines
         start = rows_here * context.input_pipeline_id
-        images, labels = tf.constant(x), tf.constant(y)
-        rows = tf.data.Dataset.counter(dtype=tf.int64).flat_map(shuffled_rows)
-        rows = rows.batch(global_batch, drop_remainder=True)
+        rows = shuffled.batch(global_batch, drop_remainder=True)
         rows = rows.map(lambda batch: batch[start : start + rows_here])
-        rows = rows.rebatch(replica_batch, drop_remainder=True)
+        if rows_here > replica_batch:
+            rows = rows.rebatch(replica_batch, drop_remainder=True)
         batches = rows.map(lambda batch: (tf.gather(images, batch), tf.gather(labels, batch)))
-        return batches.prefetch(2 * strategy.num_replicas_in_sync)
+        return batches.prefetch(2 * rows_here // replica_batch).with_options(_no_autotune())
 
-    return strategy.distribute_datasets_from_function(input_pipeline)
+    return strategy.distribute_datasets_from_function(input_pipeline, _input_options(strategy))
+
+
+def _no_autotune() -> tf.data.Options:
+    options = tf.data.Options()
+    options.autotune.enabled = False
+    return options
+
+
+def _input_options(strategy: tf.distribute.Strategy) -> tf.distribute.InputOptions | None:
+    """One pipeline per replica where TensorFlow allows it, in a single process.
+
+    With one pipeline for many devices TensorFlow adds an iterator for each device, and the end of each
+    waits for its autotuning thread, for up to a minute: many minutes with 16 logical devices.
+    """
+    if not isinstance(strategy, tf.distribute.MirroredStrategy):
+        return None
+    return tf.distribute.InputOptions(
+        experimental_fetch_to_device=False,
+        experimental_replication_mode=tf.distribute.InputReplicationMode.PER_REPLICA,
+    )

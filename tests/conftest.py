@@ -10,12 +10,13 @@ os.environ["MPLBACKEND"] = "Agg"
 os.environ.setdefault("CUDA_VISIBLE_DEVICES", "-1")
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
 
-import shutil
 from collections.abc import Callable
 
 import keras
 import pytest
 import tensorflow as tf
+
+from tests import network
 
 NUM_DEVICES = 4
 
@@ -28,10 +29,8 @@ tf.config.set_logical_device_configuration(
 
 def pytest_runtest_setup(item: pytest.Item) -> None:
     """Skips the network rung, saying why, where namespaces cannot be made."""
-    if item.get_closest_marker("network") is None:
-        return
-    if os.geteuid() != 0 or shutil.which("ip") is None:
-        pytest.skip("network namespaces need root and iproute2")
+    if item.get_closest_marker("network") is not None and not network.available():
+        pytest.skip("network namespaces need Linux, root and iproute2")
 
 
 @pytest.fixture(autouse=True)

@@ -12,6 +12,7 @@ from tfqcomm import numerics
 
 SORT_UP_TO = 32768  # elements; below, `tf.math.top_k` is quicker than several passes
 _LOW_BITS = 15  # of a key: counted in the second round, the upper 16 in the first
+_UPPER_SIZE, _LOWER_SIZE = 1 << 16, 1 << _LOW_BITS
 _MAX_FOLD = 16
 
 
@@ -53,19 +54,27 @@ def _trim(keys, k):
 def kth_largest(keys: tf.Tensor, k: int) -> tuple[tf.Tensor, tf.Tensor]:
     """The `k`-th largest of int32[c] keys, and how many are larger, by counting digits."""
     upper = tf.bitwise.right_shift(keys, _LOW_BITS)
-    digit, above = _kth_digit(upper, k, 1 << (31 - _LOW_BITS))
-    lower = tf.bitwise.bitwise_and(keys, (1 << _LOW_BITS) - 1)
-    lower = tf.where(tf.equal(upper, digit), lower, 1 << _LOW_BITS)  # out of range: not counted
-    low_digit, above_within = _kth_digit(lower, k - above, 1 << _LOW_BITS)
-    return tf.bitwise.left_shift(digit, _LOW_BITS) + low_digit, above + above_within
+    digit, above = _kth_digit(upper, k, _UPPER_SIZE)
+    lower = tf.bitwise.bitwise_and(keys, _LOWER_SIZE - 1)
+    lower = tf.where(tf.equal(upper, digit), lower, _LOWER_SIZE)  # out of range: not counted
+    low_digit, above_within = _kth_digit(lower, k - above, _LOWER_SIZE)
+    return digit * _LOWER_SIZE + low_digit, above + above_within
 
 
 def _kth_digit(digits, k, size):
     """The `k`-th largest of the integers below `size`, and how many are larger."""
     counts = tf.raw_ops.DenseBincount(input=digits, size=size, weights=tf.constant([], tf.int32))
+    # Two short searches: `tf.cumsum` over all the counts would take longer than counting.
+    counts = tf.reshape(counts, [-1, 256])
+    row, above = _kth_bin(tf.reduce_sum(counts, axis=1), k)
+    column, above_within = _kth_bin(tf.gather(counts, row), k - above)
+    return row * 256 + column, above + above_within
+
+
+def _kth_bin(counts, k):
     at_least = tf.cumsum(counts, reverse=True)
-    digit = tf.math.count_nonzero(at_least >= k, dtype=tf.int32) - 1
-    return digit, tf.gather(at_least, digit) - tf.gather(counts, digit)
+    found = tf.math.count_nonzero(at_least >= k, dtype=tf.int32) - 1
+    return found, tf.gather(at_least, found) - tf.gather(counts, found)
 
 
 def _candidates(x, k):
@@ -79,13 +88,15 @@ def _candidates(x, k):
     fold = max(f for f in (1, 2, 4, 8, _MAX_FOLD) if f == 1 or 2 * f * k <= n)
     maxima = numerics.fuse(_column_maxima, n)(x, fold)
     upper = tf.bitwise.right_shift(maxima, _LOW_BITS)
-    digit, _ = _kth_digit(upper, k, 1 << (31 - _LOW_BITS))
-    bound = tf.maximum(tf.bitwise.left_shift(digit, _LOW_BITS), 1)
+    digit, _ = _kth_digit(upper, k, _UPPER_SIZE)
+    bound = tf.maximum(digit * _LOWER_SIZE, 1)
     reaching = numerics.fuse(_reaching, n)(x, bound)  # bool[n]
     # Fewer than k non-zeros: the first k positions hold all the zeros that ties may need.
     head = min(n, -(-k // 64) * 64)  # slices that start at multiples of 64 are not copied
-    front = _positions(reaching[:head] | tf.equal(digit, 0))
-    return tf.concat([front, _positions(reaching[head:]) + head], 0)
+    middle = max(head, n // 128 * 64)
+    front = reaching[:head] | tf.equal(digit, 0)
+    back = [_positions(reaching[a:b]) + a for a, b in ((head, middle), (middle, n))]  # in parallel
+    return tf.concat([_positions(front), *back], 0)
 
 
 def _column_maxima(x, fold):

@@ -5,7 +5,7 @@ from tfqcomm.compressors.block_sign import BlockSign
 from tfqcomm.compressors.float16 import BFloat16, Float16
 from tfqcomm.compressors.identity import Identity
 from tfqcomm.compressors.random_k import RandomK
-from tfqcomm.compressors.registry import deserialize, get, names, serialize
+from tfqcomm.compressors.registry import deserialize, get, serialize
 from tfqcomm.compressors.top_k import TopK
 
 __all__ = [
@@ -18,6 +18,5 @@ __all__ = [
     "TopK",
     "deserialize",
     "get",
-    "names",
     "serialize",
 ]

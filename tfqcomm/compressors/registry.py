@@ -61,7 +61,10 @@ def deserialize(config: dict[str, Any]) -> Compressor:
     own = {cls.__name__: cls for cls in _CLASSES.values()}
     if "module" not in config and config.get("class_name") in own:
         return own[config["class_name"]].from_config(config.get("config", {}))
-    compressor = keras.saving.deserialize_keras_object(config)
+    try:
+        compressor = keras.saving.deserialize_keras_object(config)
+    except TypeError:  # Keras knows no such class
+        compressor = None
     if not isinstance(compressor, Compressor):
         raise ValueError(
             f"Argument `config` must describe one of the compressors {list(own)}. "

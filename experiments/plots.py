@@ -1,0 +1,63 @@
+"""Plots, written as PNG files without a display."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+
+import matplotlib
+import numpy as np
+
+matplotlib.use("Agg")
+from matplotlib import pyplot as plt  # noqa: E402
+
+
+def plot_accuracy(path: str, runs: Mapping[str, Sequence[Mapping[str, float]]], title: str) -> None:
+    """Plots test accuracy against epochs and against the bytes that one worker has sent.
+
+    Args:
+        path: of the PNG file.
+        runs: for each run's name the record of each epoch, as `training.train` returns it.
+        title: of the figure.
+    """
+    figure, (by_epoch, by_bytes) = plt.subplots(1, 2, figsize=(11, 4.2), sharey=True)
+    for name, epochs in runs.items():
+        accuracy = [100 * epoch["test_accuracy"] for epoch in epochs]
+        sent = np.cumsum([epoch["bytes_sent"] for epoch in epochs]) / 1e6
+        by_epoch.plot(range(1, len(epochs) + 1), accuracy, label=name)
+        by_bytes.plot(sent, accuracy, marker=".", label=name)
+    by_epoch.set(xlabel="epoch", ylabel="test accuracy [%]")
+    by_bytes.set(xlabel="bytes sent by one worker [MB]", xscale="log")
+    top = max((100 * e["test_accuracy"] for epochs in runs.values() for e in epochs), default=100)
+    by_epoch.set_ylim(max(0, top - 20), min(100, top + 1))
+    by_bytes.legend(fontsize="small")
+    _save(figure, path, title)
+
+
+def plot_speedup(path: str, runs: Sequence[Mapping[str, float]], title: str) -> None:
+    """Plots iterations to the target loss against the number of workers, and linear speed-up.
+
+    Args:
+        path: of the PNG file.
+        runs: dicts with `workers` and `iterations` (`None`: the target was not reached).
+        title: of the figure.
+    """
+    reached = [run for run in runs if run["iterations"]]
+    figure, axes = plt.subplots(figsize=(5.5, 4.2))
+    if reached:
+        workers = np.array([run["workers"] for run in reached])
+        iterations = np.array([run["iterations"] for run in reached])
+        axes.plot(workers, iterations, marker="o", label="measured")
+        axes.plot(workers, iterations[0] * workers[0] / workers, "--", label="linear speed-up")
+        axes.legend()
+    axes.set(xlabel="workers", ylabel="iterations", xscale="log", yscale="log")
+    axes.set_xticks([run["workers"] for run in runs], [str(run["workers"]) for run in runs])
+    _save(figure, path, title)
+
+
+def _save(figure, path, title):
+    for axes in figure.axes:
+        axes.grid(alpha=0.3)
+    figure.suptitle(title)
+    figure.tight_layout()
+    figure.savefig(path, dpi=120)
+    plt.close(figure)

@@ -1,0 +1,75 @@
+"""The main job's result in words."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+
+SLOW_NETWORK = 100e6  # bits per second
+
+
+def summary(epochs: Sequence[Mapping[str, float]]) -> dict[str, float]:
+    """The figures of one line of the table.
+
+    Args:
+        epochs: the record of each, as `training.train` returns it. The first, in which TensorFlow
+            compiles, is not timed.
+    """
+    timed = epochs[1:] or epochs
+    sent, dense, steps = (
+        sum(epoch[key] for epoch in epochs) for key in ("bytes_sent", "dense_bytes", "steps")
+    )
+    return {
+        "test_accuracy": epochs[-1]["test_accuracy"],
+        "bytes_per_worker_and_step": sent / steps,
+        "ratio": dense / sent if sent else 1.0,
+        "seconds_per_step": sum(e["train_seconds"] for e in timed) / sum(e["steps"] for e in timed),
+    }
+
+
+def table(runs: Mapping[str, Mapping]) -> str:
+    """The table in Markdown, aligned for the terminal."""
+    header = ["run", "test accuracy", "bytes per worker and step", "ratio", "s per step"]
+    rows = [header] + [
+        [
+            run["title"],
+            f"{run['test_accuracy']:.2%}",
+            f"{run['bytes_per_worker_and_step']:,.0f}",
+            f"{run['ratio']:.1f}x",
+            f"{run['seconds_per_step']:.4f}",
+        ]
+        for run in runs.values()
+    ]
+    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+    rows.insert(1, ["-" * widths[0], *("-" * (width - 1) + ":" for width in widths[1:])])
+    return "\n".join(f"| {' | '.join(_aligned(row, widths))} |" for row in rows)
+
+
+def _aligned(row, widths):
+    first, *others = zip(row, widths, strict=True)
+    return [first[0].ljust(first[1]), *(cell.rjust(width) for cell, width in others)]
+
+
+def report(metrics: Mapping) -> str:
+    """The text of report.md."""
+    settings, runs = metrics["settings"], metrics["runs"]
+    dense = max(run["bytes_per_worker_and_step"] for run in runs.values())
+    parameters = next(iter(runs.values()))["parameters"]
+    return f"""# Dense and compressed training, {settings["dataset"]}, {settings["workers"]} workers
+
+{table(runs)}
+
+{parameters:,} parameters, {len(next(iter(runs.values()))["epochs"])} epochs. Every run starts from \
+the same weights and sees the same batches. Test accuracy after the last epoch; one run, one seed.
+
+- *Bytes*: what one worker sends in exchanges of gradients; *ratio*: bytes of a float32 ring
+  all-reduce of the same gradients over those sent.
+- *Seconds*: on this machine, where the network costs next to nothing and all workers share the
+  processors; the first epoch is left out. On a network of {SLOW_NETWORK / 1e6:.0f} Mbit/s the dense
+  gradients alone take {dense * 8 / SLOW_NETWORK:.3f} s of every step; divide by the ratio for the others.
+- Both dense runs send the same. Compare compressed Adam with Adam, and COMP-AMS Top-k and Block-Sign
+  with dense COMP-AMS: then compression is all that differs.
+
+![Test accuracy against epochs and against bytes sent](accuracy.png)
+
+TensorBoard: `tensorboard --logdir` with the directory `tensorboard` beside this file.
+"""

@@ -1,0 +1,205 @@
+"""What the experiments share: workers on one machine or several, and one recorded training run."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Sequence
+
+import keras
+import numpy as np
+import tensorflow as tf
+
+import tfqcomm
+from experiments import data
+
+
+def in_cluster() -> bool:
+    """Whether this process is a task of a cluster, started by the launcher or by hand."""
+    return bool(os.environ.get("TF_CONFIG"))
+
+
+def cluster_size() -> int:
+    """Number of workers in the cluster this process belongs to."""
+    cluster = json.loads(os.environ["TF_CONFIG"])["cluster"]
+    return len(cluster.get("chief", [])) + len(cluster["worker"])
+
+
+def launch(workers: int, module: str, arguments: Sequence[str]) -> None:
+    """Runs `module` in `workers` processes on this machine; exits with their code if they fail."""
+    command = [sys.executable, "-m", "tfqcomm.launch", f"--workers={workers}", "-m", module]
+    code = subprocess.call([*command, *arguments])
+    if code:
+        sys.exit(code)
+
+
+def logical_cpus(count: int) -> list[str]:
+    """Splits the CPU into `count` logical devices. To be called before TensorFlow does anything."""
+    tf.config.set_logical_device_configuration(
+        tf.config.list_physical_devices("CPU")[0], [tf.config.LogicalDeviceConfiguration()] * count
+    )
+    return [f"CPU:{i}" for i in range(count)]
+
+
+def mirrored_strategy(devices: Sequence[str]) -> tf.distribute.MirroredStrategy:
+    """Workers as devices of this process. Reducing on one of them is faster than a ring on one CPU."""
+    return tf.distribute.MirroredStrategy(
+        devices, cross_device_ops=tf.distribute.ReductionToOneDevice()
+    )
+
+
+def is_chief(strategy: tf.distribute.Strategy) -> bool:
+    """Whether this process writes the files and prints the table."""
+    resolver = strategy.cluster_resolver
+    return resolver is None or (resolver.task_type, resolver.task_id) in (
+        ("chief", 0),
+        ("worker", 0),
+    )
+
+
+class Scorer:
+    """Mean loss and accuracy on fixed examples, without dropout.
+
+    Each process computes them from its own copy of the weights: nothing is sent, and no example is left
+    out or counted twice, whatever the number of replicas.
+    """
+
+    def __init__(self, model: keras.Model, x: np.ndarray, y: np.ndarray, batch: int = 2000):
+        @tf.function(reduce_retracing=True)
+        def sums(x, y):
+            logits = model(x, training=False)
+            losses = tf.nn.sparse_softmax_cross_entropy_with_logits(labels=y, logits=logits)
+            hits = tf.equal(tf.argmax(logits, axis=-1, output_type=y.dtype), y)
+            return tf.reduce_sum(losses), tf.reduce_sum(tf.cast(hits, tf.float32))
+
+        self._sums = sums
+        self._count = len(x)
+        self._batches = [
+            (tf.constant(x[i : i + batch]), tf.constant(y[i : i + batch]))
+            for i in range(0, len(x), batch)
+        ]
+
+    def __call__(self) -> tuple[float, float]:
+        """Returns (loss, accuracy) of the present weights."""
+        sums = np.sum([[float(value) for value in self._sums(*b)] for b in self._batches], axis=0)
+        loss, accuracy = sums / self._count
+        return float(loss), float(accuracy)
+
+
+class EpochRecorder(keras.callbacks.Callback):
+    """Scores the test set after each epoch, as `val_loss` and `val_accuracy`, and keeps a record.
+
+    Stands first in `callbacks`, so that the others see the scores and the time is that of training alone.
+    The figures of the training set are Keras' own: means over the epoch, with dropout.
+    """
+
+    def __init__(self, x_test: np.ndarray, y_test: np.ndarray):
+        super().__init__()
+        self.epochs: list[dict[str, float]] = []
+        self._test_set = x_test, y_test
+
+    def on_train_begin(self, logs=None):
+        self._score = Scorer(self.model, *self._test_set)
+
+    def on_epoch_begin(self, epoch, logs=None):
+        self._start = time.perf_counter()
+
+    def on_epoch_end(self, epoch, logs):
+        seconds = time.perf_counter() - self._start
+        logs["val_loss"], logs["val_accuracy"] = self._score()
+        self.epochs.append(
+            {
+                "train_loss": float(logs["loss"]),
+                "train_accuracy": float(logs["accuracy"]),
+                "test_loss": logs["val_loss"],
+                "test_accuracy": logs["val_accuracy"],
+                "train_seconds": seconds,
+            }
+        )
+
+
+def compiled(
+    build: Callable[[], keras.Model],
+    optimizer: Callable[[], keras.optimizers.Optimizer],
+    strategy: tf.distribute.Strategy,
+    seed: int,
+) -> keras.Model:
+    """Returns a classifier that starts from the same weights for the same `seed`."""
+    keras.backend.clear_session()
+    keras.utils.set_random_seed(seed)
+    with strategy.scope():
+        model = build()
+        model.compile(
+            optimizer=optimizer(),
+            loss=keras.losses.SparseCategoricalCrossentropy(from_logits=True),
+            metrics=["accuracy"],
+        )
+    _independent_dropout(model, strategy)
+    return model
+
+
+def _independent_dropout(model: keras.Model, strategy: tf.distribute.Strategy) -> None:
+    """Gives every replica random numbers of its own: Keras has all replicas draw the same masks."""
+    resolver = strategy.cluster_resolver
+    processes_before = 0 if resolver is None else resolver.task_id
+    for variable in model.non_trainable_variables:
+        if variable.path.endswith("seed_generator_state"):
+            states = strategy.experimental_local_results(variable.value)
+            for replica, state in enumerate(states, start=processes_before * len(states)):
+                state.assign_add([replica, 0])
+
+
+def train(
+    model: keras.Model,
+    dataset: data.Dataset,
+    *,
+    epochs: int,
+    global_batch: int,
+    seed: int,
+    log_dir: str | None = None,
+) -> list[dict[str, float]]:
+    """Trains with `model.fit` and returns a record of each epoch.
+
+    Args:
+        model: compiled under the strategy to train with.
+        dataset: what to train on and to test on after each epoch.
+        epochs: passes over the training set.
+        global_batch: examples per step, all replicas together. A step takes the largest multiple of the
+            number of replicas that is not more; an epoch has as many steps as with `global_batch`.
+        seed: of the order of the examples.
+        log_dir: where the chief writes TensorBoard logs.
+
+    Returns:
+        For each epoch: loss and accuracy of training and test, seconds, and what `TrafficLogger` counts.
+    """
+    strategy = model.distribute_strategy
+    replica_batch = global_batch // strategy.num_replicas_in_sync
+    chief = is_chief(strategy)
+    recorder = EpochRecorder(dataset.x_test, dataset.y_test)
+    traffic = tfqcomm.callbacks.TrafficLogger(log_dir if chief else None)
+    callbacks = [recorder, traffic]
+    if log_dir and chief:
+        callbacks.append(keras.callbacks.TensorBoard(log_dir, write_graph=False))
+    model.fit(
+        data.training_stream(dataset.x_train, dataset.y_train, strategy, replica_batch, seed),
+        epochs=epochs,
+        steps_per_epoch=len(dataset.x_train) // global_batch,
+        callbacks=callbacks,
+        shuffle=False,  # it is shuffled
+        verbose=2 if chief else 0,
+    )
+    return [{**t, **e} for t, e in zip(traffic.history, recorder.epochs, strict=True)]
+
+
+def versions() -> dict[str, str]:
+    """What a result may depend on."""
+    return {
+        "python": sys.version.split()[0],
+        "tensorflow": tf.__version__,
+        "keras": keras.__version__,
+        "numpy": np.__version__,
+        "tfqcomm": tfqcomm.__version__,
+    }

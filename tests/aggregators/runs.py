@@ -1,0 +1,134 @@
+"""Runs an aggregator for a few steps, and restates in NumPy what it should have done."""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+from collections.abc import Sequence
+
+import numpy as np
+import tensorflow as tf
+
+from tests.catalogue import AggregatorCase
+from tfqcomm import aggregators
+from tfqcomm.aggregators.base import Aggregate, Aggregator
+from tfqcomm.error_feedback import Residuals
+from tfqcomm.transport import LocalTransport, Transport
+
+Vectors = list[np.ndarray]  # float32[n] for each tensor
+
+
+def local_transport(world: int) -> LocalTransport:
+    """Replicas on the first logical devices."""
+    return LocalTransport([f"CPU:{i}" for i in range(world)])
+
+
+def random_messages(
+    sizes: Sequence[int], world: int, steps: int = 3, seed: int = 0
+) -> list[list[Vectors]]:
+    """For each step, for each replica: vectors of all sizes, of very different scales."""
+    rng = np.random.default_rng(seed)
+    return [
+        [[np.float32(10.0**t) * rng.normal(size=n).astype(np.float32) for t, n in enumerate(sizes)]
+         for _ in range(world)]
+        for _ in range(steps)
+    ]  # fmt: skip
+
+
+@dataclasses.dataclass
+class Run:
+    """What came out of the steps of `run`."""
+
+    messages: Sequence[Sequence[Vectors]]
+    aggregator: Aggregator
+    residuals: Residuals
+    aggregates: list[Aggregate]
+    means: list[Vectors]  # for each step
+
+
+def run(
+    case: AggregatorCase,
+    messages: Sequence[Sequence[Vectors]],
+    transport: Transport | None = None,
+    *,
+    error_feedback: bool = True,
+) -> Run:
+    """Aggregates step by step, assigning the residuals after each."""
+    transport = transport or local_transport(len(messages[0]))
+    residuals = Residuals(transport)
+    sizes = [len(vector) for vector in messages[0][0]]
+    aggregator = case.aggregator(
+        case.compressor,
+        transport,
+        residuals if error_feedback else None,
+        [f"tensor{t}" for t in range(len(sizes))],
+        sizes,
+    )
+    result = Run(messages, aggregator, residuals, [], [])
+    for step, of_replicas in enumerate(messages):
+        local = [of_replicas[rank] for rank in transport.ranks]
+        healthy = [tf.constant(True)] * transport.local
+        aggregate = aggregator.aggregate(local, healthy, tf.constant(step))
+        for variable, value in aggregate.updates:
+            variable.assign(value)
+        result.aggregates.append(aggregate)
+        result.means.append([mean.numpy() for mean in aggregate.means])
+    return result
+
+
+@functools.lru_cache(maxsize=None)
+def finished_run(case: AggregatorCase, sizes: tuple[int, ...], world: int) -> Run:
+    """A run that several tests look at; all replicas on one device, for that is quicker."""
+    return run(case, random_messages(sizes, world), LocalTransport(["CPU:0"] * world))
+
+
+class Restatement:
+    """An exchange in NumPy: residuals in plain arrays, every replica and owner in a plain loop."""
+
+    def __init__(self, aggregator: Aggregator, world: int, *, error_feedback: bool = True):
+        self.aggregator = aggregator  # for its codec and its seeds
+        self.world = world
+        self.sizes = aggregator.sizes
+        self.error_feedback = error_feedback
+        self.worker = [[np.zeros(n, np.float32) for n in self.sizes] for _ in range(world)]
+        self.owner = [np.zeros(n, np.float32) for n in self.sizes]  # of whoever owns the part
+
+    def step(self, messages: Sequence[Vectors], step: int) -> Vectors:
+        """The mean of all messages; residuals move on."""
+        means = [np.zeros(n, np.float32) for n in self.sizes]
+        for tensor, owner, part in self._parts():
+            decoded = []
+            for rank in range(self.world):
+                residual = self.worker[rank][tensor][part]
+                target = messages[rank][tensor][part] + residual
+                decoded.append(self._round_trip(target, step, tensor, rank))
+                if self.error_feedback:
+                    residual[:] = target - decoded[-1]
+            # TensorFlow's optimizer turns the division by a constant into this product.
+            mean = np.sum(decoded, axis=0, dtype=np.float32) * np.float32(1 / self.world)
+            if owner is not None:
+                target = mean + self.owner[tensor][part]
+                mean = self._round_trip(target, step, tensor, owner)
+                if self.error_feedback:
+                    self.owner[tensor][part] = target - mean
+            means[tensor][part] = mean
+        return means
+
+    def _parts(self):
+        """(tensor, owner, slice): whole tensors, or what each owner has of them."""
+        starts = np.cumsum([0, *self.sizes])
+        for tensor, (start, stop) in enumerate(zip(starts[:-1], starts[1:], strict=True)):
+            if not isinstance(self.aggregator, aggregators.TwoPhaseMean):
+                yield tensor, None, slice(0, stop - start)
+                continue
+            for owner in range(self.world):
+                low = max(start, starts[-1] * owner // self.world)
+                high = min(stop, starts[-1] * (owner + 1) // self.world)
+                if low < high:
+                    yield tensor, owner, slice(low - start, high - start)
+
+    def _round_trip(self, x, step, tensor, rank):
+        codec, seeds = self.aggregator.compressor, self.aggregator.codec_seed
+        # Replicas share one process here, so `codec_seed` takes the global rank.
+        words = codec.encode(x, seeds(tf.constant(step), tensor, rank))
+        return codec.decode(words, len(x)).numpy()

@@ -1,0 +1,143 @@
+"""Everything the common tests run over: one entry per algorithm, with what it promises.
+
+`COMPRESSORS` holds every registered compressor with its defaults and with each other argument that
+changes its payload. A test in `tests/compressors/test_registry.py` fails if one is missing.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from collections.abc import Callable
+
+import pytest
+
+from tfqcomm import aggregators, compressors
+from tfqcomm.aggregators.base import Aggregator
+
+
+@dataclasses.dataclass(frozen=True)
+class CompressorCase:
+    """A compressor and its promises, written down independently of its code.
+
+    Attributes:
+        compressor: The object under test.
+        words: n -> words on the wire.
+        contraction: n -> q in ||C(x) - x||^2 <= q ||x||^2 for n > 0.
+        in_expectation: The contraction holds for the mean over seeds only.
+    """
+
+    compressor: compressors.Compressor
+    words: Callable[[int], int]
+    contraction: Callable[[int], float]
+    in_expectation: bool = False
+
+    def __str__(self) -> str:
+        config = ",".join(f"{k}={v}" for k, v in self.compressor.get_config().items())
+        return f"{type(self.compressor).__name__}({config})"
+
+
+def kept(ratio: float, n: int) -> int:
+    """Entries a sparsifier keeps."""
+    return min(n, max(1, round(ratio * n)))
+
+
+def _halves(n: int) -> int:
+    return math.ceil(n / 2)
+
+
+def _top_k(ratio: float, **kwargs) -> CompressorCase:
+    def words(n):
+        k = kept(ratio, n)
+        blocks = math.ceil(n / 65536) if n > 65536 else 0
+        values = _halves(k) if kwargs.get("value_dtype") == "bfloat16" else k
+        return blocks + _halves(k) + values
+
+    return CompressorCase(
+        compressors.TopK(ratio, **kwargs),
+        words=words,
+        # Rounding to bfloat16 costs each kept value 2^-8 of itself, squared.
+        contraction=lambda n: 1 - kept(ratio, n) / n + (2.0**-16 if kwargs else 0),
+    )
+
+
+def _random_k(ratio: float) -> CompressorCase:
+    return CompressorCase(
+        compressors.RandomK(ratio),
+        words=lambda n: 2 + kept(ratio, n),
+        contraction=lambda n: 1 - kept(ratio, n) / n,
+        in_expectation=True,
+    )
+
+
+def _block_sign(block: int | None = None) -> CompressorCase:
+    return CompressorCase(
+        compressors.BlockSign(block=block),
+        words=lambda n: math.ceil(n / (block or max(n, 1))) + math.ceil(n / 32),
+        contraction=lambda n: 1 - 1 / min(block or n, n),
+    )
+
+
+COMPRESSORS = [
+    CompressorCase(compressors.Identity(), words=lambda n: n, contraction=lambda n: 0.0),
+    CompressorCase(compressors.Float16(), words=_halves, contraction=lambda n: 2.0**-22),
+    CompressorCase(compressors.BFloat16(), words=_halves, contraction=lambda n: 2.0**-16),
+    _top_k(0.01),
+    _top_k(0.3),
+    _top_k(1.0),
+    _top_k(0.01, value_dtype="bfloat16"),
+    _random_k(0.01),
+    _random_k(1.0),
+    _block_sign(),
+    _block_sign(1000),
+]
+
+
+def over_compressors(*, only: Callable[[compressors.Compressor], bool] = lambda _: True):
+    """Decorator: runs a test once per catalogued compressor, as its argument `case`."""
+    cases = [case for case in COMPRESSORS if only(case.compressor)]
+    return pytest.mark.parametrize("case", cases, ids=str)
+
+
+@dataclasses.dataclass(frozen=True)
+class AggregatorCase:
+    """An aggregator with a compressor that can follow it.
+
+    Attributes:
+        aggregator: The class under test.
+        compressor: Its codec.
+        tolerance: Of means, relative to the largest of them. Zero is to the bit: a NumPy loop
+            over the codec gives the same. All-reduces add in an order of their own, and those of
+            half precision round every sum, which no residual sees.
+    """
+
+    aggregator: type[Aggregator]
+    compressor: compressors.Compressor
+    tolerance: float = 0.0
+
+    def __str__(self) -> str:
+        return f"{self.aggregator.__name__}-{self.compressor}"
+
+
+AGGREGATORS = [
+    AggregatorCase(aggregators.DenseMean, compressors.Identity(), 1e-6),
+    AggregatorCase(aggregators.DenseMean, compressors.Float16(), 4e-3),
+    AggregatorCase(aggregators.DenseMean, compressors.BFloat16(), 3e-2),
+    AggregatorCase(aggregators.DenseMean, compressors.RandomK(0.3), 1e-6),
+    AggregatorCase(aggregators.AllGatherMean, compressors.Float16()),
+    AggregatorCase(aggregators.AllGatherMean, compressors.TopK(0.01)),
+    AggregatorCase(aggregators.AllGatherMean, compressors.TopK(0.3, value_dtype="bfloat16")),
+    AggregatorCase(aggregators.AllGatherMean, compressors.RandomK(0.3)),
+    AggregatorCase(aggregators.AllGatherMean, compressors.BlockSign()),
+    AggregatorCase(aggregators.AllGatherMean, compressors.BlockSign(block=1000)),
+    AggregatorCase(aggregators.TwoPhaseMean, compressors.BFloat16()),
+    AggregatorCase(aggregators.TwoPhaseMean, compressors.TopK(0.3)),
+    AggregatorCase(aggregators.TwoPhaseMean, compressors.RandomK(0.3)),
+    AggregatorCase(aggregators.TwoPhaseMean, compressors.BlockSign()),
+    AggregatorCase(aggregators.TwoPhaseMean, compressors.BlockSign(block=1000)),
+]
+
+
+def over_aggregators():
+    """Decorator: runs a test once per catalogued aggregator, as its argument `case`."""
+    return pytest.mark.parametrize("case", AGGREGATORS, ids=str)

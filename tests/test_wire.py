@@ -1,0 +1,83 @@
+"""Packing into words, against NumPy."""
+
+import numpy as np
+import pytest
+import tensorflow as tf
+
+from tfqcomm import wire
+
+SIZES = (0, 1, 2, 7, 8, 9, 31, 32, 33, 1000, 65537)
+
+
+def test_num_words():
+    assert [wire.num_words(n, 1) for n in (0, 1, 32, 33)] == [0, 1, 1, 2]
+    assert [wire.num_words(n, 16) for n in (0, 1, 2, 3)] == [0, 1, 1, 2]
+
+
+@pytest.mark.parametrize("n", SIZES)
+def test_bits_are_numpy_packbits_as_big_endian_words(n):
+    bits = np.random.default_rng(n).random((3, n)) < 0.5  # three planes
+    words = wire.pack_bits(tf.constant(bits)).numpy()
+    padded = np.pad(bits, [(0, 0), (0, -n % 32)])
+    np.testing.assert_array_equal(words, np.packbits(padded, axis=1).view(">i4"))
+    np.testing.assert_array_equal(wire.unpack_bits(tf.constant(words), n), bits)
+    if n:
+        np.testing.assert_array_equal(wire.pack_bits(tf.constant(bits[1])), words[1])
+        np.testing.assert_array_equal(wire.unpack_bits(tf.constant(words[1]), n), bits[1])
+
+
+def test_first_bit_is_the_sign_of_the_word():
+    bits = tf.constant([True] + 31 * [False] + [False, True])
+    np.testing.assert_array_equal(wire.pack_bits(bits), [-(2**31), 2**30])
+
+
+@pytest.mark.parametrize("dtype", [tf.uint16, tf.float16, tf.bfloat16])
+@pytest.mark.parametrize("n", SIZES)
+def test_halves_first_is_low(n, dtype):
+    halves = np.random.default_rng(n).integers(0, 0x7C00, size=n).astype(np.uint16)
+    words = wire.halves_to_words(tf.bitcast(tf.constant(halves), dtype)).numpy()
+    padded = np.pad(halves, (0, n % 2)).astype(np.int64)
+    np.testing.assert_array_equal(words, padded[::2] | padded[1::2] << 16)
+    back = wire.words_to_halves(tf.constant(words), n, dtype)
+    assert back.dtype == dtype
+    np.testing.assert_array_equal(tf.bitcast(back, tf.uint16), halves)
+
+
+def test_floats_are_bitcast():
+    x = tf.constant([1.0, -0.0, np.nan, np.inf, 1e-45])
+    words = wire.floats_to_words(x).numpy()
+    assert list(words[:2]) == [0x3F800000, -(2**31)]
+    np.testing.assert_array_equal(wire.words_to_floats(tf.constant(words)).numpy(), x)
+
+
+@pytest.mark.parametrize("dtype", [tf.float32, tf.float16, tf.bfloat16])
+def test_summands_round_trip(dtype):
+    words = tf.constant([0x3F803F80, 0x40004000, 0])
+    summands = wire.words_to_summands(words, dtype)
+    assert summands.dtype == dtype
+    assert summands.shape == [12 // dtype.size]
+    np.testing.assert_array_equal(wire.summands_to_words(summands), words)
+
+
+@pytest.mark.parametrize("n", [1, 1000, 65536, 65537, 131072, 500_000])
+def test_positions(n):
+    generator = np.random.default_rng(n)
+    choices = {
+        "random": generator.random(n) < 0.01,
+        "ends": np.isin(np.arange(n), [0, n - 1]),
+        "last block": np.arange(n) >= n - 3,
+        "first block": np.arange(n) < 3,
+        "all": np.full(n, True),
+        "one": np.arange(n) == n // 2,
+    }
+    for name, chosen in choices.items():
+        positions = np.flatnonzero(chosen).astype(np.int32)
+        k = len(positions)
+        words = wire.positions_to_words(tf.constant(positions), n)
+        assert words.shape == [wire.num_position_words(k, n)]
+        np.testing.assert_array_equal(wire.words_to_positions(words, k, n), positions, name)
+
+
+def test_position_words_formula():
+    assert wire.num_position_words(10, 65536) == 5
+    assert wire.num_position_words(11, 65537) == 2 + 6
