@@ -1,4 +1,4 @@
-"""Training runs of the papers, and the main job. Each script: `python -m experiments.NAME --help`."""
+"""Training runs of the papers, and the main job: `python -m experiments.NAME --help`."""
 
 import os
 

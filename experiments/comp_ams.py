@@ -26,9 +26,10 @@ import dataclasses
 import json
 import os
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 import keras
+import numpy as np
 import tensorflow as tf
 from absl import app, flags
 
@@ -90,8 +91,8 @@ def optimizer(codec: tfqcomm.compressors.Compressor, learning_rate: float) -> ke
 def paper_bits(codec: tfqcomm.compressors.Compressor, sizes: Sequence[int]) -> int:
     """Bits of one message as the paper counts them, for tensors of `sizes` entries.
 
-    Top-k: 32 for each entry kept, without positions. Block-Sign: one for each entry, without scales.
-    The others: their payload.
+    Top-k: 32 for each entry kept, without positions. Block-Sign: one for each entry, without
+    scales. The others: their payload.
     """
     if isinstance(codec, tfqcomm.compressors.TopK):
         return 32 * sum(codec.num_kept(n) for n in sizes)
@@ -120,7 +121,7 @@ def accuracy(strategy: tf.distribute.Strategy, dataset: data.Dataset) -> dict[st
     for name in FLAGS.compressors:
         codec = compressor(name)
         if training.is_chief(strategy):
-            print(f"\n=== {codec}, {FLAGS.workers} workers ===", flush=True)
+            print(f"\n=== {codec}, {FLAGS.workers} workers", flush=True)
         model = training.compiled(
             MODELS[FLAGS.dataset],
             lambda codec=codec: optimizer(codec, FLAGS.learning_rate),
@@ -134,19 +135,24 @@ def accuracy(strategy: tf.distribute.Strategy, dataset: data.Dataset) -> dict[st
             global_batch=FLAGS.global_batch,
             seed=FLAGS.seed,
         )
-        bits = paper_bits(
-            codec, [int(v.value.shape.num_elements()) for v in model.trainable_variables]
-        )
-        runs[name] = {
-            "compressor": str(codec),
-            "parameters": model.count_params(),
-            "test_accuracy": epochs[-1]["test_accuracy"],
-            "paper_bits_per_worker_and_step": bits,
-            "paper_bits_per_worker_and_epoch": bits * int(epochs[-1]["steps"]),
-            "bytes_sent_per_worker_and_step": epochs[-1]["bytes_sent"] / epochs[-1]["steps"],
-            "epochs": epochs,
-        }
+        if training.is_chief(strategy):
+            runs[name] = summary(codec, model, epochs)
     return runs
+
+
+def summary(codec, model: keras.Model, epochs: Sequence[Mapping[str, float]]) -> dict:
+    """What results.json says of one compressor; bits are those the paper counts, per worker."""
+    bits = paper_bits(codec, [int(np.prod(v.shape)) for v in model.trainable_variables])
+    for epoch in epochs:
+        epoch["paper_bits"] = bits * epoch["steps"]
+    return {
+        "compressor": str(codec),
+        "parameters": model.count_params(),
+        "test_accuracy": epochs[-1]["test_accuracy"],
+        "paper_bits_per_step": bits,
+        "bytes_sent_per_step": epochs[-1]["bytes_sent"] / epochs[-1]["steps"],
+        "epochs": epochs,
+    }
 
 
 class StopAtLoss(keras.callbacks.Callback):
@@ -187,7 +193,7 @@ def speedup(devices: Sequence[str], dataset: data.Dataset) -> list[dict]:
     for workers in map(int, FLAGS.workers_list):
         strategy = training.mirrored_strategy(devices[:workers])
         learning_rate = 5e-4 * workers**0.5
-        print(f"\n=== {codec}, {workers} workers, rate {learning_rate:.2e} ===", flush=True)
+        print(f"\n=== {codec}, {workers} workers, rate {learning_rate:.2e}", flush=True)
         model = training.compiled(
             MODELS[FLAGS.dataset],
             lambda learning_rate=learning_rate: optimizer(codec, learning_rate),

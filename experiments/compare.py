@@ -74,7 +74,7 @@ class Preset:
 
 
 PRESETS = {
-    "digits": Preset(models.digits_cnn, 25, 64),
+    "digits": Preset(models.digits_cnn, 20, 64),
     "mnist": Preset(functools.partial(models.mlp, hidden_units=(512,)), 3, 256),
     "cifar10": Preset(models.comp_ams_cifar_cnn, 5, 256),
 }

@@ -29,9 +29,10 @@ def load(name: str, data_dir: str | None = None) -> Dataset:
     """Loads a data set into memory.
 
     Args:
-        name: `"digits"`, scikit-learn's bundled 8x8 digits, which need no network; `"mnist"` or `"cifar10"`.
-        data_dir: Directory of a prepared TensorFlow Datasets data set, which is then only read. `None`:
-            tfds' own directory, where a missing data set is downloaded.
+        name: `"digits"`, scikit-learn's bundled 8x8 digits, which need no network; `"mnist"` or
+            `"cifar10"`, through TensorFlow Datasets.
+        data_dir: directory with the data set, prepared by TensorFlow Datasets; it is only read.
+            `None`: tfds' own directory, where a missing data set is downloaded.
 
     Raises:
         ValueError: If `name` is unknown.
@@ -93,9 +94,9 @@ def training_stream(
 ) -> tf.distribute.DistributedDataset:
     """Returns an endless stream of shuffled batches of `replica_batch` examples for each replica.
 
-    Every process derives the same order of examples from `seed` alone; replica `r` of `W` takes rows
-    `r * replica_batch` onwards of each global batch. So the data differ neither between compressors nor
-    between one process and several.
+    Every process derives the same order of examples from `seed` alone; replica `r` takes rows
+    `r * replica_batch` onwards of each global batch. So the data differ neither between compressors
+    nor between one process and several.
     """
     shuffled = tf.data.Dataset.counter(dtype=tf.int64).flat_map(
         lambda epoch: tf.data.Dataset.from_tensor_slices(
@@ -127,8 +128,8 @@ def _no_autotune() -> tf.data.Options:
 def _input_options(strategy: tf.distribute.Strategy) -> tf.distribute.InputOptions | None:
     """One pipeline per replica where TensorFlow allows it, in a single process.
 
-    With one pipeline for many devices TensorFlow adds an iterator for each device, and the end of each
-    waits for its autotuning thread, for up to a minute: many minutes with 16 logical devices.
+    With one pipeline for all devices TensorFlow adds an iterator for each, whose end waits for its
+    autotuning thread (seen in 2.21): with 16 logical devices that took minutes.
     """
     if not isinstance(strategy, tf.distribute.MirroredStrategy):
         return None

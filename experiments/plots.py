@@ -4,11 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 
-import matplotlib
 import numpy as np
-
-matplotlib.use("Agg")
-from matplotlib import pyplot as plt  # noqa: E402
+from matplotlib.figure import Figure
 
 
 def plot_accuracy(path: str, runs: Mapping[str, Sequence[Mapping[str, float]]], title: str) -> None:
@@ -19,7 +16,8 @@ def plot_accuracy(path: str, runs: Mapping[str, Sequence[Mapping[str, float]]], 
         runs: for each run's name the record of each epoch, as `training.train` returns it.
         title: of the figure.
     """
-    figure, (by_epoch, by_bytes) = plt.subplots(1, 2, figsize=(11, 4.2), sharey=True)
+    figure = Figure(figsize=(11, 4.2))
+    by_epoch, by_bytes = figure.subplots(1, 2, sharey=True)
     for name, epochs in runs.items():
         accuracy = [100 * epoch["test_accuracy"] for epoch in epochs]
         sent = np.cumsum([epoch["bytes_sent"] for epoch in epochs]) / 1e6
@@ -42,7 +40,8 @@ def plot_speedup(path: str, runs: Sequence[Mapping[str, float]], title: str) -> 
         title: of the figure.
     """
     reached = [run for run in runs if run["iterations"]]
-    figure, axes = plt.subplots(figsize=(5.5, 4.2))
+    figure = Figure(figsize=(5.5, 4.2))
+    axes = figure.subplots()
     if reached:
         workers = np.array([run["workers"] for run in reached])
         iterations = np.array([run["iterations"] for run in reached])
@@ -60,4 +59,3 @@ def _save(figure, path, title):
     figure.suptitle(title)
     figure.tight_layout()
     figure.savefig(path, dpi=120)
-    plt.close(figure)

@@ -53,20 +53,21 @@ def report(metrics: Mapping) -> str:
     """The text of report.md."""
     settings, runs = metrics["settings"], metrics["runs"]
     dense = max(run["bytes_per_worker_and_step"] for run in runs.values())
-    parameters = next(iter(runs.values()))["parameters"]
+    first = next(iter(runs.values()))
     return f"""# Dense and compressed training, {settings["dataset"]}, {settings["workers"]} workers
 
 {table(runs)}
 
-{parameters:,} parameters, {len(next(iter(runs.values()))["epochs"])} epochs. Every run starts from \
-the same weights and sees the same batches. Test accuracy after the last epoch; one run, one seed.
+{first["parameters"]:,} parameters, {len(first["epochs"])} epochs. Every run starts from the same
+weights and sees the same batches. Test accuracy after the last epoch; one run, one seed.
 
-- *Bytes*: what one worker sends in exchanges of gradients; *ratio*: bytes of a float32 ring
+- Bytes: what one worker sends in exchanges of gradients. Ratio: the bytes of a float32 ring
   all-reduce of the same gradients over those sent.
-- *Seconds*: on this machine, where the network costs next to nothing and all workers share the
-  processors; the first epoch is left out. On a network of {SLOW_NETWORK / 1e6:.0f} Mbit/s the dense
-  gradients alone take {dense * 8 / SLOW_NETWORK:.3f} s of every step; divide by the ratio for the others.
-- Both dense runs send the same. Compare compressed Adam with Adam, and COMP-AMS Top-k and Block-Sign
+- Seconds: on this machine, where the network costs next to nothing and all workers share the
+  processors; the first epoch is left out. At {SLOW_NETWORK / 1e6:.0f} Mbit/s sending the dense
+  gradients would add {dense * 8 / SLOW_NETWORK:.3f} s to every step; divide by the ratio for the
+  others.
+- Both dense runs send the same. Compare compressed Adam with dense Adam, and compressed COMP-AMS
   with dense COMP-AMS: then compression is all that differs.
 
 ![Test accuracy against epochs and against bytes sent](accuracy.png)

@@ -45,7 +45,7 @@ def logical_cpus(count: int) -> list[str]:
 
 
 def mirrored_strategy(devices: Sequence[str]) -> tf.distribute.MirroredStrategy:
-    """Workers as devices of this process. Reducing on one of them is faster than a ring on one CPU."""
+    """Workers as devices of this process; reducing on one of them is faster than in a ring."""
     return tf.distribute.MirroredStrategy(
         devices, cross_device_ops=tf.distribute.ReductionToOneDevice()
     )
@@ -63,8 +63,8 @@ def is_chief(strategy: tf.distribute.Strategy) -> bool:
 class Scorer:
     """Mean loss and accuracy on fixed examples, without dropout.
 
-    Each process computes them from its own copy of the weights: nothing is sent, and no example is left
-    out or counted twice, whatever the number of replicas.
+    They are computed from this process' own copy of the weights: nothing is sent, and no example is
+    left out or counted twice, whatever the number of replicas.
     """
 
     def __init__(self, model: keras.Model, x: np.ndarray, y: np.ndarray, batch: int = 2000):
@@ -92,8 +92,9 @@ class Scorer:
 class EpochRecorder(keras.callbacks.Callback):
     """Scores the test set after each epoch, as `val_loss` and `val_accuracy`, and keeps a record.
 
-    Stands first in `callbacks`, so that the others see the scores and the time is that of training alone.
-    The figures of the training set are Keras' own: means over the epoch, with dropout.
+    It stands first in `callbacks`, so that the others see the scores and the time is that of
+    training alone. The figures of the training set are Keras' own: means over the epoch, with
+    dropout.
     """
 
     def __init__(self, x_test: np.ndarray, y_test: np.ndarray):
@@ -167,27 +168,27 @@ def train(
         model: compiled under the strategy to train with.
         dataset: what to train on and to test on after each epoch.
         epochs: passes over the training set.
-        global_batch: examples per step, all replicas together. A step takes the largest multiple of the
-            number of replicas that is not more; an epoch has as many steps as with `global_batch`.
+        global_batch: examples per step, all replicas together. A step takes the largest multiple
+            of the number of replicas that is not more; an epoch keeps its number of steps.
         seed: of the order of the examples.
         log_dir: where the chief writes TensorBoard logs.
 
     Returns:
-        For each epoch: loss and accuracy of training and test, seconds, and what `TrafficLogger` counts.
+        On the chief, for each epoch: loss and accuracy, seconds, and what `TrafficLogger` counts.
     """
     strategy = model.distribute_strategy
     replica_batch = global_batch // strategy.num_replicas_in_sync
-    chief = is_chief(strategy)
     recorder = EpochRecorder(dataset.x_test, dataset.y_test)
-    traffic = tfqcomm.callbacks.TrafficLogger(log_dir if chief else None)
+    traffic = tfqcomm.callbacks.TrafficLogger(log_dir)
     callbacks = [recorder, traffic]
-    if log_dir and chief:
+    if log_dir:
         callbacks.append(keras.callbacks.TensorBoard(log_dir, write_graph=False))
+    chief = is_chief(strategy)
     model.fit(
         data.training_stream(dataset.x_train, dataset.y_train, strategy, replica_batch, seed),
         epochs=epochs,
         steps_per_epoch=len(dataset.x_train) // global_batch,
-        callbacks=callbacks,
+        callbacks=callbacks if chief else None,
         shuffle=False,  # it is shuffled
         verbose=2 if chief else 0,
     )

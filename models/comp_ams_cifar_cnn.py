@@ -6,10 +6,12 @@ import keras
 def comp_ams_cifar_cnn() -> keras.Model:
     """Returns the CNN of COMP-AMS for 32x32x3 images and 10 classes: 541,094 parameters, logits.
 
-    Three times conv3x3 - relu - pool with 16, 32 and 64 filters, then fc(500) - relu - dropout - fc(10).
+    Three times conv3x3 - relu - pool with 16, 32 and 64 filters, then fc(500) - relu - dropout -
+    fc(10).
 
     References:
-        On Distributed Adaptive Optimization with Gradient Compression, ICLR 2022 (arXiv:2205.05632), Section 5.
+        Li, Karimi, Li: On Distributed Adaptive Optimization with Gradient Compression, ICLR 2022,
+        Section 5, https://arxiv.org/abs/2205.05632
     """
     layers = keras.layers
     blocks = [

@@ -6,12 +6,13 @@ import keras
 def comp_ams_mnist_cnn() -> keras.Model:
     """Returns the CNN of COMP-AMS for 28x28x1 images and 10 classes: 21,840 parameters, logits.
 
-    conv5x5(10) - pool - relu - conv5x5(20) - dropout - pool - relu - fc(50) - relu - dropout - fc(10).
-    Between 320 features and 50 units lie three quarters of the parameters. The second convolution drops
-    whole feature maps, as the PyTorch example network that the paper uses.
+    conv5x5(10) - pool - relu - conv5x5(20) - dropout - pool - relu - fc(50) - relu - dropout -
+    fc(10). The first dropout drops whole feature maps, as in PyTorch's MNIST example, which has the
+    same layers.
 
     References:
-        On Distributed Adaptive Optimization with Gradient Compression, ICLR 2022 (arXiv:2205.05632), Section 5.
+        Li, Karimi, Li: On Distributed Adaptive Optimization with Gradient Compression, ICLR 2022,
+        Section 5, https://arxiv.org/abs/2205.05632
     """
     layers = keras.layers
     return keras.Sequential(

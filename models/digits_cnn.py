@@ -6,9 +6,8 @@ import keras
 def digits_cnn() -> keras.Model:
     """Returns a CNN for 8x8x1 images and 10 classes: 283,786 parameters, logits.
 
-    conv3x3(32) - relu - conv3x3(64) - relu - pool - fc(256) - relu - dropout - fc(10): LeNet's plan at the size
-    of the data. Over 99% of the parameters are in three matrices, as in most networks, so the bytes on the
-    wire are those of gradients rather than of small tensors.
+    conv3x3(32) - relu - conv3x3(64) - relu - pool - fc(256) - relu - dropout - fc(10): LeNet's plan
+    at the size of the data. As in most networks three tensors hold over 99% of the parameters.
 
     References:
         Gradient-Based Learning Applied to Document Recognition (LeCun et al., 1998), Section II.

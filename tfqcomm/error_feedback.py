@@ -61,19 +61,20 @@ class Slot:
 class Residuals:
     """The residuals of one optimizer, for all replicas of this process.
 
-    What a checkpoint keeps is their sum over all replicas, for that is what the model is owed:
-    a run may go on with another number of replicas.
+    What a checkpoint keeps is what they owe the mean message, summed over all replicas: a
+    worker's residual counts 1 / W, as its messages do, and an owner's in full. So a run may go on
+    with another number of replicas, or another schedule, and nothing is lost or counted twice.
     """
 
     def __init__(self, transport: Transport):
         self._transport = transport
-        self._sizes: dict[str, int] = {}  # "kind/key" -> n, equal on all processes
+        self._sizes: dict[str, int] = {}  # key -> n, equal on all processes
         self._variables: dict[tuple[int, Slot], tf.Variable] = {}
         self._pending: dict[str, np.ndarray] = {}
 
-    def declare(self, kind: str, key: str, size: int) -> None:
+    def declare(self, key: str, size: int) -> None:
         """Makes a tensor known; all processes declare the same ones in the same order."""
-        self._sizes[f"{kind}/{key}"] = size
+        self._sizes[key] = size
 
     def variable(self, replica: int, slot: Slot) -> tf.Variable:
         """The residual variable of a local replica, float32[stop - start], created as zeros."""
@@ -95,14 +96,15 @@ class Residuals:
         return float(np.sqrt(sum(squares)))
 
     def total(self) -> dict[str, np.ndarray]:
-        """The sum over all replicas of all processes: a collective, to be called on all of them.
+        """What all replicas of all processes owe: a collective, to be called on all of them.
 
         Returns:
-            "kind/key" -> float32[n].
+            key -> float32[n].
         """
-        local = {name: np.zeros([size], np.float32) for name, size in self._sizes.items()}
+        local = {key: np.zeros([size], np.float32) for key, size in self._sizes.items()}
         for (_, slot), variable in self._variables.items():
-            local[f"{slot.kind}/{slot.key}"][slot.start : slot.stop] += variable.numpy()
+            share = self._transport.world if slot.kind == "worker" else 1
+            local[slot.key][slot.start : slot.stop] += variable.numpy() / share
         if self._transport.processes == 1 or not local:
             return local
         flat = tf.constant(np.concatenate(list(local.values())))
@@ -112,7 +114,7 @@ class Residuals:
         return dict(zip(self._sizes, pieces, strict=True))
 
     def load_total(self, total: dict[str, np.ndarray]) -> None:
-        """Spreads a saved `total()` over the replicas there are now.
+        """Gives a saved `total()` to the replicas there are now.
 
         Residuals that do not exist yet receive their part when they are created.
         """
@@ -121,14 +123,13 @@ class Residuals:
             variable.assign(self._initial_value(slot))
 
     def _initial_value(self, slot: Slot) -> np.ndarray:
-        saved = self._pending.get(f"{slot.kind}/{slot.key}")
-        if saved is None:
+        saved = self._pending.get(slot.key)
+        # Workers take all of it over: that of W equal residuals of weight 1 / W.
+        if saved is None or slot.kind == "owner":
             return np.zeros([slot.stop - slot.start], np.float32)
         if saved.shape != (slot.size,):
             raise ValueError(
                 f"The saved residual of `{slot.key}` must have {slot.size} elements. "
                 f"Received: shape={saved.shape}. Was it saved by another model?"
             )
-        # A worker owes its share of the sum; an owner is the only one to hold its part.
-        share = self._transport.world if slot.kind == "worker" else 1
-        return (saved[slot.start : slot.stop] / share).astype(np.float32)
+        return saved[slot.start : slot.stop].astype(np.float32)

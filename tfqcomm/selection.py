@@ -13,7 +13,7 @@ from tfqcomm import numerics
 SORT_UP_TO = 32768  # elements; below, `tf.math.top_k` is quicker than several passes
 _LOW_BITS = 15  # of a key: counted in the second round, the upper 16 in the first
 _UPPER_SIZE, _LOWER_SIZE = 1 << 16, 1 << _LOW_BITS
-_MAX_FOLD = 16
+_FOLDS = (1, 2, 4, 8)
 
 
 def largest(x: tf.Tensor, k: int) -> tuple[tf.Tensor, tf.Tensor]:
@@ -36,8 +36,7 @@ def largest(x: tf.Tensor, k: int) -> tuple[tf.Tensor, tf.Tensor]:
         keys = numerics.magnitude_keys(x)
         positions = tf.sort(tf.math.top_k(keys, k, sorted=False).indices)
         return positions, tf.gather(x, positions)
-    positions = _candidates(x, k)  # int32[c]
-    values = tf.gather(x, positions)
+    positions, values = _candidates(x, k)  # [c] each
     kept = tf.ensure_shape(_trim(numerics.magnitude_keys(values), k), [k])
     return tf.gather(positions, kept), tf.gather(values, kept)
 
@@ -78,35 +77,37 @@ def _kth_bin(counts, k):
 
 
 def _candidates(x, k):
-    """Ascending positions, among them those of the k largest; seldom many more than k.
+    """Ascending positions and their values, the k largest among them; seldom many more than k.
 
-    The vector is folded into `fold` rows. If k columns hold a magnitude of at least b, so do k
-    entries: the k-th largest of the columns' maxima is a bound that cannot fail, however the
-    data is arranged, and there are never more than fold * k entries above it.
+    The vector is folded into rows. If k columns hold a magnitude of at least b, so do k entries:
+    the k-th largest of the columns' maxima is a bound that cannot fail, however the data is
+    arranged. Of the columns that reach it there are k, unless many tie.
     """
     n = x.shape[0]
-    fold = max(f for f in (1, 2, 4, 8, _MAX_FOLD) if f == 1 or 2 * f * k <= n)
-    maxima = numerics.fuse(_column_maxima, n)(x, fold)
+    fold = max(f for f in _FOLDS if f * f * k <= n or f == 1)
+    columns = n // fold
+    maxima = numerics.fuse(_column_maxima, n)(x, fold)  # int32[columns]
     upper = tf.bitwise.right_shift(maxima, _LOW_BITS)
     digit, _ = _kth_digit(upper, k, _UPPER_SIZE)
-    bound = tf.maximum(digit * _LOWER_SIZE, 1)
-    reaching = numerics.fuse(_reaching, n)(x, bound)  # bool[n]
-    # Fewer than k non-zeros: the first k positions hold all the zeros that ties may need.
-    head = min(n, -(-k // 64) * 64)  # slices that start at multiples of 64 are not copied
-    middle = max(head, n // 128 * 64)
-    front = reaching[:head] | tf.equal(digit, 0)
-    back = [_positions(reaching[a:b]) + a for a, b in ((head, middle), (middle, n))]  # in parallel
-    return tf.concat([_positions(front), *back], 0)
+    bound = digit * _LOWER_SIZE
+    reaching = maxima >= tf.maximum(bound, 1)
+    # Fewer than k columns are non-zero: the first k positions hold all zeros that may be needed.
+    reaching |= tf.equal(digit, 0) & (tf.range(columns) < k)
+    chosen = _positions(reaching)
+    found = tf.gather(tf.reshape(x[: fold * columns], [fold, columns]), chosen, axis=1)
+    positions = tf.range(fold)[:, None] * columns + chosen  # [fold, chosen], ascending by rows
+    kept = _positions(tf.reshape(numerics.magnitude_keys(found) >= bound, [-1]))
+    rest = tf.range(fold * columns, n)  # after the last whole column
+    return (
+        tf.concat([tf.gather(tf.reshape(positions, [-1]), kept), rest], 0),
+        tf.concat([tf.gather(tf.reshape(found, [-1]), kept), x[fold * columns :]], 0),
+    )
 
 
 def _column_maxima(x, fold):
-    columns = x.shape[0] // fold  # the remainder is no column: the bound holds without it
+    columns = x.shape[0] // fold
     keys = numerics.magnitude_keys(x[: fold * columns])
     return tf.reduce_max(tf.reshape(keys, [fold, columns]), axis=0)
-
-
-def _reaching(x, bound):
-    return numerics.magnitude_keys(x) >= bound
 
 
 def _positions(mask):

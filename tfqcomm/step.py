@@ -63,7 +63,9 @@ def _apply(optimizer, exchange, strategy, messages, variables, learning_rate):
     moving = statistics.values_to_average(_tf_private.model_of(optimizer), strategy)
     if moving:
         messages = [*messages, Message("statistics", statistics.pack(moving), compressible=False)]
-    reduction = exchange.reduce(messages, optimizer.iterations.value)
+    # Not `iterations`: with `gradient_accumulation_steps` that is a quotient, not the counter.
+    counter = optimizer.variables[0]
+    reduction = exchange.reduce(messages, counter.value)
     reduction.record()
     means = list(reduction.means)
     if moving:
@@ -76,7 +78,8 @@ def _apply(optimizer, exchange, strategy, messages, variables, learning_rate):
         return tf.constant(True)
 
     def skip():
-        optimizer.iterations.assign_sub(1)  # `apply` will add it: the step did not take place
+        # `apply` will add 1: the step, and the batches gathered for it, did not take place.
+        counter.assign_sub(optimizer.gradient_accumulation_steps or 1)
         return tf.constant(False)
 
     updated = tf.cond(reduction.healthy, update, skip)
@@ -121,6 +124,12 @@ def _refuse_impossible(optimizer) -> None:
             "strategy. Use a larger batch, or accumulate gradients in a custom `train_step` and "
             "call `optimizer.apply` every few batches. Received: "
             f"gradient_accumulation_steps={optimizer.gradient_accumulation_steps}"
+        )
+    if optimizer.use_ema and optimizer.ema_overwrite_frequency and tf.distribute.has_strategy():
+        raise ValueError(
+            "Argument `ema_overwrite_frequency` is not supported under a distribution strategy. "
+            "Leave it None: `fit` puts the averages into the model when it ends. "
+            f"Received: ema_overwrite_frequency={optimizer.ema_overwrite_frequency}"
         )
 
 

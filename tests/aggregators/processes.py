@@ -55,11 +55,10 @@ class ThreadTransport(Transport):
 def run_processes(processes: int, local: int, function: Callable[[Transport], object]) -> list:
     """Calls `function` with the transport of each process; returns the results in rank order."""
     meeting = Meeting(processes)
-    devices = [f"CPU:{i}" for i in range(local)]
 
     def run(process):
         try:
-            return function(ThreadTransport(meeting, processes, process, devices))
+            return function(ThreadTransport(meeting, processes, process, ["CPU:0"] * local))
         except BaseException:
             meeting.barrier.abort()
             raise

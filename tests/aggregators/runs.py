@@ -19,8 +19,8 @@ Vectors = list[np.ndarray]  # float32[n] for each tensor
 
 
 def local_transport(world: int) -> LocalTransport:
-    """Replicas on the first logical devices."""
-    return LocalTransport([f"CPU:{i}" for i in range(world)])
+    """All replicas on one device: TensorFlow prepares every function once for each device."""
+    return LocalTransport(["CPU:0"] * world)
 
 
 def random_messages(
@@ -52,10 +52,18 @@ def run(
     transport: Transport | None = None,
     *,
     error_feedback: bool = True,
+    owed: dict[str, np.ndarray] | None = None,
 ) -> Run:
-    """Aggregates step by step, assigning the residuals after each."""
+    """Aggregates step by step, assigning the residuals after each.
+
+    Args:
+        messages: for each step, for each replica of all processes.
+        transport: of this process.
+        owed: by an earlier run.
+    """
     transport = transport or local_transport(len(messages[0]))
     residuals = Residuals(transport)
+    residuals.load_total(owed or {})
     sizes = [len(vector) for vector in messages[0][0]]
     aggregator = case.aggregator(
         case.compressor,
@@ -76,10 +84,10 @@ def run(
     return result
 
 
-@functools.lru_cache(maxsize=None)
+@functools.cache
 def finished_run(case: AggregatorCase, sizes: tuple[int, ...], world: int) -> Run:
-    """A run that several tests look at; all replicas on one device, for that is quicker."""
-    return run(case, random_messages(sizes, world), LocalTransport(["CPU:0"] * world))
+    """A run that several tests look at."""
+    return run(case, random_messages(sizes, world))
 
 
 class Restatement:

@@ -80,6 +80,15 @@ def test_contraction_in_expectation(case):
 
 
 @over_compressors()
+def test_only_lossless_codecs_lose_nothing(case):
+    x = tensor("normal", 1000)
+    returned = round_trip(case.compressor, x).tobytes() == x.tobytes()
+    keeps_everything = case.contraction(len(x)) == 0  # TopK(1.0) and RandomK(1.0), too
+    assert returned == keeps_everything
+    assert returned or not case.compressor.lossless
+
+
+@over_compressors()
 def test_zeros_decode_to_zeros(case):
     for n in SIZES:
         for name in ("zeros", "negative zeros"):

@@ -33,9 +33,9 @@ PATTERNS = {  # name -> n -> float32[n]
     "descending": lambda n: -np.arange(n, 0, -1.0),
     "period of 64": lambda n: (np.arange(n) % 64 == 63) * (1 + rng(n).random(n)),
     "period of 100": lambda n: (np.arange(n) % 100 == 0) * 9 + rng(n).random(n),
-    "period of a fold": lambda n: np.resize(rng(n).normal(size=max(n // 16, 1)) ** 9, n),
+    "period of a fold": lambda n: np.resize(rng(n).normal(size=max(n // 8, 1)) ** 9, n),
     "one block holds all": lambda n: (np.arange(n) < n // 100) * (1 + rng(n).random(n)),
-    "the rest of a fold holds all": lambda n: np.arange(n) >= n - 15,
+    "the rest of a fold holds all": lambda n: np.arange(n) >= n - 7,
     "denormal": lambda n: rng(n).normal(size=n) * 1e-41,
     "smallest denormals": lambda n: rng(n).integers(0, 3, size=n) * 1.4e-45,
     "huge": lambda n: rng(n).choice([3.4e38, -1e38, 1.0], size=n),
@@ -84,14 +84,16 @@ def test_never_sorts_a_large_tensor(name, monkeypatch):
     assert max(sorted_sizes, default=0) <= n // 2
 
 
-@pytest.mark.parametrize("name", ["normal", "few non-zeros", "period of 64", "all zero"])
-def test_few_candidates_are_trimmed(name):
-    """The bound leaves little more than k candidates; for the adversary's data, 16 k at most."""
+@pytest.mark.parametrize(
+    ("name", "limit"),
+    [("normal", 1.1), ("ascending", 1.1), ("period of 64", 1.1), ("period of a fold", 8.1)]
+    + [("few non-zeros", 16), ("all zero", 8.1)],
+)
+def test_few_candidates_are_left_to_trim(name, limit):
+    """Little more than k; at most 8 k for an adversary's data, as many again for zeros."""
     n, k = 1_000_000, 10_000
-    count = len(selection._candidates(tf.constant(PATTERNS[name](n), tf.float32), k))
-    assert k <= count <= 2.1 * k
-    adversarial = tf.constant(PATTERNS["period of a fold"](n), tf.float32)
-    assert len(selection._candidates(adversarial, k)) <= 17 * k
+    positions, _ = selection._candidates(tf.constant(PATTERNS[name](n), tf.float32), k)
+    assert k <= len(positions) <= limit * k
 
 
 def test_error_is_the_best_that_k_entries_allow():

@@ -62,7 +62,7 @@ class Aggregator(abc.ABC):
         self.seed = seed
         for key, size in zip(self.keys, self.sizes, strict=True):
             if self.residuals is not None:
-                self.residuals.declare("worker", key, size)
+                self.residuals.declare(key, size)
 
     @abc.abstractmethod
     def aggregate(
@@ -85,9 +85,12 @@ class Aggregator(abc.ABC):
         return self.residuals.variable(replica, Slot("worker", self.keys[tensor], size, 0, size))
 
     def codec_seed(self, step: tf.Tensor, tensor: int, replica: int) -> tf.Tensor:
-        """int32[2]; codecs whose words are summed must draw the same on all replicas."""
+        """int32[2]; codecs whose words are summed must draw the same on all replicas.
+
+        The tensor counts by its place: generated names may differ between processes.
+        """
         rank = 0 if self.compressor.linear else self.transport.ranks[replica]
-        static = zlib.crc32(f"{self.seed}/{self.keys[tensor]}/{rank}".encode()) & 0x7FFFFFFF
+        static = zlib.crc32(f"{self.seed}/{tensor}/{rank}".encode()) & 0x7FFFFFFF
         return tf.stack([tf.constant(static, tf.int32), tf.cast(step, tf.int32)])
 
 

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import dataclasses
 import weakref
+import zlib
 from collections.abc import Callable, Sequence
 
 import numpy as np
@@ -162,7 +163,7 @@ class GradientExchange:
         vectors = [[m.flat(r) for m in messages] for r in range(self.transport.local)]
         if self.options.granularity == "model":
             vectors = [[tf.concat(v, 0)] for v in vectors]
-            aggregator = self._aggregator(["model"], [sum(sizes)])
+            aggregator = self._aggregator([_joint_key(messages)], [sum(sizes)])
             aggregate = aggregator.aggregate(vectors, health, step)
             flat_means = tf.split(aggregate.means[0], sizes)
         else:
@@ -231,6 +232,12 @@ class GradientExchange:
 
 def _unflatten(messages: Sequence[Message], flat: Sequence[tf.Tensor]) -> dict[str, tf.Tensor]:
     return {m.key: tf.reshape(v, m.shape) for m, v in zip(messages, flat, strict=True)}
+
+
+def _joint_key(messages: Sequence[Message]) -> str:
+    """Names the residual of all of `messages`: an optimizer may train several models in turn."""
+    names = "+".join(m.key for m in messages)
+    return f"model/{zlib.crc32(names.encode()):08x}"
 
 
 _exchanges = weakref.WeakKeyDictionary()  # optimizer -> GradientExchange

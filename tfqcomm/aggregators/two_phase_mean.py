@@ -67,9 +67,6 @@ class TwoPhaseMean(Aggregator):
         super().__init__(*args, **kwargs)
         self.chunks = partition(self.sizes, self.transport.world)
         self._chunk_words = 1 + max(sum(self._lengths(chunk)) for chunk in self.chunks)
-        if self.residuals is not None:
-            for key, size in zip(self.keys, self.sizes, strict=True):
-                self.residuals.declare("owner", key, size)
 
     def aggregate(self, messages, healthy, step):
         sent, updates = [], []

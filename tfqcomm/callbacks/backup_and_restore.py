@@ -26,8 +26,9 @@ class BackupAndRestore(keras.callbacks.Callback):
     """Saves the state of training, residuals included, and resumes from it.
 
     Keras' callback of this name saves the model and its optimizers; what compression has left out
-    so far is lost with the process. This one keeps it, as the **sum** over all replicas: a run may
-    go on with another number of workers, each of which gets its share.
+    so far is lost with the process. This one keeps it, summed over all replicas, each with its
+    weight in the mean: a run may go on with another number of workers, or another schedule, and
+    the model is owed exactly what it was owed before.
 
     Pass it to `fit` on all workers. The chief alone reads and writes `backup_dir`, and gives the
     others what it read. A backup replaces the one before in a single step, so that a crash while

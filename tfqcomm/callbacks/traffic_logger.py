@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import importlib.util
+
 import keras
 import tensorflow as tf
 from absl import logging
@@ -19,6 +21,10 @@ class TrafficLogger(keras.callbacks.Callback):
 
     Args:
         log_dir: where to write TensorBoard scalars; None writes none.
+        verbose: 1 prints how each tensor travels, once; 0 leaves it to absl's log.
+
+    Raises:
+        ValueError: if `log_dir` is given and TensorBoard is not installed.
 
     Attributes:
         history: one dict per epoch with
@@ -38,12 +44,19 @@ class TrafficLogger(keras.callbacks.Callback):
     []
     """
 
-    def __init__(self, log_dir: str | None = None):
+    def __init__(self, log_dir: str | None = None, *, verbose: int = 1):
         super().__init__()
+        if log_dir is not None and importlib.util.find_spec("tensorboard") is None:
+            raise ValueError(
+                "Argument `log_dir` needs the package `tensorboard`, which TensorFlow does not "
+                "install: `pip install tensorboard`, or leave it None and read `.history`. "
+                f"Received: log_dir={log_dir!r}"
+            )
         self.log_dir = log_dir
         self.history: list[dict[str, float]] = []
         self._writer = None
         self._seen: dict[GradientExchange, Traffic] = {}
+        self._verbose = verbose
         self._told = False
 
     def on_train_begin(self, logs=None):
@@ -101,7 +114,10 @@ class TrafficLogger(keras.callbacks.Callback):
         self._told = True
         for exchange in exchanges:
             lines = "\n".join(f"  {route}" for route in exchange.routes)
-            logging.info("TrafficLogger: tensors and how they travel\n%s", lines)
+            text = f"TrafficLogger: what is compressed, and how it travels\n{lines}"
+            logging.info("%s", text)
+            if self._verbose:
+                print(f"\n{text}", flush=True)
 
     def _write(self, epoch, record):
         if self._writer is None:

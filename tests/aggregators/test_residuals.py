@@ -1,0 +1,123 @@
+"""Error feedback survives a change of replicas and of schedules: what is owed stays owed."""
+
+import numpy as np
+import pytest
+import tensorflow as tf
+
+from tests.aggregators.processes import run_processes
+from tests.aggregators.runs import local_transport, random_messages, run
+from tests.catalogue import AggregatorCase
+from tfqcomm.aggregators import AllGatherMean, TwoPhaseMean
+from tfqcomm.compressors import BlockSign, TopK
+from tfqcomm.error_feedback import Residuals, Slot, encode_with_feedback
+
+SIZES = (31, 70)
+WORKER, OWNER = Slot("worker", "a", 6, 0, 6), Slot("owner", "a", 6, 2, 4)
+
+
+def residuals_of(world, worker=(), owner=None):
+    """Residuals of tensor `a`: a number for each worker, and one for the part of an owner."""
+    residuals = Residuals(local_transport(world))
+    residuals.declare("a", 6)
+    for replica, value in enumerate(worker):
+        residuals.variable(replica, WORKER).assign(tf.fill([6], float(value)))
+    if owner is not None:
+        residuals.variable(0, OWNER).assign(tf.fill([2], float(owner)))
+    return residuals
+
+
+def test_encode_with_feedback_by_hand():
+    words, residual = encode_with_feedback(
+        TopK(0.5), tf.constant([1.0, 0.0, -2.0, 0.5]), tf.constant([0.0, 1.5, 0.0, 0.5]), seed=0
+    )
+    np.testing.assert_array_equal(TopK(0.5).decode(words, 4), [0.0, 1.5, -2.0, 0.0])
+    np.testing.assert_array_equal(residual, [1.0, 0.0, 0.0, 1.0])
+
+
+def test_without_residual_there_is_no_feedback():
+    words, residual = encode_with_feedback(TopK(0.5), tf.constant([1.0, 3.0]), None, seed=0)
+    np.testing.assert_array_equal(TopK(0.5).decode(words, 2), [0.0, 3.0])
+    assert residual is None
+
+
+def test_a_residual_starts_at_zero_and_is_one_variable():
+    residuals = residuals_of(2)
+    assert residuals.variable(0, WORKER) is residuals.variable(0, WORKER)
+    assert residuals.variable(0, WORKER) is not residuals.variable(1, WORKER)
+    assert not residuals.variable(1, WORKER).numpy().any()
+    assert residuals.total()["a"].shape == (6,)
+
+
+def test_total_is_what_the_mean_is_owed():
+    """Two workers' residuals count half each, as their messages do; an owner's in full."""
+    residuals = residuals_of(2, worker=[1.0, 4.0], owner=10.0)
+    np.testing.assert_array_equal(residuals.total()["a"], [2.5, 2.5, 12.5, 12.5, 2.5, 2.5])
+
+
+def test_norm_is_that_of_the_first_workers_own():
+    assert residuals_of(2, worker=[2.0, 100.0], owner=50.0).norm() == pytest.approx(2 * 6**0.5)
+
+
+@pytest.mark.parametrize("before", [1, 2, 3, 4])
+@pytest.mark.parametrize("after", [1, 2, 3, 4])
+@pytest.mark.parametrize("exist", [True, False], ids=["existing", "not yet created"])
+def test_total_survives_another_number_of_replicas(before, after, exist):
+    total = residuals_of(before, worker=range(before), owner=7.0).total()
+    residuals = residuals_of(after, worker=[99.0] * after if exist else [], owner=99.0)
+    residuals.load_total(total)
+    for replica in range(after):
+        residuals.variable(replica, WORKER)
+    np.testing.assert_array_equal(residuals.total()["a"], total["a"])
+
+
+def test_loading_nothing_resets():
+    residuals = residuals_of(2, worker=[1.0, 2.0], owner=3.0)
+    residuals.load_total({})
+    assert not residuals.total()["a"].any()
+
+
+def test_total_of_several_processes_is_that_of_one():
+    one = residuals_of(4, worker=[1.0, 2.0, 3.0, 5.0], owner=7.0).total()
+
+    def total(transport):
+        residuals = Residuals(transport)
+        residuals.declare("a", 6)
+        for replica, rank in enumerate(transport.ranks):
+            value = [1.0, 2.0, 3.0, 5.0][rank]
+            residuals.variable(replica, WORKER).assign(tf.fill([6], value))
+        if transport.process == 1:
+            residuals.variable(0, OWNER).assign([7.0, 7.0])
+        return residuals.total()
+
+    for found in run_processes(2, 2, total):
+        np.testing.assert_array_equal(found["a"], one["a"])
+
+
+@pytest.mark.parametrize("exist", [True, False])
+def test_another_models_residual_is_refused(exist):
+    residuals = residuals_of(1, worker=[1.0] if exist else [])
+    with pytest.raises(ValueError, match=r"`a` must have 6 elements. Received: shape=\(5,\)"):
+        residuals.load_total({"a": np.zeros(5, np.float32)})
+        residuals.variable(0, WORKER)
+
+
+@pytest.mark.parametrize(("before", "after"), [(3, 3), (3, 2), (2, 4)])
+@pytest.mark.parametrize(
+    ("first", "second"),
+    [(AllGatherMean, AllGatherMean), (TwoPhaseMean, TwoPhaseMean), (TwoPhaseMean, AllGatherMean)],
+)
+def test_a_run_that_goes_on_elsewhere_loses_nothing(before, after, first, second):
+    """The law of conservation across a restart.
+
+    With Block-Sign, `schedule="auto"` itself goes from two-phase to gathering when one of three
+    workers leaves.
+    """
+    earlier = run(AggregatorCase(first, BlockSign()), random_messages(SIZES, before))
+    messages = random_messages(SIZES, after, seed=1)
+    later = run(AggregatorCase(second, BlockSign()), messages, owed=earlier.residuals.total())
+    owed = later.residuals.total()
+    for tensor in range(len(SIZES)):
+        left = sum(step[tensor] for step in [*earlier.means, *later.means])
+        inputs = [*earlier.messages, *later.messages]
+        right = sum(np.mean([m[tensor] for m in of_step], axis=0) for of_step in inputs)
+        np.testing.assert_allclose(left + owed[f"tensor{tensor}"], right, atol=1e-4)

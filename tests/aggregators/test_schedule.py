@@ -1,0 +1,79 @@
+"""Which schedule is chosen, restated from the formulas of what each sends."""
+
+import pytest
+
+from tfqcomm.aggregators import ExchangeOptions
+from tfqcomm.aggregators import schedule as schedules
+from tfqcomm.compressors import BFloat16, BlockSign, Float16, Identity, RandomK, TopK
+
+
+@pytest.mark.parametrize(
+    ("schedule", "expected"),
+    [
+        ("dense", 2 * 3 / 4 * 4 * 1000),
+        ("all_gather", 3 * 100),
+        ("two_phase", 2 * 3 / 4 * 100),
+    ],
+)
+def test_bytes_per_worker(schedule, expected):
+    assert schedules.bytes_per_worker(schedule, payload=100, elements=1000, world=4) == expected
+
+
+@pytest.mark.parametrize("schedule", ["dense", "all_gather", "two_phase"])
+def test_one_worker_sends_nothing(schedule):
+    assert schedules.bytes_per_worker(schedule, payload=100, elements=1000, world=1) == 0
+
+
+@pytest.mark.parametrize(
+    ("compressor", "world", "expected"),
+    [
+        (Identity(), 8, "dense"),
+        (Float16(), 2, "dense"),
+        (BFloat16(), 16, "dense"),
+        (RandomK(0.01), 16, "dense"),
+        (BlockSign(), 1, "all_gather"),
+        (BlockSign(), 2, "all_gather"),  # p against p: one round and one lossy step
+        (BlockSign(), 3, "two_phase"),  # 2p against 4/3 p
+        (BlockSign(), 16, "two_phase"),
+        (BlockSign(block=32), 3, "two_phase"),
+        (TopK(0.01), 2, "all_gather"),
+        (TopK(0.01), 16, "all_gather"),
+        # (W - 1) * 6 * 0.01 d < 8 (W - 1) / W d  where  W < 133
+        (TopK(0.01), 132, "all_gather"),
+        (TopK(0.01), 134, "dense"),
+        (TopK(0.5), 2, "all_gather"),
+        (TopK(0.5), 3, "dense"),
+        (TopK(1.0), 2, "dense"),  # 6 d against 4 d
+    ],
+    ids=str,
+)
+def test_auto_sends_the_fewest_bytes(compressor, world, expected):
+    sizes = [60000, 40000]
+    chosen = schedules.choose("auto", compressor, sizes, world)
+    assert chosen == expected
+    payload = 4 * sum(compressor.num_words(n) for n in sizes)
+    if not compressor.linear:
+        others = ("all_gather", "dense") if compressor.sparse else ("all_gather", "two_phase")
+        costs = [schedules.bytes_per_worker(s, payload, sum(sizes), world) for s in others]
+        assert schedules.bytes_per_worker(chosen, payload, sum(sizes), world) == min(costs)
+
+
+@pytest.mark.parametrize("schedule", ["dense", "all_gather", "two_phase"])
+def test_the_users_word_counts(schedule):
+    assert schedules.choose(schedule, Float16(), [1000], 4) == schedule
+
+
+@pytest.mark.parametrize(
+    ("schedule", "compressor", "text"),
+    [
+        ("ring", "top_k", r"Argument `schedule` must be one of .*'auto'.*Received: schedule='ring'"),
+        (None, "top_k", "Argument `schedule` must be one of .*Received: schedule=None"),
+        ("dense", "top_k", r"must be 'auto', 'all_gather' or 'two_phase'.*compressor=TopK\("),
+        ("dense", "block_sign", "words cannot be summed .*Received: schedule='dense'"),
+        ("all_gather", "identity", "must be 'auto' or 'dense' without .*schedule='all_gather'"),
+        ("two_phase", None, "must be 'auto' or 'dense' without .*schedule='two_phase'"),
+    ],
+)
+def test_what_does_not_fit_is_refused(schedule, compressor, text):
+    with pytest.raises(ValueError, match=text):
+        ExchangeOptions(compressor, schedule=schedule)
