@@ -197,10 +197,5 @@ def train(
 
 def versions() -> dict[str, str]:
     """What a result may depend on."""
-    return {
-        "python": sys.version.split()[0],
-        "tensorflow": tf.__version__,
-        "keras": keras.__version__,
-        "numpy": np.__version__,
-        "tfqcomm": tfqcomm.__version__,
-    }
+    modules = {module.__name__: module.__version__ for module in (tf, keras, np, tfqcomm)}
+    return {"python": sys.version.split()[0], **modules}

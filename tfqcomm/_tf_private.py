@@ -197,7 +197,10 @@ def intercept_stock_optimizers(find_step: Callable[[keras.optimizers.Optimizer],
     _find_step = find_step
 
 
-def _wrap(owner, name, wrapper):
+def _wrap(cls, name, wrapper):
+    # Where it is defined: Keras asks whether `Model.compile` is still that of its base class, and
+    # would not compile a model that it loads.
+    owner = next(base for base in cls.__mro__ if name in vars(base))
     original = getattr(owner, name)
 
     @functools.wraps(original)

@@ -89,14 +89,15 @@ def _candidates(x, k):
     maxima = numerics.fuse(_column_maxima, n)(x, fold)  # int32[columns]
     upper = tf.bitwise.right_shift(maxima, _LOW_BITS)
     digit, _ = _kth_digit(upper, k, _UPPER_SIZE)
-    bound = digit * _LOWER_SIZE
-    reaching = maxima >= tf.maximum(bound, 1)
+    bound = tf.maximum(digit * _LOWER_SIZE, 1)
     # Fewer than k columns are non-zero: the first k positions hold all zeros that may be needed.
-    reaching |= tf.equal(digit, 0) & (tf.range(columns) < k)
-    chosen = _positions(reaching)
+    sparse = tf.equal(digit, 0)
+    chosen = _positions((maxima >= bound) | (sparse & (tf.range(columns) < k)))
     found = tf.gather(tf.reshape(x[: fold * columns], [fold, columns]), chosen, axis=1)
-    positions = tf.range(fold)[:, None] * columns + chosen  # [fold, chosen], ascending by rows
-    kept = _positions(tf.reshape(numerics.magnitude_keys(found) >= bound, [-1]))
+    rows = tf.range(fold)[:, None]
+    positions = rows * columns + chosen  # [fold, chosen], ascending row by row
+    reaching = (numerics.magnitude_keys(found) >= bound) | (sparse & tf.equal(rows, 0))
+    kept = _positions(tf.reshape(reaching, [-1]))
     rest = tf.range(fold * columns, n)  # after the last whole column
     return (
         tf.concat([tf.gather(tf.reshape(positions, [-1]), kept), rest], 0),

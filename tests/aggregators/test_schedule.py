@@ -66,7 +66,11 @@ def test_the_users_word_counts(schedule):
 @pytest.mark.parametrize(
     ("schedule", "compressor", "text"),
     [
-        ("ring", "top_k", r"Argument `schedule` must be one of .*'auto'.*Received: schedule='ring'"),
+        (
+            "ring",
+            "top_k",
+            r"Argument `schedule` must be one of .*'auto'.*Received: schedule='ring'",
+        ),
         (None, "top_k", "Argument `schedule` must be one of .*Received: schedule=None"),
         ("dense", "top_k", r"must be 'auto', 'all_gather' or 'two_phase'.*compressor=TopK\("),
         ("dense", "block_sign", "words cannot be summed .*Received: schedule='dense'"),

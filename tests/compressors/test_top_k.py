@@ -87,10 +87,10 @@ def test_never_sorts_a_large_tensor(name, monkeypatch):
 @pytest.mark.parametrize(
     ("name", "limit"),
     [("normal", 1.1), ("ascending", 1.1), ("period of 64", 1.1), ("period of a fold", 8.1)]
-    + [("few non-zeros", 16), ("all zero", 8.1)],
+    + [("few non-zeros", 2), ("all zero", 1.1)],
 )
 def test_few_candidates_are_left_to_trim(name, limit):
-    """Little more than k; at most 8 k for an adversary's data, as many again for zeros."""
+    """Little more than k, and at most 8 k for an adversary's data; only ties may be more."""
     n, k = 1_000_000, 10_000
     positions, _ = selection._candidates(tf.constant(PATTERNS[name](n), tf.float32), k)
     assert k <= len(positions) <= limit * k

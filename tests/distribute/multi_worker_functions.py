@@ -1,12 +1,13 @@
-"""What the workers of `test_multi_worker.py` do; the test runs parts of it in one process, too.
+"""What the workers of `test_multi_worker.py` do; the test does the same in one process.
 
-Importing TensorFlow is most of what a pair of workers costs: one pair does everything, one
-strategy serves all runs, and what a run found is returned for the tests to judge.
+Importing TensorFlow is most of what a worker costs: one pair of them does everything, under one
+strategy, and returns what it found for the tests to judge.
 """
 
 from __future__ import annotations
 
 import pathlib
+import traceback
 
 import keras
 import numpy as np
@@ -20,18 +21,32 @@ from tfqcomm.distribute import MultiWorkerMirroredStrategy
 from tfqcomm.optimizers import CompAMS
 
 FEATURES, CLASSES, EXAMPLES, BATCH = 64, 10, 256, 32
-STEPS = 104  # in two epochs
+STEPS = 104  # of `train`, in two epochs
 
 CONFIGS = {
     "dense": {"compressor": None},
     "top_k": {"compressor": TopK(0.1)},
     "block_sign": {"compressor": BlockSign()},
-    "two_phase": {"compressor": BlockSign(), "schedule": "two_phase"},
+    "two_phase": {"compressor": BlockSign(block=64), "schedule": "two_phase", "min_size": 0},
     "random_k": {"compressor": RandomK(0.25)},
-    "everything": {"compressor": BlockSign(block=64), "min_size": 0},
     "comp_ams": {"optimizer": lambda: CompAMS(1e-2, compressor=TopK(0.1))},
 }
-own = CONFIGS["comp_ams"]["optimizer"]
+
+
+# ------------------------------------------------------------------------------------------ tools
+
+
+def use(strategy, compressor=None, **options):
+    """Gives the one strategy of this process other options for the next run."""
+    strategy.options = ExchangeOptions(compressor, **options)
+
+
+def fresh():
+    """Equal weights and equal names, in whatever order models are made."""
+    policy = keras.config.dtype_policy()
+    keras.backend.clear_session(free_memory=False)
+    keras.utils.set_random_seed(0)
+    keras.config.set_dtype_policy(policy)
 
 
 def classification(examples=EXAMPLES):
@@ -43,7 +58,6 @@ def classification(examples=EXAMPLES):
 
 def classifier(*between):
     """A kernel of 2048 elements, compressed by default, and one of 320, which is not."""
-    keras.utils.set_random_seed(0)
     layers = keras.layers
     return keras.Sequential(
         [
@@ -56,6 +70,7 @@ def classifier(*between):
 
 
 def compiled(strategy, *between, optimizer=None, **kwargs):
+    fresh()
     with strategy.scope():
         model = classifier(*between)
         model.compile(
@@ -67,49 +82,61 @@ def compiled(strategy, *between, optimizer=None, **kwargs):
     return model
 
 
-def use(strategy, compressor=None, **options):
-    """Gives the one strategy of this process other options for the next run."""
-    strategy.options = ExchangeOptions(compressor, **options)
+def fit(model, x, y, epochs, **kwargs):
+    """Trains without surprises; replica r gets the r-th part of each batch on every strategy."""
+    kwargs = {"batch_size": BATCH, "shuffle": False, "verbose": 0, **kwargs}
+    return model.fit(x, y, epochs=epochs, **kwargs).history
 
 
-def local_values(strategy, variables):
-    """The variables of each local replica."""
-    results = [strategy.experimental_local_results(v.value) for v in variables]
-    return [[np.array(v) for v in replica] for replica in zip(*results, strict=True)]
+def replicas(strategy, variables):
+    """For each local replica, its values of the variables."""
+    values = [strategy.experimental_local_results(v.value) for v in variables]
+    return [[np.array(v) for v in replica] for replica in zip(*values, strict=True)]
 
 
-def train(strategy, optimizer=None, compressor=None, **options):
-    """Trains, evaluates and predicts; equal data for replica r whatever the strategy is."""
-    del compressor, options  # of the strategy
+# ------------------------------------------------------- under any strategy, of this process or not
+
+
+def train(strategy, config):
+    """More than a hundred steps."""
+    config = dict(CONFIGS[config])
+    optimizer = config.pop("optimizer", None)
+    use(strategy, **config)
     model = compiled(strategy, optimizer=optimizer)
     x, y = classification(STEPS * BATCH // 2)
     traffic = TrafficLogger()
-    history = model.fit(
-        x,
-        y,
-        batch_size=BATCH,
-        epochs=2,
-        shuffle=False,
-        validation_data=(x[:96], y[:96]),
-        callbacks=[traffic],
-        verbose=0,
-    ).history
+    history = fit(model, x, y, 2, callbacks=[traffic])
     return {
+        "weights": replicas(strategy, model.weights),
         "history": history,
-        "evaluate": model.evaluate(x[:96], y[:96], batch_size=BATCH, verbose=0),
-        "predict": model.predict(x[:96], batch_size=BATCH, verbose=0),
-        "weights": local_values(strategy, model.weights),
         "traffic": traffic.history,
         "iterations": int(model.optimizer.iterations.numpy()),
     }
 
 
-def train_with_all_configs(strategy):
+def validate(strategy):
+    """`fit` with validation data, `evaluate` and `predict`, on arrays and on a dataset."""
+    x, y = classification(81)  # the last batch of two replicas: 9 + 8 examples
+    dataset = tf.data.Dataset.from_tensor_slices((x, y)).batch(BATCH)
+    inputs = tf.data.Dataset.from_tensor_slices(x).batch(BATCH)
     results = {}
-    for name, config in CONFIGS.items():
-        options = {k: v for k, v in config.items() if k != "optimizer"}
-        use(strategy, **options)
-        results[name] = train(strategy, **config)
+    for name in ("arrays", "dataset"):
+        use(strategy, "top_k")
+        model = compiled(strategy)
+        if name == "arrays":
+            history = fit(model, x, y, 1, validation_data=(x, y))
+            evaluated = model.evaluate(x, y, batch_size=BATCH, verbose=0)
+            predicted = model.predict(x, batch_size=BATCH, verbose=0)
+        else:
+            history = fit(model, dataset, None, 1, validation_data=dataset, batch_size=None)
+            evaluated = model.evaluate(dataset, verbose=0)
+            predicted = model.predict(inputs, verbose=0)
+        results[name] = {
+            "history": history,
+            "evaluate": evaluated,
+            "predict": predicted,
+            "weights": replicas(strategy, model.weights),
+        }
     return results
 
 
@@ -118,93 +145,90 @@ def batch_normalization(strategy):
     model = compiled(strategy, keras.layers.BatchNormalization(momentum=0.9))
     x, y = classification()
     x = x * np.linspace(0.5, 3, EXAMPLES)[:, None].astype("float32")  # replicas see other scales
-    model.fit(x, y, batch_size=BATCH, epochs=3, shuffle=False, verbose=0)
+    fit(model, x, y, 2)
     return {
+        "weights": replicas(strategy, model.weights),
         "predict": model.predict(x[:64], batch_size=BATCH, verbose=0),
-        "weights": local_values(strategy, model.weights),
     }
 
 
-def embedding_with_ragged_rows(strategy):
-    """A step of SGD on an embedding, where rank r has r + 2 rows, some of them twice."""
+def ragged_embedding(strategy, with_dense):
+    """Two steps of SGD on an embedding; replica r sees r + 2 rows, some of them twice."""
     use(strategy, "top_k")
+    fresh()
     with strategy.scope():
-        table = keras.Variable(np.zeros([50, 4], "float32"), name="table")
+        variables = [keras.Variable(np.zeros([50, 4], "float32"), name="table")]
+        if with_dense:
+            variables.append(keras.Variable(np.zeros([3], "float32"), name="bias"))
         optimizer = keras.optimizers.SGD(1.0)
-        optimizer.build([table])
+        optimizer.build(variables)
+
+    def replica_step(rows):
+        replica = tf.distribute.get_replica_context().replica_id_in_sync_group
+        rows = rows[: replica + 2]
+        with tf.GradientTape() as tape:
+            loss = tf.reduce_sum(tf.gather(variables[0].value, rows))
+            loss += sum(tf.reduce_sum(v.value) for v in variables[1:])
+            loss *= tf.cast(replica + 1, tf.float32) / strategy.num_replicas_in_sync
+        gradients = tape.gradient(loss, [v.value for v in variables])
+        optimizer.apply(gradients, variables)
 
     @tf.function
-    def step(rows, count):
-        def replica_step(rows, count):
-            replica = tf.distribute.get_replica_context().replica_id_in_sync_group
-            rows = rows[: count + replica]
-            with tf.GradientTape() as tape:
-                tape.watch(table.value)
-                picked = tf.gather(table.value, rows)
-                scale = tf.cast(replica + 1, tf.float32)
-                loss = tf.reduce_sum(picked) * scale / strategy.num_replicas_in_sync
-            gradient = tape.gradient(loss, table.value)
-            assert isinstance(gradient, tf.IndexedSlices)
-            optimizer.apply([gradient], [table])
-
-        strategy.run(replica_step, args=(rows, count))
+    def step(rows):
+        strategy.run(replica_step, args=(rows,))
 
     for _ in range(2):
-        step(tf.constant([3, 7, 3, 49, 0, 11], tf.int32), tf.constant(2))
-    return local_values(strategy, [table])
+        step(tf.constant(RAGGED_ROWS))
+    return replicas(strategy, variables)
+
+
+RAGGED_ROWS = [3, 7, 3, 49, 0, 11]
 
 
 def embedding_model(strategy):
     use(strategy, "block_sign")
-    keras.utils.set_random_seed(0)
+    fresh()
+    layers = keras.layers
     with strategy.scope():
         model = keras.Sequential(
             [
                 keras.Input([5], dtype="int32"),
-                keras.layers.Embedding(500, 8),
-                keras.layers.Flatten(),
-                keras.layers.Dense(64, activation="relu"),
-                keras.layers.Dense(2),
+                layers.Embedding(500, 8),
+                layers.Flatten(),
+                layers.Dense(64, activation="relu"),
+                layers.Dense(2),
             ]
         )
         model.compile("adam", keras.losses.SparseCategoricalCrossentropy(from_logits=True))
-    random = np.random.RandomState(0)
-    x = random.randint(0, 500, [90, 5])  # the last batch has 26 examples
+    x = np.random.RandomState(0).randint(0, 500, [89, 5])  # the last batch: 13 + 12 examples
     traffic = TrafficLogger()
-    model.fit(
-        x, x[:, 0] % 2, batch_size=BATCH, epochs=2, shuffle=False, verbose=0, callbacks=[traffic]
-    )
-    return {
-        "weights": local_values(strategy, model.weights),
-        "traffic": traffic.history,
-    }
+    fit(model, x, x[:, 0] % 2, 2, callbacks=[traffic])
+    return {"weights": replicas(strategy, model.weights), "traffic": traffic.history}
 
 
 def nan_on_one_worker(strategy):
     """The last replica's examples of the fourth step, of eight, hold a NaN."""
     use(strategy, "top_k")
     x, y = classification()
-    x[3 * BATCH + BATCH - 1, 5] = np.nan
-    model = compiled(strategy)
-    traffic = TrafficLogger()
-    model.fit(
-        x, y, batch_size=BATCH, epochs=2, shuffle=False, verbose=0, callbacks=[traffic]
-    )
-    with_nan = local_values(strategy, model.weights)
+    x[4 * BATCH - 1, 5] = np.nan
+    model, traffic = compiled(strategy), TrafficLogger()
+    fit(model, x, y, 2, callbacks=[traffic])
     keep = np.r_[: 3 * BATCH, 4 * BATCH : EXAMPLES]
-    other = compiled(strategy)
-    other.fit(x[keep], y[keep], batch_size=BATCH, epochs=2, shuffle=False, verbose=0)
+    without = compiled(strategy)
+    fit(without, x[keep], y[keep], 2)
     return {
-        "traffic": traffic.history,
-        "weights": with_nan,
-        "weights without the batch": local_values(strategy, other.weights),
+        "weights": replicas(strategy, model.weights),
+        "weights without the batch": replicas(strategy, without.weights),
+        "skipped_steps": [record["skipped_steps"] for record in traffic.history],
         "iterations": int(model.optimizer.iterations.numpy()),
     }
 
 
-def overflow_on_one_worker(strategy, optimizer):
-    """Mixed precision: only the last replica's gradients overflow in the second step of four."""
-    use(strategy, "block_sign")
+def overflow_on_one_worker(strategy, config):
+    """Mixed precision; the last replica's gradients alone overflow in the second step of four."""
+    config = dict(CONFIGS[config])
+    optimizer = config.pop("optimizer", None)
+    use(strategy, **config)
     keras.config.set_dtype_policy("mixed_float16")
     try:
         model = compiled(strategy, optimizer=optimizer)
@@ -213,13 +237,14 @@ def overflow_on_one_worker(strategy, optimizer):
     x, y = classification(4 * BATCH)
     x[2 * BATCH - 1] = 60000.0
     scales = []
-    record = keras.callbacks.LambdaCallback(
-        on_train_batch_end=lambda batch, logs: scales.append(float(model.optimizer.dynamic_scale.numpy()))
-    )
-    model.fit(x, y, batch_size=BATCH, epochs=1, shuffle=False, verbose=0, callbacks=[record])
+
+    def record(batch, logs):
+        scales.append(float(model.optimizer.dynamic_scale.numpy()))
+
+    fit(model, x, y, 1, callbacks=[keras.callbacks.LambdaCallback(on_train_batch_end=record)])
     return {
         "scales": scales,
-        "weights": local_values(strategy, model.weights),
+        "weights": replicas(strategy, model.weights),
         "iterations": int(model.optimizer.inner_optimizer.iterations.numpy()),
     }
 
@@ -227,13 +252,13 @@ def overflow_on_one_worker(strategy, optimizer):
 def custom_loop(strategy):
     """`strategy.run` by hand, with a user's own all-reduce of 5000 numbers beside the step."""
     use(strategy, TopK(0.1))
+    fresh()
     with strategy.scope():
         model = classifier()
         optimizer = keras.optimizers.Adam(1e-2)
         optimizer.build(model.trainable_variables)
-    x, y = classification()
     loss_fn = keras.losses.SparseCategoricalCrossentropy(from_logits=True)
-    data = tf.data.Dataset.from_tensor_slices((x, y)).batch(BATCH)
+    data = tf.data.Dataset.from_tensor_slices(classification()).batch(BATCH)
     options = tf.data.Options()
     options.experimental_distribute.auto_shard_policy = tf.data.experimental.AutoShardPolicy.DATA
     data = strategy.experimental_distribute_dataset(data.with_options(options))
@@ -244,22 +269,22 @@ def custom_loop(strategy):
             loss = loss_fn(y, model(x, training=True)) / strategy.num_replicas_in_sync
         gradients = tape.gradient(loss, model.trainable_variables)
         optimizer.apply(gradients, model.trainable_variables)
-        mine = tf.range(5000, dtype=tf.float32) * tf.cast(
-            context.replica_id_in_sync_group + 1, tf.float32
-        )
-        return context.all_reduce("sum", mine), context.all_reduce("sum", loss)
+        rank = tf.cast(context.replica_id_in_sync_group, tf.float32)
+        return context.all_reduce("sum", tf.range(5000.0) * (rank + 1))
 
     @tf.function
     def step(x, y):
         return strategy.run(replica_step, args=(x, y))
 
     for batch in data:
-        summed, loss = step(*batch)
+        summed = step(*batch)
     return {
-        "weights": local_values(strategy, model.weights),
+        "weights": replicas(strategy, model.weights),
         "all_reduce": np.array(strategy.experimental_local_results(summed)[0]),
-        "loss": float(strategy.experimental_local_results(loss)[0]),
     }
+
+
+# ------------------------------------------------------------------------------- on workers alone
 
 
 class SaveOnChief(keras.callbacks.Callback):
@@ -274,93 +299,82 @@ class SaveOnChief(keras.callbacks.Callback):
             self.model.save(self.path)
 
 
-def chief_saves(strategy, directory, optimizer=None, compressor=None):
-    """Saves in the first of two epochs, and once more at the end, where predictions are kept."""
-    use(strategy, compressor)
+def save_on_chief(strategy, config, directory):
+    """Saves after the first of two epochs, and once more at the end; returns predictions."""
+    options = dict(CONFIGS[config])
+    optimizer = options.pop("optimizer", None)
+    use(strategy, **options)
     model = compiled(strategy, keras.layers.BatchNormalization(), optimizer=optimizer)
     x, y = classification()
-    kind = "stock" if optimizer is None else "own"
-    save = SaveOnChief(pathlib.Path(directory, f"{kind}-1.keras"))
-    model.fit(x, y, batch_size=BATCH, epochs=2, shuffle=False, verbose=0, callbacks=[save])
+    fit(model, x, y, 2, callbacks=[SaveOnChief(pathlib.Path(directory, f"{config}-1.keras"))])
     if task_index() == 0:
-        model.save(pathlib.Path(directory, f"{kind}-2.keras"))
+        model.save(pathlib.Path(directory, f"{config}-2.keras"))
     return model.predict(x[:64], batch_size=BATCH, verbose=0)
 
 
 def several_steps_per_execution(strategy):
-    x, y = classification()
-    results = []
-    for count in (1, 4):
-        use(strategy, "top_k")
-        model = compiled(strategy, steps_per_execution=count)
-        traffic = TrafficLogger()
-        model.fit(x, y, batch_size=BATCH, epochs=2, shuffle=False, verbose=0, callbacks=[traffic])
-        results.append(
-            {
-                "weights": local_values(strategy, model.weights),
-                "steps": [record["steps"] for record in traffic.history],
-            }
-        )
-    return results
+    """The message of the error, on the worker that is asked."""
+    use(strategy, "top_k")
+    try:
+        fit(compiled(strategy, steps_per_execution=4), *classification(), 1)
+    except ValueError as error:
+        return str(error)
+    return None
 
 
-def kinds_of_data(strategy, examples):
-    """`fit`, `evaluate` and `predict` on arrays and on a `tf.data.Dataset`."""
-    x, y = classification(examples)
-    dataset = tf.data.Dataset.from_tensor_slices((x, y)).batch(BATCH)
-    results = {}
-    for name, data in {
-        "arrays": {"x": x, "y": y, "batch_size": BATCH},
-        "dataset": {"x": dataset},
-    }.items():
-        use(strategy, "top_k")
-        model = compiled(strategy)
-        history = model.fit(**data, epochs=2, shuffle=False, verbose=0).history
-        evaluated = model.evaluate(**data, verbose=0)
-        data.pop("y", None)
-        results[name] = {
-            "loss": history["loss"],
-            "evaluate": evaluated,
-            "predict": model.predict(**data, verbose=0),
-            "weights": local_values(strategy, model.weights),
-        }
-    return results
+def other_names(strategy):
+    """Worker 1 has made a model of its own before: automatic names differ from here on."""
+    use(strategy, RandomK(0.25))
+    fresh()
+    if task_index() == 1:
+        classifier()
+    with strategy.scope():
+        model = classifier()
+        model.compile("adam", keras.losses.SparseCategoricalCrossentropy(from_logits=True))
+    fit(model, *classification(), 1)
+    return {
+        "names": [v.path for v in model.weights],
+        "weights": replicas(strategy, model.weights),
+    }
 
 
-def everything(directory):
-    """All of the above on two workers of one device each."""
+def attempt(function, *args):
+    """The result, or the traceback as text: one failure must not hide the other results."""
+    try:
+        return function(*args)
+    except Exception:
+        return traceback.format_exc()
+
+
+SAME_ANYWHERE = {
+    **{f"train {name}": (train, name) for name in CONFIGS},
+    "validate": (validate,),
+    "batch_normalization": (batch_normalization,),
+    "ragged_embedding": (ragged_embedding, True),
+    "ragged_embedding alone": (ragged_embedding, False),
+    "embedding_model": (embedding_model,),
+    "nan": (nan_on_one_worker,),
+    "overflow top_k": (overflow_on_one_worker, "top_k"),
+    "overflow comp_ams": (overflow_on_one_worker, "comp_ams"),
+    "custom_loop": (custom_loop,),
+}
+
+
+def on_two_workers(directory):
+    """Everything, with one device for each worker."""
     strategy = MultiWorkerMirroredStrategy()
-    return {
-        "configs": train_with_all_configs(strategy),
-        "batch_normalization": batch_normalization(strategy),
-        "embedding_with_ragged_rows": embedding_with_ragged_rows(strategy),
-        "embedding_model": embedding_model(strategy),
-        "nan": nan_on_one_worker(strategy),
-        "overflow": {
-            "stock": overflow_on_one_worker(strategy, None),
-            "own": overflow_on_one_worker(strategy, own),
-        },
-        "custom_loop": custom_loop(strategy),
-        "saved": {
-            "stock": chief_saves(strategy, directory, compressor="top_k"),
-            "own": chief_saves(strategy, directory, optimizer=own),
-        },
-        "several_steps": several_steps_per_execution(strategy),
-        "data": {n: kinds_of_data(strategy, n) for n in (96, 81)},
+    jobs = {
+        **SAME_ANYWHERE,
+        "save top_k": (save_on_chief, "top_k", directory),
+        "save comp_ams": (save_on_chief, "comp_ams", directory),
+        "several_steps": (several_steps_per_execution,),
+        "other_names": (other_names,),
     }
+    return {name: attempt(job, strategy, *args) for name, (job, *args) in jobs.items()}
 
 
-def two_devices_each():
-    """Four replicas, on two workers."""
+def with_two_devices_each(names):
+    """Some of it with four replicas, on two workers."""
     strategy = MultiWorkerMirroredStrategy(devices_per_worker=2)
-    return {
-        "configs": {
-            name: (use(strategy, **{k: v for k, v in CONFIGS[name].items() if k != "optimizer"}),
-                   train(strategy, **CONFIGS[name]))[1]
-            for name in ("dense", "block_sign", "two_phase", "everything", "comp_ams")
-        },
-        "batch_normalization": batch_normalization(strategy),
-        "embedding_with_ragged_rows": embedding_with_ragged_rows(strategy),
-        "nan": nan_on_one_worker(strategy),
-        "custom_loop": custom_loop(strategy),
-    }
+    jobs = {name: SAME_ANYWHERE[name] for name in names}
+    return {name: attempt(job, strategy, *args) for name, (job, *args) in jobs.items()}

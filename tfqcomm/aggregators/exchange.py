@@ -195,7 +195,8 @@ class GradientExchange:
         ]
         aggregator = DenseMean(Identity(), self.transport, None, ["dense"], [sum(sizes)])
         aggregate = aggregator.aggregate(fused, health, step)
-        return aggregate, _unflatten(messages, tf.split(aggregate.means[0], sizes))
+        flat_means = tf.split(aggregate.means[0], sizes) if messages else []
+        return aggregate, _unflatten(messages, flat_means)
 
     def _gather_rows(self, message: Message) -> tf.IndexedSlices:
         """The rows of all replicas; a row that occurs twice is meant twice, as in TensorFlow."""

@@ -1,0 +1,20 @@
+"""Bits as the papers count them, beside the bytes that are really sent."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from tfqcomm.compressors import BlockSign, Compressor, TopK
+
+
+def paper_bits(codec: Compressor, sizes: Sequence[int]) -> int:
+    """Bits of one message as the paper counts them, for tensors of `sizes` entries.
+
+    Top-k: 32 for each entry kept, without positions. Block-Sign: one for each entry, without
+    scales. The others: their payload.
+    """
+    if isinstance(codec, TopK):
+        return 32 * sum(codec.num_kept(n) for n in sizes)
+    if isinstance(codec, BlockSign):
+        return sum(sizes)
+    return 32 * sum(codec.num_words(n) for n in sizes)

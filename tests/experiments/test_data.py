@@ -1,0 +1,79 @@
+"""The data sets, and the order in which replicas see them."""
+
+import numpy as np
+import pytest
+
+import models
+from experiments import data
+from experiments.accounting import paper_bits
+from tfqcomm import compressors
+
+
+def test_digits():
+    digits = data.load("digits")
+    assert digits.x_train.shape == (1437, 8, 8, 1) and digits.x_test.shape == (360, 8, 8, 1)
+    assert digits.x_train.dtype == digits.x_test.dtype == np.float32
+    assert digits.x_train.min() == 0 and digits.x_train.max() == 1
+    assert set(np.bincount(digits.y_test)) <= {35, 36, 37}  # stratified
+    assert digits.num_classes == 10
+
+
+def test_digits_are_always_split_alike():
+    first, second = data.load("digits"), data.load("digits")
+    np.testing.assert_array_equal(first.x_train, second.x_train)
+
+
+def test_unknown_name():
+    with pytest.raises(
+        ValueError, match=r"Argument `name` must be one of .*Received: name='mnits'"
+    ):
+        data.load("mnits")
+
+
+def test_missing_directory(tmp_path):
+    missing = str(tmp_path / "missing")
+    with pytest.raises(FileNotFoundError, match=f"no directory data_dir='{missing}'"):
+        data.load("mnist", missing)
+
+
+def test_directory_without_the_data_set(tmp_path):
+    with pytest.raises(FileNotFoundError, match="tfds build mnist --data_dir="):
+        data.load("mnist", str(tmp_path))
+
+
+def rows_seen(strategy, seed, steps, replica_batch=4, examples=37):
+    """What each replica is given: int[steps, replica, example]."""
+    x = np.arange(examples, dtype=np.float32)
+    stream = iter(data.training_stream(x, x.astype(np.int32), strategy, replica_batch, seed))
+    batches = [strategy.experimental_local_results(next(stream)[1]) for _ in range(steps)]
+    return np.array([[replica.numpy() for replica in batch] for batch in batches])
+
+
+def test_stream_does_not_depend_on_the_number_of_replicas(mirrored_strategy):
+    two = rows_seen(mirrored_strategy(2), seed=0, steps=9, replica_batch=4)
+    four = rows_seen(mirrored_strategy(4), seed=0, steps=9, replica_batch=2)
+    np.testing.assert_array_equal(two.reshape(9, 8), four.reshape(9, 8))
+
+
+def test_stream_shuffles_each_epoch_anew(mirrored_strategy):
+    epochs = rows_seen(mirrored_strategy(1), seed=0, steps=4, replica_batch=1, examples=4).ravel()
+    more = rows_seen(mirrored_strategy(1), seed=1, steps=40, replica_batch=1, examples=4).ravel()
+    assert sorted(epochs) == [0, 1, 2, 3]
+    assert all(sorted(epoch) == [0, 1, 2, 3] for epoch in more.reshape(10, 4))
+    assert len(np.unique(more.reshape(10, 4), axis=0)) > 3
+
+
+def test_stream_follows_the_seed(mirrored_strategy):
+    first, again, other = (rows_seen(mirrored_strategy(2), seed, steps=4) for seed in (3, 3, 4))
+    np.testing.assert_array_equal(first, again)
+    assert (first != other).any()
+
+
+def test_bits_as_the_paper_counts_them():
+    model = models.comp_ams_mnist_cnn()
+    sizes = [int(np.prod(v.shape)) for v in model.trainable_variables]
+    assert 120 * paper_bits(compressors.Identity(), sizes) == 83_865_600  # worker and epoch
+    assert paper_bits(compressors.BlockSign(), sizes) == 21_840
+    kept = 2 + 1 + 50 + 1 + 160 + 1 + 5 + 1  # 1% of each tensor, at least one
+    assert paper_bits(compressors.TopK(0.01), sizes) == 32 * kept
+    assert paper_bits(compressors.Float16(), [10]) == 160

@@ -1,0 +1,77 @@
+"""Each experiment runs from its command line and writes what it promises."""
+
+import json
+import os
+import pathlib
+import subprocess
+import sys
+
+import pytest
+
+ROOT = pathlib.Path(__file__).parent.parent.parent
+
+
+def run(module: str, *arguments: str) -> str:
+    """Runs an experiment as a user does; returns what it printed."""
+    done = subprocess.run(
+        [sys.executable, "-m", module, *arguments],
+        cwd=ROOT,
+        env={**os.environ, "PYTHONUNBUFFERED": "1"},
+        capture_output=True,
+        text=True,
+        timeout=280,
+    )
+    assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-6000:]
+    return done.stdout
+
+
+def comp_ams(out: pathlib.Path, *arguments: str) -> dict:
+    """Runs COMP-AMS on the digits and returns its results."""
+    run("experiments.comp_ams", "--dataset=digits", f"--out={out}", *arguments)
+    return json.loads((out / "results.json").read_text())
+
+
+def test_comp_ams(tmp_path):
+    results = comp_ams(
+        tmp_path, "--workers=4", "--epochs=2", "--global_batch=120", "--compressors=identity,top_k"
+    )
+    dense, sparse = results["runs"]["identity"], results["runs"]["top_k"]
+    assert dense["parameters"] == sparse["parameters"] == 283_786
+    assert dense["paper_bits_per_step"] == 32 * 283_786
+    assert 90 * sparse["paper_bits_per_step"] < dense["paper_bits_per_step"]
+    assert [epoch["steps"] for epoch in dense["epochs"]] == [11, 11]
+    assert dense["bytes_sent_per_step"] > 25 * sparse["bytes_sent_per_step"]  # (W-1) p, W = 4
+    assert dense["test_accuracy"] > 0.5
+    assert results["settings"]["no_error_feedback"] is False
+    assert set(results["versions"]) >= {"tensorflow", "keras", "tfqcomm"}
+    assert (tmp_path / "accuracy.png").stat().st_size > 10_000
+
+
+@pytest.mark.slow
+@pytest.mark.multi_process
+def test_comp_ams_in_two_processes_equals_one(tmp_path):
+    common = ("--workers=4", "--epochs=1", "--compressors=block_sign", "--no_error_feedback")
+    one = comp_ams(tmp_path / "one", *common)["runs"]["block_sign"]["epochs"][0]
+    two = comp_ams(tmp_path / "two", *common, "--processes=2")["runs"]["block_sign"]["epochs"][0]
+    assert two["test_loss"] == pytest.approx(one["test_loss"], rel=1e-4)
+    assert two["residual_norm_ratio"] == 0
+
+
+@pytest.mark.slow
+def test_speedup(tmp_path):
+    results = comp_ams(tmp_path, "--experiment=speedup", "--workers_list=1,2", "--target_loss=1.5")
+    assert [run["workers"] for run in results["runs"]] == [1, 2]
+    assert all(0 < run["iterations"] < 200 for run in results["runs"])
+    assert (tmp_path / "speedup.png").exists()
+
+
+@pytest.mark.multi_process
+def test_compare(tmp_path):
+    printed = run("experiments.compare", "--runs=comp_ams_top_k", "--epochs=2", f"--out={tmp_path}")
+    metrics = json.loads((tmp_path / "metrics.json").read_text())
+    top_k = metrics["runs"]["comp_ams_top_k"]
+    assert len(top_k["epochs"]) == 2 and top_k["ratio"] > 30
+    assert "COMP-AMS, Top-k 1%" in printed and "worker 0" in printed
+    assert "| COMP-AMS, Top-k 1% " in (tmp_path / "report.md").read_text()
+    assert (tmp_path / "accuracy.png").stat().st_size > 10_000
+    assert list((tmp_path / "tensorboard" / "comp_ams_top_k").rglob("events*"))

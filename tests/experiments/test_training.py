@@ -1,0 +1,67 @@
+"""What the experiments measure is what they say."""
+
+import keras
+import numpy as np
+import pytest
+import tensorflow as tf
+
+import models
+from experiments import data, report, training
+from tfqcomm.optimizers import CompAMS
+
+
+def test_scorer_agrees_with_keras():
+    digits = data.load("digits")
+    model = training.compiled(
+        models.digits_cnn, keras.optimizers.SGD, tf.distribute.get_strategy(), seed=0
+    )
+    loss, accuracy = training.Scorer(model, digits.x_test, digits.y_test, batch=100)()
+    expected = model.evaluate(digits.x_test, digits.y_test, verbose=0, return_dict=True)
+    assert loss == pytest.approx(expected["loss"], rel=1e-5)
+    assert accuracy == pytest.approx(expected["accuracy"])
+
+
+def test_replicas_draw_dropout_masks_of_their_own(mirrored_strategy):
+    strategy = mirrored_strategy(3)
+
+    def build():
+        return keras.Sequential([keras.Input((64,)), keras.layers.Dropout(0.5)])
+
+    model = training.compiled(build, keras.optimizers.SGD, strategy, seed=0)
+
+    @tf.function
+    def masks():
+        return strategy.run(lambda: model(tf.ones([1, 64]), training=True))
+
+    first, second = (
+        [m.numpy() for m in strategy.experimental_local_results(masks())] for _ in "ab"
+    )
+    assert len(np.unique([*first, *second], axis=0)) == 6
+
+
+def test_train_records_every_epoch(mirrored_strategy):
+    digits = data.load("digits")
+    model = training.compiled(
+        lambda: models.mlp((8, 8, 1), 10, (32,)),
+        lambda: CompAMS(1e-2, compressor="block_sign"),
+        mirrored_strategy(2),
+        seed=0,
+    )
+    epochs = training.train(model, digits, epochs=2, global_batch=101, seed=0)
+    assert [epoch["steps"] for epoch in epochs] == [14, 14]  # 1437 // 101; 100 examples each
+    assert epochs[1]["test_loss"] < epochs[0]["test_loss"]
+    assert report.summary(epochs)["bytes_per_worker_and_step"] == epochs[0]["bytes_sent"] / 14
+
+
+def test_table_is_markdown():
+    run = {
+        "title": "Adam, dense",
+        "test_accuracy": 0.98,
+        "bytes_per_worker_and_step": 1_135_148.0,
+        "ratio": 1.0,
+        "seconds_per_step": 0.0123,
+    }
+    header, rule, row = report.table({"adam_dense": run}).splitlines()
+    assert len(header) == len(rule) == len(row)
+    assert header.count("|") == rule.count("|") == row.count("|") == 6
+    assert all(cell in row for cell in ("98.00%", "1,135,148", "1.0x", "0.0123"))

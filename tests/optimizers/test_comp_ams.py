@@ -1,0 +1,160 @@
+"""CompAMS against a NumPy reference written from the paper, and against three steps by hand."""
+
+import keras
+import numpy as np
+import pytest
+
+from tests.optimizers import reference
+from tests.optimizers.reference import CompAMSReference
+from tests.replicas import apply_gradients, build, plain, random_gradients
+from tfqcomm.compressors import TopK
+from tfqcomm.optimizers import CompAMS
+
+SHAPES = [(12, 10), (7,), ()]
+CODECS = {
+    "identity": ("identity", reference.identity),
+    "top_k": (TopK(0.1), reference.top_k),
+    "block_sign": ("block_sign", reference.block_sign),
+}
+
+
+def run(world, gradients, codec="top_k", learning_rate=1e-2, **kwargs):
+    """What the variables were at the start, and after each step."""
+
+    def optimizer():
+        return CompAMS(
+            learning_rate,
+            compressor=CODECS[codec][0],
+            min_size=0,  # as the paper: biases and all
+            schedule="auto" if codec == "identity" else "all_gather",  # the paper's server
+            **kwargs,
+        )
+
+    strategy = plain(world)
+    optimizer, variables = build(strategy, optimizer, SHAPES)
+    start = [v.numpy() for v in variables]
+    return start, apply_gradients(strategy, optimizer, variables, gradients)
+
+
+def assert_follows(start, actual, gradients, codec="top_k", rate=lambda step: 1e-2, **kwargs):
+    """Compares with the reference, step by step."""
+    world = gradients[0].shape[1]
+    for theta, history, of_variable in zip(start, actual, gradients, strict=True):
+        expected = CompAMSReference(theta, world, CODECS[codec][1], **kwargs)
+        for step, of_workers in enumerate(of_variable):
+            np.testing.assert_allclose(
+                history[step],
+                expected.step(of_workers, rate(step)),
+                rtol=0,
+                atol=1e-5,
+                err_msg=f"shape {theta.shape} diverged from the reference at step {step}",
+            )
+
+
+@pytest.mark.parametrize("world", [1, 2, 3])
+@pytest.mark.parametrize("codec", ["top_k", "block_sign"])
+@pytest.mark.parametrize("epsilon_inside", [True, False])
+def test_hundred_steps_are_those_of_the_paper(world, codec, epsilon_inside):
+    gradients = random_gradients(100, world, SHAPES)
+    options = {"epsilon": 1e-4, "beta_1": 0.8, "beta_2": 0.99, "epsilon_inside": epsilon_inside}
+    start, actual = run(world, gradients, codec, **options)
+    assert_follows(start, actual, gradients, codec, **options)
+
+
+def test_defaults_are_those_of_the_paper():
+    gradients = [1e-4 * g for g in random_gradients(5, 1, SHAPES)]  # small enough for epsilon
+    start, actual = run(1, gradients)
+    assert_follows(start, actual, gradients)
+
+
+def test_three_steps_by_hand():
+    """Of four entries two are sent; learning rate 1, both decays a half.
+
+    step  g              g + e          sent           m                      vhat
+    1     4  1 -2 0.5    4  1 -2 0.5    4  0 -2 0      2    0  -1    0        8  0 2 0
+    2     0  1 -1 1      0  2 -1 1.5    0  2  0 1.5    1    1  -0.5  0.75     8  2 2 1.125
+    3    -6  0  0 0     -6  0 -1 0     -6  0 -1 0     -2.5 .5  -.75  0.375   20  2 2 1.125
+    """
+    optimizer, (variable,) = build(
+        plain(),
+        lambda: CompAMS(1.0, 0.5, 0.5, 1e-12, compressor=TopK(0.5), min_size=0),
+        [(4,)],
+    )
+    variable.assign([10.0, 10.0, 10.0, 10.0])
+    gradients = np.array([[[4, 1, -2, 0.5]], [[0, 1, -1, 1]], [[-6, 0, 0, 0]]], "float32")
+    (history,) = apply_gradients(plain(), optimizer, [variable], [gradients])
+    expected = [
+        [9.2928932, 10.0, 10.7071068, 10.0],  # m / sqrt(vhat): 0.7071068, 0, -0.7071068, 0
+        [8.9393398, 9.2928932, 11.0606602, 9.2928932],  # 0.3535534 0.7071068 -0.3535534 0.7071068
+        [9.4983568, 8.9393398, 11.5909903, 8.9393398],  # -0.5590170 0.3535534 -0.5303301 0.3535534
+    ]
+    np.testing.assert_allclose(history, expected, atol=2e-6)
+
+
+@pytest.mark.parametrize("world", [1, 2])
+def test_learning_rate_schedule(world):
+    gradients = random_gradients(6, world, SHAPES)
+    schedule = keras.optimizers.schedules.PiecewiseConstantDecay([1, 3], [1e-1, 1e-2, 1e-3])
+    start, actual = run(world, gradients, learning_rate=schedule)
+    rates = [1e-1, 1e-1, 1e-2, 1e-2, 1e-3, 1e-3]
+    assert_follows(start, actual, gradients, rate=lambda step: rates[step])
+
+
+@pytest.mark.parametrize("world", [1, 2])
+def test_weight_decay_is_decoupled(world):
+    """Before the step the variable shrinks by learning rate times decay."""
+    gradients = random_gradients(5, world, SHAPES)
+    start, actual = run(world, gradients, weight_decay=0.3)
+    for theta, history, of_variable in zip(start, actual, gradients, strict=True):
+        expected = CompAMSReference(theta, world, reference.top_k)
+        for step, of_workers in enumerate(of_variable):
+            expected.theta = expected.theta * (1 - 0.3 * 1e-2)
+            right = expected.step(of_workers, 1e-2)
+            np.testing.assert_allclose(history[step], right, atol=1e-5, err_msg=f"step {step}")
+
+
+def clip_by_norm(gradients, limit):
+    norms = [np.sqrt(np.square(g).sum()) for g in gradients]
+    return [g * min(1, limit / norm) for g, norm in zip(gradients, norms, strict=True)]
+
+
+def clip_by_value(gradients, limit):
+    return [np.clip(g, -limit, limit) for g in gradients]
+
+
+def clip_by_global_norm(gradients, limit):
+    norm = np.sqrt(sum(np.square(g).sum() for g in gradients))
+    return [g * min(1, limit / norm) for g in gradients]
+
+
+@pytest.mark.parametrize("world", [1, 2])
+@pytest.mark.parametrize(
+    ("argument", "clip"),
+    [
+        ("clipnorm", clip_by_norm),
+        ("clipvalue", clip_by_value),
+        ("global_clipnorm", clip_by_global_norm),
+    ],
+)
+def test_clipping_acts_on_the_local_gradients(world, argument, clip):
+    """Each replica clips what Keras gives it, which is its gradient over the number of replicas."""
+    gradients = random_gradients(5, world, SHAPES)
+    start, actual = run(world, gradients, **{argument: 0.5})
+    clipped = [g.copy() for g in gradients]
+    for step in range(5):
+        for rank in range(world):
+            local = clip([g[step, rank] / world for g in gradients], 0.5)
+            for of_variable, value in zip(clipped, local, strict=True):
+                of_variable[step, rank] = value * world
+    assert not np.allclose(clipped[0], gradients[0])
+    assert_follows(start, actual, clipped)
+
+
+@pytest.mark.parametrize("world", [2, 3, 4])
+def test_identity_equals_one_worker_on_all_the_data(world):
+    gradients = random_gradients(50, world, SHAPES)
+    _, actual = run(world, gradients, "identity")
+    together = [g.mean(axis=1, keepdims=True) for g in gradients]
+    _, expected = run(1, together, "identity")
+    for a, b in zip(actual, expected, strict=True):
+        np.testing.assert_allclose(a, b, rtol=0, atol=1e-6)
