@@ -105,8 +105,9 @@ def training_stream(
     )
     global_batch = replica_batch * strategy.num_replicas_in_sync
 
+    images, labels = tf.constant(x), tf.constant(y)  # once, not for every pipeline
+
     def input_pipeline(context):
-        images, labels = tf.constant(x), tf.constant(y)
         rows_here = global_batch // context.num_input_pipelines
         start = rows_here * context.input_pipeline_id
         rows = shuffled.batch(global_batch, drop_remainder=True)

@@ -51,13 +51,18 @@ def mirrored_strategy(devices: Sequence[str]) -> tf.distribute.MirroredStrategy:
     )
 
 
+def process_rank(strategy: tf.distribute.Strategy) -> int:
+    """This process' index among those of the cluster; a chief comes first."""
+    resolver = strategy.cluster_resolver
+    if resolver is None:
+        return 0
+    after_chief = resolver.task_type == "worker" and "chief" in resolver.cluster_spec().jobs
+    return resolver.task_id + after_chief
+
+
 def is_chief(strategy: tf.distribute.Strategy) -> bool:
     """Whether this process writes the files and prints the table."""
-    resolver = strategy.cluster_resolver
-    return resolver is None or (resolver.task_type, resolver.task_id) in (
-        ("chief", 0),
-        ("worker", 0),
-    )
+    return process_rank(strategy) == 0
 
 
 class Scorer:
@@ -144,12 +149,11 @@ def compiled(
 
 def _independent_dropout(model: keras.Model, strategy: tf.distribute.Strategy) -> None:
     """Gives every replica random numbers of its own: Keras has all replicas draw the same masks."""
-    resolver = strategy.cluster_resolver
-    processes_before = 0 if resolver is None else resolver.task_id
+    rank = process_rank(strategy)
     for variable in model.non_trainable_variables:
         if variable.path.endswith("seed_generator_state"):
             states = strategy.experimental_local_results(variable.value)
-            for replica, state in enumerate(states, start=processes_before * len(states)):
+            for replica, state in enumerate(states, start=rank * len(states)):
                 state.assign_add([replica, 0])
 
 
@@ -175,9 +179,17 @@ def train(
 
     Returns:
         On the chief, for each epoch: loss and accuracy, seconds, and what `TrafficLogger` counts.
+
+    Raises:
+        ValueError: if `global_batch` does not fit the replicas or the data set.
     """
     strategy = model.distribute_strategy
-    replica_batch = global_batch // strategy.num_replicas_in_sync
+    replicas, examples = strategy.num_replicas_in_sync, len(dataset.x_train)
+    if not replicas <= global_batch <= examples:
+        raise ValueError(
+            f"Argument `global_batch` must be from {replicas}, the number of replicas, to "
+            f"{examples}, the number of examples. Received: global_batch={global_batch}"
+        )
     recorder = EpochRecorder(dataset.x_test, dataset.y_test)
     traffic = tfqcomm.callbacks.TrafficLogger(log_dir)
     callbacks = [recorder, traffic]
@@ -185,9 +197,11 @@ def train(
         callbacks.append(keras.callbacks.TensorBoard(log_dir, write_graph=False))
     chief = is_chief(strategy)
     model.fit(
-        data.training_stream(dataset.x_train, dataset.y_train, strategy, replica_batch, seed),
+        data.training_stream(
+            dataset.x_train, dataset.y_train, strategy, global_batch // replicas, seed
+        ),
         epochs=epochs,
-        steps_per_epoch=len(dataset.x_train) // global_batch,
+        steps_per_epoch=examples // global_batch,
         callbacks=callbacks if chief else None,
         shuffle=False,  # it is shuffled
         verbose=2 if chief else 0,

@@ -1,6 +1,6 @@
 """Which entries of a vector are its largest, exactly, in a few passes instead of a sort.
 
-`tf.math.top_k` of a large tensor takes many times as long as reading it. Legend: n elements,
+`tf.math.top_k` of a whole tensor takes many times as long as reading it. Legend: n elements,
 k of them wanted, c candidates; keys are `numerics.magnitude_keys`, so 31 bits.
 """
 
@@ -10,7 +10,7 @@ import tensorflow as tf
 
 from tfqcomm import numerics
 
-SORT_UP_TO = 32768  # elements; below, `tf.math.top_k` is quicker than several passes
+SORT_UP_TO = 32768  # elements; below, sorting the maxima and the candidates beats counting them
 _LOW_BITS = 15  # of a key: counted in the second round, the upper 16 in the first
 _UPPER_SIZE, _LOWER_SIZE = 1 << 16, 1 << _LOW_BITS
 _FOLDS = (1, 2, 4, 8)
@@ -20,7 +20,7 @@ def largest(x: tf.Tensor, k: int) -> tuple[tf.Tensor, tf.Tensor]:
     """The `k` entries of largest magnitude, ties to the lowest position.
 
     A lower bound of the k-th largest magnitude leaves few candidates, and those are trimmed to
-    exactly k by counting. NaN and infinities are larger than everything.
+    exactly k, by counting if they are many. NaN and infinities are larger than everything.
 
     Args:
         x: float32[n]
@@ -32,13 +32,18 @@ def largest(x: tf.Tensor, k: int) -> tuple[tf.Tensor, tf.Tensor]:
     n = x.shape[0]
     if k == n:
         return tf.range(n), x
-    if n <= SORT_UP_TO:
-        keys = numerics.magnitude_keys(x)
-        positions = tf.sort(tf.math.top_k(keys, k, sorted=False).indices)
-        return positions, tf.gather(x, positions)
     positions, values = _candidates(x, k)  # [c] each
-    kept = tf.ensure_shape(_trim(numerics.magnitude_keys(values), k), [k])
+    keys = numerics.magnitude_keys(values)
+    if n <= SORT_UP_TO and _fold(n, k) > 1:
+        kept = tf.sort(tf.math.top_k(keys, k, sorted=False).indices)
+    else:
+        kept = tf.ensure_shape(_trim(keys, k), [k])
     return tf.gather(positions, kept), tf.gather(values, kept)
+
+
+def _fold(n, k):
+    """Into how many rows the vector is folded: the more, the fewer maxima, but more candidates."""
+    return max(f for f in _FOLDS if f * f * k <= n or f == 1)
 
 
 def _trim(keys, k):
@@ -84,14 +89,17 @@ def _candidates(x, k):
     arranged. Of the columns that reach it there are k, unless many tie.
     """
     n = x.shape[0]
-    fold = max(f for f in _FOLDS if f * f * k <= n or f == 1)
+    fold = _fold(n, k)
     columns = n // fold
     maxima = numerics.fuse(_column_maxima, n)(x, fold)  # int32[columns]
-    upper = tf.bitwise.right_shift(maxima, _LOW_BITS)
-    digit, _ = _kth_digit(upper, k, _UPPER_SIZE)
-    bound = tf.maximum(digit * _LOWER_SIZE, 1)
+    if n <= SORT_UP_TO and fold > 1:
+        bound = tf.math.top_k(maxima, k).values[k - 1]
+    else:
+        upper = tf.bitwise.right_shift(maxima, _LOW_BITS)
+        bound = _kth_digit(upper, k, _UPPER_SIZE)[0] * _LOWER_SIZE
     # Fewer than k columns are non-zero: the first k positions hold all zeros that may be needed.
-    sparse = tf.equal(digit, 0)
+    sparse = tf.equal(bound, 0)
+    bound = tf.maximum(bound, 1)
     chosen = _positions((maxima >= bound) | (sparse & (tf.range(columns) < k)))
     found = tf.gather(tf.reshape(x[: fold * columns], [fold, columns]), chosen, axis=1)
     rows = tf.range(fold)[:, None]

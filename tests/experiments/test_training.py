@@ -53,6 +53,16 @@ def test_train_records_every_epoch(mirrored_strategy):
     assert report.summary(epochs)["bytes_per_worker_and_step"] == epochs[0]["bytes_sent"] / 14
 
 
+def test_train_refuses_a_batch_that_does_not_fit(mirrored_strategy):
+    digits = data.load("digits")
+    model = training.compiled(
+        lambda: models.mlp((8, 8, 1)), keras.optimizers.SGD, mirrored_strategy(2), seed=0
+    )
+    for batch in (1, 1438):
+        with pytest.raises(ValueError, match=rf"from 2, .* to 1437, .*global_batch={batch}"):
+            training.train(model, digits, epochs=1, global_batch=batch, seed=0)
+
+
 def test_table_is_markdown():
     run = {
         "title": "Adam, dense",

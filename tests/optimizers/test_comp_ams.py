@@ -158,3 +158,18 @@ def test_identity_equals_one_worker_on_all_the_data(world):
     _, expected = run(1, together, "identity")
     for a, b in zip(actual, expected, strict=True):
         np.testing.assert_allclose(a, b, rtol=0, atol=1e-6)
+
+
+def test_accumulated_gradients_without_a_strategy():
+    """Two batches make one step with their mean, and one that is skipped takes both along."""
+    gradients = random_gradients(6, 1, SHAPES)
+    halves = [g.reshape([3, 2, 1, *g.shape[2:]]) for g in gradients]
+    start, actual = run(1, gradients, gradient_accumulation_steps=2)
+    each_second = [history[1::2] for history in actual]
+    assert_follows(start, each_second, [h.mean(axis=1) for h in halves])
+
+    gradients[0][3] = np.nan
+    _, skipping = run(1, gradients, gradient_accumulation_steps=2)
+    np.testing.assert_array_equal(skipping[0][1], skipping[0][3])
+    kept = [h[[0, 2]].mean(axis=1) for h in halves]
+    assert_follows(start, [history[[1, 5]] for history in skipping], kept)
