@@ -7,8 +7,8 @@ def comp_ams_mnist_cnn() -> keras.Model:
     """Returns the CNN of COMP-AMS for 28x28x1 images and 10 classes: 21,840 parameters, logits.
 
     conv5x5(10) - pool - relu - conv5x5(20) - dropout - pool - relu - fc(50) - relu - dropout -
-    fc(10). Weights and biases start as in PyTorch, which the paper used: uniform within
-    1 / sqrt(fan-in).
+    fc(10). As in PyTorch's MNIST example, which has the same layers, the first dropout drops whole
+    feature maps, and weights and biases start uniform within 1 / sqrt(fan-in).
 
     References:
         Li, Karimi, Li: On Distributed Adaptive Optimization with Gradient Compression, ICLR 2022,
@@ -22,7 +22,7 @@ def comp_ams_mnist_cnn() -> keras.Model:
             layers.MaxPooling2D(),
             layers.ReLU(),
             layers.Conv2D(20, 5, **_uniform(250)),
-            layers.Dropout(0.5),
+            layers.SpatialDropout2D(0.5),
             layers.MaxPooling2D(),
             layers.ReLU(),
             layers.Flatten(),

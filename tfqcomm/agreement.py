@@ -2,7 +2,7 @@
 
 All questions are collectives of one fixed size, asked on the same group in program order. So a
 worker that is about to create a variable and one that already wants to train still meet, and each
-hears what the other is doing.
+hears what the other is doing: first a digest of it, and only where digests differ the text.
 """
 
 from __future__ import annotations
@@ -14,8 +14,7 @@ from collections.abc import Callable
 import numpy as np
 import tensorflow as tf
 
-_RECORD_WORDS = 1024  # 4 KiB: a digest of everything, and as much of the text as fits
-_DIGEST_WORDS = 8
+_DIGEST_WORDS = 8  # SHA-256; behind it, the length of the text in words
 
 
 def check_agreement(
@@ -37,46 +36,41 @@ def check_agreement(
     Raises:
         ValueError: on every process, with the facts that differ, and between whom.
     """
-    record = _to_record(topic, facts, notes)
-    records = all_gather(tf.constant(record)).numpy().reshape([-1, _RECORD_WORDS])
+    text = _to_words(json.dumps({"step": topic, **facts, **notes}).encode())
+    digest = hashlib.sha256(json.dumps([topic, facts]).encode()).digest()
+    record = np.concatenate([np.frombuffer(digest, "<i4"), [len(text)]]).astype(np.int32)
+    records = all_gather(tf.constant(record)).numpy().reshape([len(names), -1])
     if (records[:, :_DIGEST_WORDS] == records[0, :_DIGEST_WORDS]).all():
         return
+    padded = np.zeros([records[:, _DIGEST_WORDS].max()], np.int32)
+    padded[: len(text)] = text
+    texts = all_gather(tf.constant(padded)).numpy().reshape([len(names), -1])
     raise ValueError(
         "The workers of this cluster were given different programs:\n"
-        + "\n".join(_differences(records, names))
+        + "\n".join(_differences([_to_facts(words) for words in texts], names))
         + "\nStart all workers with the same model, optimizer and compressor."
     )
 
 
-def _to_record(topic: str, facts: dict[str, str], notes: dict[str, str]) -> np.ndarray:
-    digest = hashlib.sha256(json.dumps([topic, facts]).encode()).digest()
-    digest = np.frombuffer(digest, "<i4")
-    text = json.dumps([topic, *facts.items(), *notes.items()], separators=(",", ":")).encode()
-    body = np.zeros([_RECORD_WORDS - _DIGEST_WORDS], "<i4")
-    clipped = text[: body.nbytes]
-    body.view(np.uint8)[: len(clipped)] = np.frombuffer(clipped, np.uint8)
-    return np.concatenate([digest, body]).astype(np.int32)
+def _to_words(text: bytes) -> np.ndarray:
+    words = np.zeros([-(-len(text) // 4)], "<i4")
+    words.view(np.uint8)[: len(text)] = np.frombuffer(text, np.uint8)
+    return words.astype(np.int32)
 
 
-def _differences(records: np.ndarray, names: list[str]) -> list[str]:
-    """One line for each fact that is not the same on all processes."""
-    texts = [_to_facts(record) for record in records]
-    keys = list(dict.fromkeys(key for text in texts for key in text))
+def _to_facts(words: np.ndarray) -> dict[str, str]:
+    return json.loads(words.astype("<i4").tobytes().rstrip(b"\0"))
+
+
+def _differences(facts: list[dict[str, str]], names: list[str]) -> list[str]:
+    """One paragraph for each fact that is not the same on all processes."""
     lines = []
-    for key in keys:
-        values = [text.get(key, "(nothing)") for text in texts]
+    for key in dict.fromkeys(key for one in facts for key in one):
+        values = [one.get(key, "(nothing)") for one in facts]
         if len(set(values)) > 1:
             lines.append(f"  {key}:")
             lines += [
-                f"    worker {rank} ({names[rank]}): {value}" for rank, value in enumerate(values)
+                f"    worker {rank} ({name}): {value}"
+                for rank, (name, value) in enumerate(zip(names, values, strict=True))
             ]
-    return lines or ["  (they differ beyond what fits into the comparison)"]
-
-
-def _to_facts(record: np.ndarray) -> dict[str, str]:
-    text = record[_DIGEST_WORDS:].astype("<i4").tobytes().rstrip(b"\0").decode(errors="replace")
-    try:
-        topic, *facts = json.loads(text)
-    except json.JSONDecodeError:  # longer than the record: the digest alone was complete
-        return {"program": text[:2000]}
-    return {"step": topic, **dict(facts)}
+    return lines

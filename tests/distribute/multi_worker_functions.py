@@ -104,7 +104,7 @@ def train(strategy, config):
     use(strategy, **config)
     model = compiled(strategy, optimizer=optimizer)
     x, y = classification(STEPS * BATCH // 2)
-    traffic = TrafficLogger()
+    traffic = TrafficLogger(verbose=0)
     history = fit(model, x, y, 2, callbacks=[traffic])
     return {
         "weights": replicas(strategy, model.weights),
@@ -201,7 +201,7 @@ def embedding_model(strategy):
         )
         model.compile("adam", keras.losses.SparseCategoricalCrossentropy(from_logits=True))
     x = np.random.RandomState(0).randint(0, 500, [89, 5])  # the last batch: 13 + 12 examples
-    traffic = TrafficLogger()
+    traffic = TrafficLogger(verbose=0)
     fit(model, x, x[:, 0] % 2, 2, callbacks=[traffic])
     return {"weights": replicas(strategy, model.weights), "traffic": traffic.history}
 
@@ -211,7 +211,7 @@ def nan_on_one_worker(strategy):
     use(strategy, "top_k")
     x, y = classification()
     x[4 * BATCH - 1, 5] = np.nan
-    model, traffic = compiled(strategy), TrafficLogger()
+    model, traffic = compiled(strategy), TrafficLogger(verbose=0)
     fit(model, x, y, 2, callbacks=[traffic])
     keep = np.r_[: 3 * BATCH, 4 * BATCH : EXAMPLES]
     without = compiled(strategy)

@@ -16,6 +16,7 @@ import pytest
 
 from tests.distribute import multi_worker_functions as functions
 from tests.multi_process import ROOT, run_workers
+from tfqcomm.distribute import CompressedAllReduce
 
 pytestmark = [pytest.mark.multi_process, pytest.mark.timeout(900)]  # much waits for one pair
 
@@ -66,13 +67,21 @@ def four():
     return Found(run_workers(functions.with_two_devices_each, args=args, devices=2, timeout=600))
 
 
+@pytest.fixture(scope="module")
+def results_in_one_process():
+    return {}
+
+
 @pytest.fixture
-def in_one_process(mirrored_strategy):
-    """Returns a function: the same job under MirroredStrategy with n devices."""
+def in_one_process(mirrored_strategy, results_in_one_process):
+    """Returns a function: the same job under MirroredStrategy with n devices, done once."""
 
     def run(name, n):
-        job, *args = functions.SAME_ANYWHERE[name]
-        return job(mirrored_strategy(n), *args)
+        if (name, n) not in results_in_one_process:
+            strategy = mirrored_strategy(n, CompressedAllReduce("identity"))
+            job, *args = functions.SAME_ANYWHERE[name]
+            results_in_one_process[name, n] = job(strategy, *args)
+        return results_in_one_process[name, n]
 
     return run
 

@@ -96,8 +96,13 @@ class MultiWorkerMirroredStrategy(tf.distribute.MultiWorkerMirroredStrategy):
         return tf.nest.map_structure(reduce_leaf, value)
 
     def _agree_on_variable(self, name, shape, dtype):
-        facts = {"shape": str(shape), "dtype": dtype}
-        transport_for(self).agree("create a variable", facts, {"variable": str(name)})
+        transport = transport_for(self)
+        facts = {
+            "shape": str(shape),
+            "dtype": dtype,
+            "devices per worker": str(transport.local),
+        }
+        transport.agree("create a variable", facts, {"variable": str(name)})
 
     def agree_on_optimizer(self, optimizer) -> None:
         """Called by `model.compile`, before the optimizer's variables are created."""
