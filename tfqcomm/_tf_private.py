@@ -309,9 +309,9 @@ def _agree_and_compile(original, model, optimizer="rmsprop", *args, **kwargs):
 
 
 def _note_model(original, model, *args, **kwargs):
-    if model.optimizer is not None:
-        inner = getattr(model.optimizer, "inner_optimizer", model.optimizer)
-        _models[inner] = weakref.ref(model)
+    for value in (model.optimizer, *vars(model).values()):  # a GAN has several
+        if isinstance(value, keras.optimizers.Optimizer):
+            _models[getattr(value, "inner_optimizer", value)] = weakref.ref(model)
     return original(model, *args, **kwargs)
 
 

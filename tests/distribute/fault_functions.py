@@ -1,4 +1,4 @@
-"""What the workers of `test_faults.py` and `test_agreement.py` do: train until something happens."""
+"""What the workers of `test_faults.py` and `test_agreement.py` do."""
 
 from __future__ import annotations
 

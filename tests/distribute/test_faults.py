@@ -17,8 +17,11 @@ PATIENCE = 60  # seconds from the fault to the error
 
 
 def error_after(fault, victim, **args):
-    """Lets something happen to a worker that trains; the other one's error, and its last step's
-    duration."""
+    """Lets something happen to a worker that trains.
+
+    Returns:
+        The other worker's error, and how long the step took in which it came.
+    """
     with start_workers(functions.train_for_ever, args=args) as running:
         for i in range(2):
             running.wait_for_output(i, "training, process", timeout=240)

@@ -3,6 +3,7 @@
 import keras
 import numpy as np
 import pytest
+import tensorflow as tf
 
 from tests.replicas import assert_replicas_equal, compressing, copies, plain
 from tfqcomm.aggregators.exchange import exchange_of
@@ -84,3 +85,38 @@ def test_frozen_statistics_stay_to_the_bit():
     fit(model, inputs())
     for (replica,) in copies(strategy, [layer.moving_mean]):
         np.testing.assert_array_equal(replica, before)
+
+
+class TwoOptimizers(keras.Model):
+    """As a GAN: two parts, each with batch normalization and an optimizer of its own."""
+
+    def __init__(self):
+        super().__init__()
+        for name in ("first", "second"):
+            layers = [keras.layers.BatchNormalization(), keras.layers.Dense(FEATURES)]
+            setattr(self, name, keras.Sequential([keras.Input([FEATURES]), *layers]))
+
+    def compile(self):
+        super().compile()
+        self.first_optimizer, self.second_optimizer = (keras.optimizers.SGD() for _ in range(2))
+
+    def call(self, x):
+        return self.second(self.first(x))
+
+    def train_step(self, x):
+        parts = [(self.first, self.first_optimizer), (self.second, self.second_optimizer)]
+        for part, optimizer in parts:
+            with tf.GradientTape() as tape:
+                loss = tf.reduce_mean(tf.square(part(x, training=True))) / 2
+            variables = part.trainable_variables
+            optimizer.apply(tape.gradient(loss, variables), variables)
+        return {"loss": loss}
+
+
+def test_a_model_with_several_optimizers_counts_as_well():
+    strategy = compressing(2, "top_k")
+    with strategy.scope():
+        model = TwoOptimizers()
+        model.compile()
+    model.fit(tf.data.Dataset.from_tensor_slices(inputs()).batch(BATCH), verbose=0)
+    assert_replicas_equal(strategy, model.variables)

@@ -1,0 +1,313 @@
+"""A run that crashed goes on: right epoch, same weights, and what the residuals owe is not lost."""
+
+from __future__ import annotations
+
+import io
+import json
+import zipfile
+
+import keras
+import numpy as np
+import pytest
+import tensorflow as tf
+
+from tests.callbacks import backup_functions as functions
+from tests.multi_process import run_workers, start_workers
+from tfqcomm.callbacks import BackupAndRestore, TrafficLogger
+from tfqcomm.distribute import CompressedAllReduce
+
+
+@pytest.fixture
+def strategy(mirrored_strategy):
+    """Returns a function: a strategy of n replicas that compresses."""
+
+    def make(n, compressor="block_sign", **options):
+        return mirrored_strategy(n, CompressedAllReduce(compressor, **options))
+
+    return make
+
+
+def read(path, name):
+    return zipfile.ZipFile(path).read(name)
+
+
+def saved_epoch(path):
+    return json.loads(read(path, "training.json"))["epoch"]
+
+
+def saved_residuals(path):
+    with np.load(io.BytesIO(read(path, "residuals-0.npz"))) as total:
+        return dict(total)
+
+
+# --------------------------------------------------------------------------------------- arguments
+
+
+@pytest.mark.parametrize("backup_dir", ["", None])
+def test_backup_dir_must_be_a_path(backup_dir):
+    with pytest.raises(ValueError, match="Argument `backup_dir` must be a path. Received: backup_"):
+        BackupAndRestore(backup_dir)
+
+
+@pytest.mark.parametrize("save_freq", [0, -1, 2.0, "batch", True, None])
+def test_save_freq_must_be_epoch_or_positive(save_freq):
+    with pytest.raises(ValueError, match="Argument `save_freq` must be 'epoch' or a positive numb"):
+        BackupAndRestore("backup", save_freq)
+
+
+def test_model_must_be_built(tmp_path):
+    model = keras.Sequential([keras.layers.Dense(1)])
+    model.compile("sgd", "mse")
+    with pytest.raises(ValueError, match="BackupAndRestore needs a model that is built before"):
+        model.fit(np.ones([4, 2]), np.ones([4]), verbose=0, callbacks=[BackupAndRestore(tmp_path)])
+
+
+# ------------------------------------------------------------------------------- when, and what
+
+
+def test_backup_of_each_epoch_is_deleted_at_the_end(tmp_path, strategy):
+    backup = BackupAndRestore(tmp_path / "new" / "directory")
+    found = []
+    record = keras.callbacks.LambdaCallback(
+        on_epoch_begin=lambda epoch, logs: found.append(
+            saved_epoch(backup.path) if backup.path.exists() else None
+        )
+    )
+    functions.train(functions.compiled(strategy(2)), backup, 3, callbacks=[record])
+    assert found == [None, 1, 2]
+    assert list(backup.backup_dir.iterdir()) == []
+
+
+def test_a_finished_run_has_nothing_left_to_do(tmp_path, strategy):
+    backup = BackupAndRestore(tmp_path, delete_checkpoint=False)
+    model = functions.compiled(strategy(2))
+    functions.train(model, backup, 2)
+    assert saved_epoch(backup.path) == 2
+    again = functions.compiled(strategy(2))
+    assert functions.train(again, BackupAndRestore(tmp_path), 2).epoch == []
+    for one, two in zip(model.get_weights(), again.get_weights(), strict=True):
+        np.testing.assert_array_equal(one, two)
+    assert not backup.path.exists()
+
+
+@pytest.mark.parametrize("steps_per_execution", [1, 2])
+def test_backup_every_few_batches(tmp_path, monkeypatch, strategy, steps_per_execution):
+    """Of the 6 batches of an epoch, going on across epochs: after batches 5, 10 and 15."""
+    saved = []
+    save = BackupAndRestore._save
+
+    def record(self, epoch):
+        saved.append((epoch, int(self.model.optimizer.iterations.numpy())))
+        save(self, epoch)
+
+    monkeypatch.setattr(BackupAndRestore, "_save", record)
+    model = functions.compiled(strategy(2))
+    model.steps_per_execution = steps_per_execution
+    functions.train(model, BackupAndRestore(tmp_path, save_freq=5), 3)
+    expected = {1: [(0, 5), (1, 10), (2, 15)], 2: [(0, 6), (1, 12), (2, 18)]}
+    assert saved == expected[steps_per_execution]
+
+
+def test_interrupted_within_an_epoch(tmp_path, strategy):
+    """The epoch begins again, with the weights of the last backup."""
+    model = functions.compiled(strategy(2))
+    backup = BackupAndRestore(tmp_path, save_freq=3)
+    with pytest.raises(functions.Interrupted):
+        functions.train(model, backup, 9, callbacks=[functions.InterruptAt(1, 5)])
+    again = functions.compiled(strategy(2))
+    history = functions.train(again, BackupAndRestore(tmp_path, save_freq=3), 3)
+    assert history.epoch == [1, 2]
+    assert again.optimizer.iterations.numpy() == 9 + 2 * 6  # saved after 3, 6 and 9 batches
+
+
+def test_weights_and_optimizer_are_restored(tmp_path, strategy):
+    model = functions.compiled(strategy(2), lambda: keras.optimizers.Adam(1e-2))
+    with pytest.raises(functions.Interrupted):
+        functions.train(
+            model, BackupAndRestore(tmp_path), 9, callbacks=[functions.InterruptAt(2)]
+        )
+    again = functions.compiled(strategy(2), lambda: keras.optimizers.Adam(1e-2))
+    restored = []
+    record = keras.callbacks.LambdaCallback(
+        on_epoch_begin=lambda epoch, logs: restored.append(
+            (epoch, [v.numpy() for v in [*again.weights, *again.optimizer.variables]])
+        )
+    )
+    functions.train(again, BackupAndRestore(tmp_path), 3, callbacks=[record])
+    ((epoch, values),) = restored
+    assert epoch == 2
+    expected = [v.numpy() for v in [*model.weights, *model.optimizer.variables]]
+    for one, two in zip(values, expected, strict=True):
+        np.testing.assert_array_equal(one, two)
+
+
+# ----------------------------------------------------------------------- crashes, while saving too
+
+
+def test_a_crash_while_saving_leaves_the_last_backup(tmp_path, monkeypatch, strategy):
+    model = functions.compiled(strategy(2))
+
+    def crash(self):
+        if self.model.optimizer.iterations.numpy() > 6:
+            raise functions.Interrupted
+        return weights_to_bytes(self)
+
+    weights_to_bytes = BackupAndRestore._weights_to_bytes
+    with monkeypatch.context() as patch, pytest.raises(functions.Interrupted):
+        patch.setattr(BackupAndRestore, "_weights_to_bytes", crash)
+        functions.train(model, BackupAndRestore(tmp_path), 9)
+    backup = BackupAndRestore(tmp_path)
+    assert (tmp_path / "backup.partial").exists()
+    assert saved_epoch(backup.path) == 1
+    again = functions.compiled(strategy(2))
+    assert functions.train(again, backup, 3).epoch == [1, 2]
+
+
+def test_a_partial_file_alone_is_ignored(tmp_path, strategy):
+    (tmp_path / "backup.partial").write_bytes(b"half a backup")
+    history = functions.train(functions.compiled(strategy(2)), BackupAndRestore(tmp_path), 2)
+    assert history.epoch == [0, 1]
+
+
+# --------------------------------------------------------------------- what the residuals owe
+
+
+@pytest.mark.parametrize(
+    "before, after",
+    [
+        ((2, "all_gather"), (1, "all_gather")),
+        ((2, "all_gather"), (4, "two_phase")),
+        ((4, "two_phase"), (2, "all_gather")),
+        ((2, "two_phase"), (3, "two_phase")),
+    ],
+)
+def test_debt_is_conserved_on_other_numbers_of_replicas(tmp_path, strategy, before, after):
+    (replicas, schedule), (new_replicas, new_schedule) = before, after
+    model = functions.train_and_crash(strategy(replicas, schedule=schedule), tmp_path)
+    expected = functions.settled(model)
+    assert np.abs(functions.owed(model)[0]).max() > 1e-3
+    keras.backend.clear_session(free_memory=False)
+    again = functions.resume_without_gradients(
+        strategy(new_replicas, schedule=new_schedule), tmp_path
+    )
+    assert again.optimizer.iterations.numpy() == 2 * 6 + 1
+    for one, two in zip(functions.settled(again), expected, strict=True):
+        np.testing.assert_allclose(one, two, rtol=0, atol=1e-6)
+
+
+def test_debt_is_restored_whatever_the_layers_are_called(tmp_path, strategy):
+    """A notebook's cell, run again: `dense` is now `dense_2`."""
+    model = functions.train_and_crash(strategy(2), tmp_path)
+    again = functions.resume_without_gradients(strategy(2), tmp_path)
+    assert [v.path for v in model.weights] != [v.path for v in again.weights]
+    for one, two in zip(functions.settled(again), functions.settled(model), strict=True):
+        np.testing.assert_allclose(one, two, rtol=0, atol=1e-6)
+
+
+class TwoOptimizers(keras.Model):
+    """Each optimizer trains one of two layers."""
+
+    def __init__(self):
+        super().__init__()
+        self.first = keras.layers.Dense(32)
+        self.second = keras.layers.Dense(64)
+        self.second_optimizer = keras.optimizers.Adam(1e-2)
+        self(np.zeros([1, 64]))
+
+    def call(self, x):
+        return self.second(self.first(x))
+
+    def train_step(self, data):
+        x, _ = data
+        replicas = tf.distribute.get_strategy().num_replicas_in_sync
+        with tf.GradientTape(persistent=True) as tape:
+            loss = tf.reduce_mean(tf.square(self(x) - x)) / replicas
+        pairs = [(self.optimizer, self.first), (self.second_optimizer, self.second)]
+        for optimizer, layer in pairs:
+            gradients = tape.gradient(loss, [v.value for v in layer.trainable_variables])
+            optimizer.apply(gradients, layer.trainable_variables)
+        return {"loss": loss * replicas}
+
+
+def test_model_with_two_optimizers(tmp_path, strategy):
+    def make():
+        keras.backend.clear_session(free_memory=False)
+        keras.utils.set_random_seed(0)
+        place = strategy(2)
+        with place.scope():
+            model = TwoOptimizers()
+            model.compile(keras.optimizers.Adam(1e-2), loss="mse")
+            model.optimizer.build(model.first.trainable_variables)
+            model.second_optimizer.build(model.second.trainable_variables)
+        return model
+
+    model = make()
+    with pytest.raises(functions.Interrupted):
+        functions.train(
+            model, BackupAndRestore(tmp_path), 9, callbacks=[functions.InterruptAt(1)]
+        )
+    names = zipfile.ZipFile(tmp_path / "backup.zip").namelist()
+    assert {"residuals-0.npz", "residuals-1.npz"} <= set(names)
+    again = make()
+    functions.train(again, BackupAndRestore(tmp_path), 3)
+    for optimizer in (again.optimizer, again.second_optimizer):
+        assert optimizer.iterations.numpy() == 18
+
+
+# ----------------------------------------------------------------------------------- two processes
+
+
+@pytest.fixture(scope="module")
+def left_by_two_workers(tmp_path_factory):
+    directories = {s: str(tmp_path_factory.mktemp(s)) for s in ("all_gather", "two_phase")}
+    args = {"backup_dirs": directories}
+    results = run_workers(functions.crash_and_resume_on_two_workers, args=args, timeout=300)
+    return directories, results
+
+
+@pytest.mark.multi_process
+@pytest.mark.timeout(600)
+@pytest.mark.parametrize("schedule", ["all_gather", "two_phase"])
+@pytest.mark.parametrize("replicas", [2, 1, 4])
+def test_two_workers_crash_and_others_go_on(left_by_two_workers, strategy, schedule, replicas):
+    directories, results = left_by_two_workers
+    before = [worker[schedule]["before"] for worker in results]
+    if replicas == 2:
+        after = [worker[schedule]["after"] for worker in results]
+    else:
+        place = strategy(replicas, schedule=schedule)
+        model = functions.resume_without_gradients(place, directories[schedule])
+        after = [functions.settled(model)] * 2
+    for one, two in zip([*before[0], *before[0]], [*after[0], *after[1]], strict=True):
+        np.testing.assert_allclose(one, two, rtol=0, atol=1e-6)
+
+
+@pytest.mark.multi_process
+@pytest.mark.timeout(600)
+def test_a_killed_worker_and_a_restart_of_both(tmp_path, strategy):
+    args = {"backup_dir": str(tmp_path), "epochs": 8}
+    with start_workers(functions.train_through_a_crash, args=args) as running:
+        running.wait_for_output(0, "epoch 3 begins", timeout=240)
+        running.kill(1)
+        running.wait_for_output(0, "interrupted by", timeout=60)
+        running.kill(0)
+        path = tmp_path / "backup.zip"
+        epoch, residuals = saved_epoch(path), saved_residuals(path)
+        for i in range(2):
+            running.restart(i)
+        results = running.wait(timeout=240)
+    assert epoch >= 3
+    for worker in results:
+        assert worker["epochs"] == list(range(epoch, 8))
+        assert worker["restored"].keys() == residuals.keys()
+        for key, value in residuals.items():
+            np.testing.assert_array_equal(worker["restored"][key], value)
+            assert np.abs(value).max() > 0
+    for one, two in zip(*(worker["weights"] for worker in results), strict=True):
+        np.testing.assert_array_equal(one, two)
+    assert not path.exists()
+
+    model = functions.compiled(strategy(2, "top_k"), lambda: keras.optimizers.Adam(1e-2))
+    without_crash = functions.train(model, TrafficLogger(verbose=0), 8).history["accuracy"][-1]
+    assert results[0]["accuracy"] == pytest.approx(without_crash, abs=0.05)
+    assert without_crash > 0.6
