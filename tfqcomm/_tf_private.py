@@ -104,7 +104,8 @@ class WorkerExtended(collective_all_reduce_strategy.CollectiveAllReduceExtended)
 
     * several logical CPUs per process (TensorFlow takes the first alone);
     * a question to all workers before each variable is created, so that workers which build
-      different models hear what differs instead of waiting for each other for ever;
+      different models hear what differs instead of waiting for each other for ever, and values
+      that all have anyway (an optimizer's zeros, seeded weights) are not sent;
     * TensorFlow's own check of its peers' health, which names the one that died.
     """
 
@@ -138,7 +139,8 @@ class WorkerExtended(collective_all_reduce_strategy.CollectiveAllReduceExtended)
             value = tf.convert_to_tensor(
                 getattr(value, "wrapped_value", value), dtype=kwargs.get("dtype")
             )
-            self._before_variable(kwargs.get("name"), value.shape.as_list(), value.dtype.name)
+            if self._before_variable(kwargs.get("name"), value):
+                return value
             return creator(replica_id, device, primary_var, **{**kwargs, "initial_value": value})()
 
         return initial_value

@@ -15,6 +15,7 @@ Letters: L local replicas, P processes, W = P x L replicas in all, w words, c wo
 from __future__ import annotations
 
 import abc
+import hashlib
 import weakref
 from collections.abc import Sequence
 
@@ -97,6 +98,14 @@ class Transport(abc.ABC):
         Raises:
             ValueError: on every process, naming the facts that differ and between whom.
         """
+
+    def all_equal(self, value: tf.Tensor) -> bool:
+        """Whether `value` is the same to the bit on all processes; eager, 32 bytes of traffic."""
+        if self.processes == 1:
+            return True
+        digest = np.frombuffer(hashlib.sha256(value.numpy().tobytes()).digest(), "<i4")
+        digests = self._gather_processes(tf.constant(digest.astype(np.int32)[None])).numpy()
+        return bool((digests == digests[0]).all())
 
     def share_bytes(self, data: bytes) -> bytes:
         """Gives the first process' `data` to all, eagerly; what others pass is ignored."""
@@ -189,6 +198,9 @@ class CollectiveTransport(Transport):
         return parts[0] if len(parts) == 1 else tf.concat(parts, axis=1)
 
     def _reduce_processes(self, value):
+        if self.processes == 2 and _is_short(value):  # as many bytes, but one round and not two
+            pair = self._collectives.all_gather(value[None])
+            return pair[0] + pair[1]
         parts = [self._collectives.all_reduce(part) for part in _split_columns(value[None])]
         return tf.concat(parts, axis=1)[0]
 
@@ -225,6 +237,11 @@ def _make_transport(strategy: tf.distribute.Strategy) -> Transport:
         "Compressed training works under no strategy, OneDeviceStrategy, MirroredStrategy or "
         f"MultiWorkerMirroredStrategy. Received: strategy={type(strategy).__name__}"
     )
+
+
+def _is_short(vector: tf.Tensor) -> bool:
+    gathers = vector.dtype in (tf.float32, tf.float16, tf.int32)  # there is no bfloat16 kernel
+    return gathers and vector.shape[0] is not None and vector.shape[0] < 2**18
 
 
 def _static_length(vector: tf.Tensor) -> int:

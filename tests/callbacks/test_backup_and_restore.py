@@ -236,7 +236,7 @@ def test_model_with_two_optimizers(tmp_path, strategy):
         place = strategy(2)
         with place.scope():
             model = TwoOptimizers()
-            model.compile(keras.optimizers.Adam(1e-2), loss="mse")
+            model.compile(keras.optimizers.Adam(1e-2))
             model.optimizer.build(model.first.trainable_variables)
             model.second_optimizer.build(model.second.trainable_variables)
         return model

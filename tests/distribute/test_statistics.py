@@ -6,6 +6,7 @@ import pytest
 import tensorflow as tf
 
 from tests.replicas import assert_replicas_equal, compressing, copies, plain
+from tfqcomm import statistics
 from tfqcomm.aggregators.exchange import exchange_of
 from tfqcomm.optimizers import CompAMS
 
@@ -85,6 +86,19 @@ def test_frozen_statistics_stay_to_the_bit():
     fit(model, inputs())
     for (replica,) in copies(strategy, [layer.moving_mean]):
         np.testing.assert_array_equal(replica, before)
+
+
+def test_what_is_nowhere_finite_stays():
+    """A constant of infinity, say: then there is nothing to average, and nothing is changed."""
+    moving = [
+        tuple(tf.Variable([1.0, np.inf]) for _ in range(2)),
+        (tf.Variable(1.0), tf.Variable(3.0)),
+    ]
+    packed = statistics.pack(moving)
+    np.testing.assert_array_equal(packed, np.zeros([2, 4]))
+    statistics.unpack(sum(packed) / 2, moving)
+    np.testing.assert_array_equal([v.numpy() for v in moving[0]], [[1.0, np.inf]] * 2)
+    assert [v.numpy() for v in moving[1]] == [1.0, 3.0]
 
 
 class TwoOptimizers(keras.Model):

@@ -68,25 +68,25 @@ def test_defaults_are_those_of_the_paper():
 
 
 def test_three_steps_by_hand():
-    """Of four entries two are sent; learning rate 1, both decays a half.
+    """Of four entries two are sent; learning rate 1, beta_1 = 1/2, beta_2 = 3/4.
 
-    step  g              g + e          sent           m                      vhat
-    1     4  1 -2 0.5    4  1 -2 0.5    4  0 -2 0      2    0  -1    0        8  0 2 0
-    2     0  1 -1 1      0  2 -1 1.5    0  2  0 1.5    1    1  -0.5  0.75     8  2 2 1.125
-    3    -6  0  0 0     -6  0 -1 0     -6  0 -1 0     -2.5 .5  -.75  0.375   20  2 2 1.125
+    step  g              g + e          sent          m                    vhat
+    1     4  1 -2 0.5    4  1 -2 0.5    4  0 -2 0     2    0  -1    0       4     0  1  0
+    2     0  1 -1 1      0  2 -1 1.5    0  2  0 1.5   1    1  -0.5  0.75    4     1  1  0.5625
+    3    -6  0  0 0     -6  0 -1 0     -6  0 -1 0    -2.5  .5 -0.75 0.375  11.25  1  1  0.5625
     """
     optimizer, (variable,) = build(
         plain(),
-        lambda: CompAMS(1.0, 0.5, 0.5, 1e-12, compressor=TopK(0.5), min_size=0),
+        lambda: CompAMS(1.0, 0.5, 0.75, 1e-12, compressor=TopK(0.5), min_size=0),
         [(4,)],
     )
     variable.assign([10.0, 10.0, 10.0, 10.0])
     gradients = np.array([[[4, 1, -2, 0.5]], [[0, 1, -1, 1]], [[-6, 0, 0, 0]]], "float32")
     (history,) = apply_gradients(plain(), optimizer, [variable], [gradients])
     expected = [
-        [9.2928932, 10.0, 10.7071068, 10.0],  # m / sqrt(vhat): 0.7071068, 0, -0.7071068, 0
-        [8.9393398, 9.2928932, 11.0606602, 9.2928932],  # 0.3535534 0.7071068 -0.3535534 0.7071068
-        [9.4983568, 8.9393398, 11.5909903, 8.9393398],  # -0.5590170 0.3535534 -0.5303301 0.3535534
+        [9.0, 10.0, 11.0, 10.0],  # m / sqrt(vhat) = 1, 0, -1, 0
+        [8.5, 9.0, 11.5, 9.0],  # 0.5, 1, -0.5, 1
+        [9.2453560, 8.5, 12.25, 8.5],  # -0.7453560, 0.5, -0.75, 0.5
     ]
     np.testing.assert_allclose(history, expected, atol=2e-6)
 

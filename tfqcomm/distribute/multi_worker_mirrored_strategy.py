@@ -85,24 +85,30 @@ class MultiWorkerMirroredStrategy(tf.distribute.MultiWorkerMirroredStrategy):
 
         These are the two things Keras 3's trainer takes for granted.
         """
+        return tf.nest.map_structure(lambda leaf: self._reduce_leaf(reduce_op, leaf, axis), value)
 
-        def reduce_leaf(leaf):
-            local = self.experimental_local_results(leaf)[0]
-            scalar = axis is not None and tf.convert_to_tensor(local).shape.rank == 0
-            return super(MultiWorkerMirroredStrategy, self).reduce(
-                reduce_op, leaf, axis=None if scalar else axis
-            )
+    def _reduce_leaf(self, reduce_op, leaf, axis):
+        local = [tf.convert_to_tensor(v) for v in self.experimental_local_results(leaf)]
+        if local[0].shape.rank != 0:
+            return super().reduce(reduce_op, leaf, axis=axis)
+        transport = transport_for(self)
+        if local[0].dtype != tf.float32 or len(local) != transport.local:
+            return super().reduce(reduce_op, leaf, axis=None)
+        # Keras reduces the loss and every metric at every step: the shorter way counts.
+        total = transport.all_reduce([v[None] for v in local])[0]
+        mean = str(reduce_op).upper().endswith("MEAN")
+        return total / transport.world if mean else total
 
-        return tf.nest.map_structure(reduce_leaf, value)
-
-    def _agree_on_variable(self, name, shape, dtype):
+    def _agree_on_variable(self, name, initial_value) -> bool:
+        """Whether all workers start the variable with the same value; otherwise the chief's."""
         transport = transport_for(self)
         facts = {
-            "shape": str(shape),
-            "dtype": dtype,
+            "shape": str(initial_value.shape.as_list()),
+            "dtype": initial_value.dtype.name,
             "devices per worker": str(transport.local),
         }
         transport.agree("create a variable", facts, {"variable": str(name)})
+        return transport.all_equal(initial_value)
 
     def agree_on_optimizer(self, optimizer) -> None:
         """Called by `model.compile`, before the optimizer's variables are created."""
