@@ -6,6 +6,7 @@ import time
 
 import keras
 import numpy as np
+import tensorflow as tf
 
 from tests.multi_process_functions import task_index
 from tfqcomm.aggregators.exchange import exchange_of
@@ -14,6 +15,31 @@ from tfqcomm.distribute import MultiWorkerMirroredStrategy
 from tfqcomm.error_feedback import Residuals
 
 BATCH, EXAMPLES, LEARNING_RATE = 48, 288, 0.1  # 6 batches, for 2, 3 or 4 replicas
+
+
+class TwoOptimizers(keras.Model):
+    """Each optimizer trains one of two layers."""
+
+    def __init__(self):
+        super().__init__()
+        self.first = keras.layers.Dense(32)
+        self.second = keras.layers.Dense(64)
+        self.second_optimizer = keras.optimizers.Adam(1e-2)
+        self(np.zeros([1, 64]))
+
+    def call(self, x):
+        return self.second(self.first(x))
+
+    def train_step(self, data):
+        x, _ = data
+        replicas = tf.distribute.get_strategy().num_replicas_in_sync
+        with tf.GradientTape(persistent=True) as tape:
+            loss = tf.reduce_mean(tf.square(self(x) - x)) / replicas
+        pairs = [(self.optimizer, self.first), (self.second_optimizer, self.second)]
+        for optimizer, layer in pairs:
+            gradients = tape.gradient(loss, [v.value for v in layer.trainable_variables])
+            optimizer.apply(gradients, layer.trainable_variables)
+        return {"loss": loss * replicas}
 
 
 class Interrupted(Exception):

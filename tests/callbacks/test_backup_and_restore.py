@@ -9,7 +9,6 @@ import zipfile
 import keras
 import numpy as np
 import pytest
-import tensorflow as tf
 
 from tests.callbacks import backup_functions as functions
 from tests.multi_process import run_workers, start_workers
@@ -123,9 +122,7 @@ def test_interrupted_within_an_epoch(tmp_path, strategy):
 def test_weights_and_optimizer_are_restored(tmp_path, strategy):
     model = functions.compiled(strategy(2), lambda: keras.optimizers.Adam(1e-2))
     with pytest.raises(functions.Interrupted):
-        functions.train(
-            model, BackupAndRestore(tmp_path), 9, callbacks=[functions.InterruptAt(2)]
-        )
+        functions.train(model, BackupAndRestore(tmp_path), 9, callbacks=[functions.InterruptAt(2)])
     again = functions.compiled(strategy(2), lambda: keras.optimizers.Adam(1e-2))
     restored = []
     record = keras.callbacks.LambdaCallback(
@@ -204,38 +201,13 @@ def test_debt_is_restored_whatever_the_layers_are_called(tmp_path, strategy):
         np.testing.assert_allclose(one, two, rtol=0, atol=1e-6)
 
 
-class TwoOptimizers(keras.Model):
-    """Each optimizer trains one of two layers."""
-
-    def __init__(self):
-        super().__init__()
-        self.first = keras.layers.Dense(32)
-        self.second = keras.layers.Dense(64)
-        self.second_optimizer = keras.optimizers.Adam(1e-2)
-        self(np.zeros([1, 64]))
-
-    def call(self, x):
-        return self.second(self.first(x))
-
-    def train_step(self, data):
-        x, _ = data
-        replicas = tf.distribute.get_strategy().num_replicas_in_sync
-        with tf.GradientTape(persistent=True) as tape:
-            loss = tf.reduce_mean(tf.square(self(x) - x)) / replicas
-        pairs = [(self.optimizer, self.first), (self.second_optimizer, self.second)]
-        for optimizer, layer in pairs:
-            gradients = tape.gradient(loss, [v.value for v in layer.trainable_variables])
-            optimizer.apply(gradients, layer.trainable_variables)
-        return {"loss": loss * replicas}
-
-
 def test_model_with_two_optimizers(tmp_path, strategy):
     def make():
         keras.backend.clear_session(free_memory=False)
         keras.utils.set_random_seed(0)
         place = strategy(2)
         with place.scope():
-            model = TwoOptimizers()
+            model = functions.TwoOptimizers()
             model.compile(keras.optimizers.Adam(1e-2))
             model.optimizer.build(model.first.trainable_variables)
             model.second_optimizer.build(model.second.trainable_variables)
@@ -243,9 +215,7 @@ def test_model_with_two_optimizers(tmp_path, strategy):
 
     model = make()
     with pytest.raises(functions.Interrupted):
-        functions.train(
-            model, BackupAndRestore(tmp_path), 9, callbacks=[functions.InterruptAt(1)]
-        )
+        functions.train(model, BackupAndRestore(tmp_path), 9, callbacks=[functions.InterruptAt(1)])
     names = zipfile.ZipFile(tmp_path / "backup.zip").namelist()
     assert {"residuals-0.npz", "residuals-1.npz"} <= set(names)
     again = make()

@@ -130,9 +130,3 @@ def error_with_other_weights(strategy, verify):
         model.fit(*data(), epochs=1, verbose=0)
     except Exception as error:
         return f"{type(error).__name__}: {error}"
-
-
-def disagree_about_devices():
-    """Worker 1 brings two devices, worker 0 one."""
-    strategy = MultiWorkerMirroredStrategy("top_k", devices_per_worker=1 + task_index())
-    return error_of(strategy, {}, {})

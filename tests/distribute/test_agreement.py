@@ -95,7 +95,7 @@ EXPECTED = {
     "depth of the other": ["shape:", "[32, 10]", "[32, 32]"],
     "optimizer": ["optimizer:", "adam", "sgd"],
     "hyperparameter": ["beta_1:", "0.9", "0.8"],
-    "trainable": ["number of variables:", ": 4\n", ": 2\n"],
+    "trainable": ["shape:", "[64, 32]", "[32, 10]"],  # of the optimizer's first variable
 }
 
 
@@ -130,10 +130,3 @@ def test_weights_that_differ_are_found_after_the_first_step(errors):
         assert error.startswith("InvalidArgumentError")
         assert "weights differ after the first step" in error
         assert worker["weights, verify=False"] is None
-
-
-@pytest.mark.slow
-@pytest.mark.multi_process
-def test_other_numbers_of_devices():
-    for error in run_workers(functions.disagree_about_devices, devices=2, timeout=120):
-        assert "devices per worker:" in error
