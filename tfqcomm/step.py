@@ -43,14 +43,15 @@ def distributed_step(
             "`strategy.run(...)`, not directly under `strategy.scope()`."
         )
     variables = list(variables)
-    keys = [_key(optimizer, v) for v in variables]
+    # By position: Keras may call the same layer `dense` in one run and `dense_2` in the next.
+    keys = [str(_tf_private.variable_index(optimizer, v)) for v in variables]
 
     def merged(strategy, gradients, learning_rate):
         exchange = exchange_for(optimizer, options, transport_for(strategy))
-        _agree_once(exchange, optimizer, keys, variables)
+        _agree_once(exchange, optimizer, variables)
         messages = [
-            Message(key, _messages(strategy, gradient))
-            for key, gradient in zip(keys, gradients, strict=True)
+            Message(key, _messages(strategy, gradient), path=_path(variable))
+            for key, gradient, variable in zip(keys, gradients, variables, strict=True)
         ]
         _apply(optimizer, exchange, strategy, messages, variables, learning_rate)
 
@@ -107,9 +108,8 @@ def _cast_like(mean, variable):
     return tf.cast(mean, variable.dtype)
 
 
-def _key(optimizer, variable) -> str:
-    index = _tf_private.variable_index(optimizer, variable)
-    return f"{index}:{getattr(variable, 'path', variable.name)}"
+def _path(variable) -> str:
+    return getattr(variable, "path", variable.name)
 
 
 def _refuse_impossible(optimizer) -> None:
@@ -133,7 +133,7 @@ def _refuse_impossible(optimizer) -> None:
         )
 
 
-def _agree_once(exchange: GradientExchange, optimizer, keys, variables) -> None:
+def _agree_once(exchange: GradientExchange, optimizer, variables) -> None:
     """All workers must be about to train the same thing in the same way."""
     if exchange.routes or exchange.transport.processes == 1:
         return
@@ -145,8 +145,8 @@ def _agree_once(exchange: GradientExchange, optimizer, keys, variables) -> None:
         **exchange.options.facts(),
         "number of variables": str(len(variables)),
         **{
-            f"variable {i}": f"{key.split('/')[-1]} {list(v.shape)} {v.dtype}"
-            for i, (key, v) in enumerate(zip(keys, variables, strict=True))
+            f"variable {i}": f"{_path(v).split('/')[-1]} {list(v.shape)} {v.dtype}"
+            for i, v in enumerate(variables)
         },
     }
     exchange.transport.agree("train", facts, {"optimizer name": optimizer.name})

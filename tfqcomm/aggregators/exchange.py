@@ -39,11 +39,13 @@ class Message:
         key: names the residual; the same on all processes and in every run.
         values: a tensor or `IndexedSlices` for each local replica.
         compressible: False for what must arrive as it is.
+        path: what the tensor is called, for people.
     """
 
     key: str
     values: Sequence[tf.Tensor | tf.IndexedSlices]
     compressible: bool = True
+    path: str = ""
 
     @property
     def shape(self) -> tuple[int, ...]:
@@ -220,15 +222,16 @@ class GradientExchange:
         return total
 
     def _route(self, message: Message, compressed: Sequence[Message]) -> Route:
+        path = message.path or message.key
         if message.sparse:
-            return Route(message.key, message.shape, "all_gather", "rows as they are")
+            return Route(path, message.shape, "all_gather", "rows as they are")
         if message not in compressed:
-            return Route(message.key, message.shape, "dense", "float32")
+            return Route(path, message.shape, "dense", "float32")
         schedule = self._schedule([m.size for m in compressed])
         chosen = self.options.compressor
         if schedule == "dense" and not chosen.linear:
-            return Route(message.key, message.shape, "dense", f"float32 (less than {chosen})")
-        return Route(message.key, message.shape, schedule, str(chosen))
+            return Route(path, message.shape, "dense", f"float32 (less than {chosen})")
+        return Route(path, message.shape, schedule, str(chosen))
 
 
 def _unflatten(messages: Sequence[Message], flat: Sequence[tf.Tensor]) -> dict[str, tf.Tensor]:
