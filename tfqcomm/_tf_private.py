@@ -306,7 +306,7 @@ def agree_before_compile() -> None:
 def _agree_and_compile(original, model, optimizer="rmsprop", *args, **kwargs):
     agree = getattr(model.distribute_strategy, "agree_on_optimizer", None)
     if agree is not None and tf.executing_eagerly():
-        agree(optimizer)
+        agree(optimizer, kwargs.get("steps_per_execution", 1))
     return original(model, optimizer, *args, **kwargs)
 
 

@@ -110,7 +110,13 @@ class MultiWorkerMirroredStrategy(tf.distribute.MultiWorkerMirroredStrategy):
         transport.agree("create a variable", facts, {"variable": str(name)})
         return transport.all_equal(initial_value)
 
-    def agree_on_optimizer(self, optimizer) -> None:
+    def agree_on_optimizer(self, optimizer, steps_per_execution: int = 1) -> None:
         """Called by `model.compile`, before the optimizer's variables are created."""
+        if steps_per_execution != 1 and transport_for(self).processes > 1:
+            raise ValueError(
+                "Argument `steps_per_execution` must be 1 on several workers: TensorFlow pairs "
+                "collectives by keys that it draws once per execution. "
+                f"Received: steps_per_execution={steps_per_execution}"
+            )
         named = optimizer if isinstance(optimizer, str) else type(optimizer).__name__
         transport_for(self).agree("compile", {"optimizer": named.lower()}, {})
