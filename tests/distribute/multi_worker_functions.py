@@ -83,7 +83,7 @@ def compiled(strategy, *between, optimizer=None, **kwargs):
 
 
 def fit(model, x, y, epochs, **kwargs):
-    """Trains without surprises; replica r gets the r-th part of each batch on every strategy."""
+    """Trains without surprises; with one device each, worker r gets the r-th part of a batch."""
     kwargs = {"batch_size": BATCH, "shuffle": False, "verbose": 0, **kwargs}
     return model.fit(x, y, epochs=epochs, **kwargs).history
 
@@ -97,13 +97,20 @@ def replicas(strategy, variables):
 # ------------------------------------------------------- under any strategy, of this process or not
 
 
-def train(strategy, config):
-    """More than a hundred steps."""
+def train(strategy, config, dealt=None):
+    """More than a hundred steps.
+
+    Args:
+        dealt: a new order for the equal parts of each batch.
+    """
     config = dict(CONFIGS[config])
     optimizer = config.pop("optimizer", None)
     use(strategy, **config)
     model = compiled(strategy, optimizer=optimizer)
     x, y = classification(STEPS * BATCH // 2)
+    if dealt:
+        x, y = (a.reshape(-1, len(dealt), BATCH // len(dealt), *a.shape[1:]) for a in (x, y))
+        x, y = (a[:, dealt].reshape(-1, *a.shape[3:]) for a in (x, y))
     traffic = TrafficLogger(verbose=0)
     history = fit(model, x, y, 2, callbacks=[traffic])
     return {
