@@ -19,6 +19,7 @@ from tensorflow.python.distribute import (
     cross_device_utils,
     distribute_lib,
 )
+from tensorflow.python.eager import context
 from tensorflow.python.ops import collective_ops, control_flow_util, resource_variable_ops
 
 # ---------------------------------------------------------------------------- TensorFlow: graphs
@@ -106,19 +107,33 @@ class WorkerExtended(collective_all_reduce_strategy.CollectiveAllReduceExtended)
     * a question to all workers before each variable is created, so that workers which build
       different models hear what differs instead of waiting for each other for ever, and values
       that all have anyway (an optimizer's zeros, seeded weights) are not sent;
-    * TensorFlow's own check of its peers' health, which names the one that died.
+    * TensorFlow's own check of its peers' health instead of the coordination service: it names the
+      peer that died, where the service says at most that a heartbeat was missed, and it ends the
+      wait for a worker that never comes, where the service waits without limit.
     """
 
     _check_health_interval = 5
     _check_health_timeout = 5
     _check_health_retry_limit = 2
+    _strategies = 0  # of this process, so far
 
     def __init__(self, strategy, *, devices_per_worker, before_variable, **kwargs):
         self._devices_per_worker = devices_per_worker
         self._before_variable = before_variable
+        self._check_health_initial_timeout = kwargs["communication_options"].timeout_seconds
         super().__init__(strategy, **kwargs)
-        if self._num_workers > 1 and getattr(self, "_check_health_thread", None) is None:
-            self._start_check_health_thread()
+
+    def _initialize_multi_worker(self, cluster_resolver):
+        cls = WorkerExtended
+        if cls._strategies:
+            # One server serves all strategies of a process: starting it again would abort the
+            # collectives of whoever is ahead. Each strategy draws keys of its own.
+            self._std_server_started = True
+            self._collective_key_base = cls._strategies * 1_000_000
+        elif context.context().coordination_service is None:
+            context.context().configure_coordination_service(service_type="")  # do without
+        cls._strategies += 1
+        super()._initialize_multi_worker(cluster_resolver)
 
     def _initialize_local_devices(self, cluster_resolver, worker_device):
         devices, kind = super()._initialize_local_devices(cluster_resolver, worker_device)

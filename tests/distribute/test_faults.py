@@ -56,7 +56,6 @@ def test_the_other_worker_names_it(fault, victim):
 
 
 @pytest.mark.slow
-@pytest.mark.xfail(reason="TensorFlow's coordination service waits for the cluster without limit")
 @pytest.mark.parametrize("absent", [1, 0])
 def test_a_worker_that_never_comes(absent):
     args = {"timeout_seconds": 5}
