@@ -82,14 +82,23 @@ class Transport(abc.ABC):
             received = tf.reshape(received, [self.local, self.world, -1])
         return tf.unstack(received, self.local)
 
-    def all_gather_ragged(self, values: Sequence[tf.Tensor]) -> list[tf.Tensor]:
-        """Like `all_gather` for rows whose number differs: L times [m_r, ...] -> W tensors."""
+    def all_gather_ragged(self, values: Sequence[tf.Tensor]) -> tuple[list[tf.Tensor], tf.Tensor]:
+        """Like `all_gather` for rows whose number differs.
+
+        Args:
+            values: L times [m_r, ...].
+
+        Returns:
+            W tensors, and the bytes one worker sent: all rows are padded to the longest.
+        """
         with tf.device(self.device):
             lengths = self._gather_processes(tf.stack([tf.shape(v)[0] for v in values]))
             longest = tf.reduce_max(lengths)
             padded = [_pad_rows(v, longest) for v in values]
             gathered = self._gather_processes(tf.stack(padded))  # [W, longest, ...]
-            return [gathered[r, : lengths[r]] for r in range(self.world)]
+            words = tf.size(padded[0], tf.int64) * padded[0].dtype.size // 4
+            sent = self.bytes_all_gather(words + 1)
+            return [gathered[r, : lengths[r]] for r in range(self.world)], sent
 
     @abc.abstractmethod
     def agree(self, topic: str, facts: dict[str, str], notes: dict[str, str]) -> None:

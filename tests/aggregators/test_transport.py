@@ -71,8 +71,11 @@ def test_all_gather_ragged_keeps_every_length(layout):
     def gather(transport):
         return transport.all_gather_ragged([sent[rank] for rank in transport.ranks])
 
-    for gathered in on_all_processes(*layout, gather):
+    for gathered, sent_bytes in on_all_processes(*layout, gather):
         assert len(gathered) == world
+        processes, local = layout if layout[0] > 1 else (layout[1], 1)  # who counts as a worker
+        words = 1 + 2 * (world - 1)  # a length, and as many rows of two as the longest has
+        assert int(sent_bytes) == (processes - 1) * local * 4 * words
         for value, right in zip(gathered, sent, strict=True):
             np.testing.assert_array_equal(value, right)
 

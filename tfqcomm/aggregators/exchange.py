@@ -128,11 +128,12 @@ class GradientExchange:
             aggregate, group_means = self._reduce_dense(dense, health, step)
             aggregates.append(aggregate)
             means |= group_means
-        means |= {m.key: self._gather_rows(m) for m in sparse}
+        rows = [self._gather_rows(m) for m in sparse]
+        means |= {m.key: mean for m, (mean, _) in zip(sparse, rows, strict=True)}
 
         self.routes = tuple(self._route(m, compressed) for m in messages)
         healthy = tf.reduce_all([a.healthy for a in aggregates])
-        bytes_sent = sum(a.bytes_sent for a in aggregates) + self._sparse_bytes(sparse)
+        bytes_sent = sum(a.bytes_sent for a in aggregates) + sum(cost for _, cost in rows)
         gradients = [m for m in messages if m.compressible]
 
         def commit():
@@ -200,26 +201,20 @@ class GradientExchange:
         flat_means = tf.split(aggregate.means[0], sizes) if messages else []
         return aggregate, _unflatten(messages, flat_means)
 
-    def _gather_rows(self, message: Message) -> tf.IndexedSlices:
-        """The rows of all replicas; a row that occurs twice is meant twice, as in TensorFlow."""
-        values = self.transport.all_gather_ragged([v.values for v in message.values])
-        indices = self.transport.all_gather_ragged([v.indices for v in message.values])
+    def _gather_rows(self, message: Message) -> tuple[tf.IndexedSlices, tf.Tensor]:
+        """The rows of all replicas, and the bytes one worker sent for them.
+
+        A row that occurs twice is meant twice, as in TensorFlow.
+        """
+        values, value_bytes = self.transport.all_gather_ragged([v.values for v in message.values])
+        indices, index_bytes = self.transport.all_gather_ragged([v.indices for v in message.values])
         with tf.device(self.transport.device):
-            return tf.IndexedSlices(
+            mean = tf.IndexedSlices(
                 values=tf.concat(values, 0) / tf.cast(self.transport.world, values[0].dtype),
                 indices=tf.concat(indices, 0),
                 dense_shape=tf.constant(message.shape, tf.int64),
             )
-
-    def _sparse_bytes(self, messages: Sequence[Message]):
-        """Bytes one worker sends for the rows of `messages`; known at run time only."""
-        total = 0
-        for message in messages:
-            slices = message.values[0]
-            words = tf.size(slices.values, tf.int64) * slices.values.dtype.size // 4
-            words += tf.size(slices.indices, tf.int64) * slices.indices.dtype.size // 4
-            total += self.transport.bytes_all_gather(words)
-        return total
+        return mean, value_bytes + index_bytes
 
     def _route(self, message: Message, compressed: Sequence[Message]) -> Route:
         path = message.path or message.key
