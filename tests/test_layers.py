@@ -2,7 +2,7 @@
 
 L0 numerics, wire, agreement, _tf_private; selection on top of them
 L1 compressors
-L2 traffic, transport, statistics; error_feedback on top of them
+L2 traffic, transport, statistics; error_feedback, worker_state on top of them
 L3 aggregators; verification and step on top of them
 L4 distribute, optimizers, callbacks, launch, parameter_server
 L5 tfqcomm itself
@@ -26,7 +26,7 @@ LAYERS = [  # a module imports from the lines above its own, and from its own fo
     {"selection"},
     {"compressors"},
     {"traffic", "transport", "statistics"},
-    {"error_feedback"},
+    {"error_feedback", "worker_state"},
     {"aggregators"},
     {"verification"},
     {"step"},

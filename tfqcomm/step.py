@@ -1,13 +1,17 @@
 """One training step of any optimizer: exchange the messages, then update, or skip as one.
 
-replica 0: message --+                          +--> update_step
-replica 1: message --+--> exchange --> healthy? +--> nothing changes, `skipped_steps` + 1
-replica 2: message --+
+replica 0: gradient --> message --+                          +--> update_step
+replica 1: gradient --> message --+--> exchange --> healthy? +--> nothing changes,
+replica 2: gradient --> message --+                               `skipped_steps` + 1
+
+The arrow from gradient to message is the worker's half of an algorithm. Most have none, and send
+the gradient itself.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from typing import Protocol
 
 import keras
 import tensorflow as tf
@@ -19,18 +23,41 @@ from tfqcomm.transport import transport_for
 from tfqcomm.verification import verify_replicas
 
 
+class WorkerHalf(Protocol):
+    """What a worker makes of its gradient before it is sent.
+
+    Attributes:
+        worker_slots: what it remembers of each tensor: name -> initial value of all elements.
+    """
+
+    worker_slots: Mapping[str, float]
+
+    def worker_step(
+        self, gradient: tf.Tensor, state: Mapping[str, tf.Tensor], iteration: tf.Tensor
+    ) -> tuple[tf.Tensor, Mapping[str, tf.Tensor]]:
+        """A tensor's message and new state, both of the gradient's shape and float32.
+
+        Args:
+            iteration: int scalar, steps taken so far.
+        """
+
+
 def distributed_step(
     optimizer: keras.optimizers.Optimizer,
     options: ExchangeOptions,
     gradients: Sequence[tf.Tensor | tf.IndexedSlices],
     variables: Sequence[keras.Variable | tf.Variable],
     learning_rate: tf.Tensor,
+    worker: WorkerHalf | None = None,
 ) -> None:
-    """Averages `gradients` over all replicas and lets `optimizer` update `variables`.
+    """Averages the messages of all replicas and lets `optimizer` update `variables`.
 
     Called in replica context, like Keras' own update. As there, the loss has been divided by the
     number of replicas, so the *sum* of the gradients is the mean gradient; the message of a
     replica is its gradient times W, and the mean of the messages is that sum.
+
+    Args:
+        worker: makes messages of the gradients (times W); None sends these themselves.
 
     Raises:
         ValueError: where compression cannot work, saying what to do instead.
@@ -49,23 +76,25 @@ def distributed_step(
     def merged(strategy, gradients, learning_rate):
         exchange = exchange_for(optimizer, options, transport_for(strategy))
         _agree_once(exchange, optimizer, variables)
-        messages = [
-            Message(key, _messages(strategy, gradient), path=_path(variable))
-            for key, gradient, variable in zip(keys, gradients, variables, strict=True)
-        ]
-        _apply(optimizer, exchange, strategy, messages, variables, learning_rate)
+        messages, memory = [], []
+        for key, gradient, variable in zip(keys, gradients, variables, strict=True):
+            values = _local_gradients(strategy, gradient)
+            if worker is not None:
+                values, updates = _worker_half(worker, exchange, key, values, optimizer)
+                memory += updates
+            messages.append(Message(key, values, path=_path(variable)))
+        _apply(optimizer, exchange, strategy, messages, memory, variables, learning_rate)
 
     context.merge_call(merged, args=(list(gradients), learning_rate))
 
 
-def _apply(optimizer, exchange, strategy, messages, variables, learning_rate):
+def _apply(optimizer, exchange, strategy, messages, memory, variables, learning_rate):
     """The step in cross-replica context: one graph for all local replicas."""
     tf_variables = [v.value if isinstance(v, keras.Variable) else v for v in variables]
     moving = statistics.values_to_average(_tf_private.model_of(optimizer), strategy)
     if moving:
         messages = [*messages, Message("statistics", statistics.pack(moving), compressible=False)]
-    # Not `iterations`: with `gradient_accumulation_steps` that is a quotient, not the counter.
-    counter = optimizer.variables[0]
+    counter = _counter(optimizer)
     reduction = exchange.reduce(messages, counter.value)
     reduction.record()
     means = list(reduction.means)
@@ -74,6 +103,8 @@ def _apply(optimizer, exchange, strategy, messages, variables, learning_rate):
 
     def update():
         reduction.commit()
+        for slot, value in memory:
+            slot.assign(value)
         means_now = [_cast_like(m, v) for m, v in zip(means, tf_variables, strict=True)]
         _tf_private.update_variables(optimizer, strategy, tf_variables, means_now, learning_rate)
         return tf.constant(True)
@@ -88,17 +119,39 @@ def _apply(optimizer, exchange, strategy, messages, variables, learning_rate):
         verify_replicas(exchange, strategy, tf_variables, updated)
 
 
-def _messages(strategy, gradient) -> list[tf.Tensor | tf.IndexedSlices]:
+def _counter(optimizer):
+    # Not `iterations`: with `gradient_accumulation_steps` that is a quotient, not the counter.
+    return optimizer.variables[0]
+
+
+def _worker_half(worker, exchange, key, gradients, optimizer):
+    """The local replicas' messages of one tensor, and what changes if the step is taken."""
+    messages, updates = [], []
+    for replica, gradient in enumerate(gradients):
+        with tf.device(exchange.transport.devices[replica]):
+            gradient = tf.convert_to_tensor(gradient)  # rows of embeddings are made dense
+            slots = {
+                name: exchange.worker_state.variable(replica, name, key, gradient.shape, initial)
+                for name, initial in worker.worker_slots.items()
+            }
+            state = {name: tf.convert_to_tensor(slot) for name, slot in slots.items()}
+            message, state = worker.worker_step(gradient, state, _counter(optimizer).value)
+            messages.append(message)
+            updates += [(slots[name], value) for name, value in state.items()]
+    return messages, updates
+
+
+def _local_gradients(strategy, gradient) -> list[tf.Tensor | tf.IndexedSlices]:
     """Each local replica's gradient, times the number of replicas."""
     world = strategy.num_replicas_in_sync
-    messages = []
+    gradients = []
     for value in strategy.experimental_local_results(gradient):
         if isinstance(value, tf.IndexedSlices):
             scaled = tf.cast(value.values, tf.float32) * world
-            messages.append(tf.IndexedSlices(scaled, value.indices, value.dense_shape))
+            gradients.append(tf.IndexedSlices(scaled, value.indices, value.dense_shape))
         else:
-            messages.append(tf.cast(value, tf.float32) * world)
-    return messages
+            gradients.append(tf.cast(value, tf.float32) * world)
+    return gradients
 
 
 def _cast_like(mean, variable):

@@ -35,8 +35,8 @@ def saved_epoch(path):
 
 
 def saved_residuals(path):
-    with np.load(io.BytesIO(read(path, "residuals-0.npz"))) as total:
-        return dict(total)
+    with np.load(io.BytesIO(read(path, "exchange-0.npz"))) as state:
+        return {name.removeprefix("residual/"): value for name, value in state.items()}
 
 
 # --------------------------------------------------------------------------------------- arguments
@@ -217,7 +217,7 @@ def test_model_with_two_optimizers(tmp_path, strategy):
     with pytest.raises(functions.Interrupted):
         functions.train(model, BackupAndRestore(tmp_path), 9, callbacks=[functions.InterruptAt(1)])
     names = zipfile.ZipFile(tmp_path / "backup.zip").namelist()
-    assert {"residuals-0.npz", "residuals-1.npz"} <= set(names)
+    assert {"exchange-0.npz", "exchange-1.npz"} <= set(names)
     again = make()
     functions.train(again, BackupAndRestore(tmp_path), 3)
     for optimizer in (again.optimizer, again.second_optimizer):

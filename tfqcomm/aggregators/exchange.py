@@ -27,6 +27,7 @@ from tfqcomm.compressors.identity import Identity
 from tfqcomm.error_feedback import Residuals
 from tfqcomm.traffic import Meter, Route
 from tfqcomm.transport import Transport
+from tfqcomm.worker_state import WorkerState
 
 _AGGREGATORS = {"dense": DenseMean, "all_gather": AllGatherMean, "two_phase": TwoPhaseMean}
 
@@ -96,6 +97,7 @@ class GradientExchange:
         options: the compressor and its circumstances.
         transport: to all replicas.
         residuals: error feedback of this optimizer alone.
+        worker_state: what its worker half remembers.
         meter: what has been sent.
         routes: how each tensor travels; known once a step has been traced.
     """
@@ -104,6 +106,7 @@ class GradientExchange:
         self.options = options
         self.transport = transport
         self.residuals = Residuals(transport)
+        self.worker_state = WorkerState(transport)
         self.meter = Meter()
         self.routes: tuple[Route, ...] = ()
 
@@ -147,6 +150,20 @@ class GradientExchange:
             self.meter.record(bytes_sent, dense_bytes, healthy, norm)
 
         return Reduction([means[m.key] for m in messages], healthy, commit, record)
+
+    def state(self) -> dict[str, np.ndarray]:
+        """What a backup keeps beside Keras' variables: a collective, for all processes to call."""
+        parts = {"residual": self.residuals.total(), "worker": self.worker_state.mean()}
+        return {f"{part}/{key}": v for part, values in parts.items() for key, v in values.items()}
+
+    def load_state(self, state: dict[str, np.ndarray]) -> None:
+        """Inverse of `state`, also on another number of replicas."""
+        parts = {"residual": {}, "worker": {}}
+        for name, value in state.items():
+            part, key = name.split("/", 1)
+            parts[part][key] = value
+        self.residuals.load_total(parts["residual"])
+        self.worker_state.load_mean(parts["worker"])
 
     def _compresses(self, message: Message) -> bool:
         return message.compressible and self.options.compresses(message.shape, message.size)
@@ -240,14 +257,15 @@ def _joint_key(messages: Sequence[Message]) -> str:
 
 
 _exchanges = weakref.WeakKeyDictionary()  # optimizer -> GradientExchange
-_restored = weakref.WeakKeyDictionary()  # optimizer -> residuals for an exchange yet to be made
+_restored = weakref.WeakKeyDictionary()  # optimizer -> state for an exchange yet to be made
 
 
 def exchange_for(optimizer, options: ExchangeOptions, transport: Transport) -> GradientExchange:
     """The exchange of `optimizer`, made at its first use: no two optimizers share residuals."""
     if optimizer not in _exchanges:
         _exchanges[optimizer] = GradientExchange(options, transport)
-        _exchanges[optimizer].residuals.load_total(_restored.pop(optimizer, {}))
+        if optimizer in _restored:
+            _exchanges[optimizer].load_state(_restored.pop(optimizer))
     return _exchanges[optimizer]
 
 
@@ -256,9 +274,9 @@ def exchange_of(optimizer) -> GradientExchange | None:
     return _exchanges.get(optimizer)
 
 
-def restore_residuals(optimizer, total: dict[str, np.ndarray]) -> None:
-    """Gives `optimizer` the residuals that `Residuals.total` once returned."""
+def restore_state(optimizer, state: dict[str, np.ndarray]) -> None:
+    """Gives `optimizer` what `GradientExchange.state` once returned."""
     if optimizer in _exchanges:
-        _exchanges[optimizer].residuals.load_total(total)
+        _exchanges[optimizer].load_state(state)
     else:
-        _restored[optimizer] = dict(total)
+        _restored[optimizer] = dict(state)

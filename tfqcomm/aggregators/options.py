@@ -54,8 +54,10 @@ class ExchangeOptions:
 
     def compresses(self, shape: tuple[int, ...], size: int) -> bool:
         """Whether a tensor of this shape is compressed."""
-        if self.compressor.lossless:
-            return False
+        return not self.compressor.lossless and self.reaches(shape, size)
+
+    def reaches(self, shape: tuple[int, ...], size: int) -> bool:
+        """Whether a tensor of this shape is large enough to be compressed."""
         return self.min_size == 0 or (len(shape) > 1 and size >= self.min_size)
 
     def facts(self) -> dict[str, str]:

@@ -14,7 +14,7 @@ import numpy as np
 from absl import logging
 
 from tfqcomm import _tf_private
-from tfqcomm.aggregators.exchange import exchange_of, restore_residuals
+from tfqcomm.aggregators.exchange import exchange_of, restore_state
 from tfqcomm.callbacks.optimizers import optimizers_of
 from tfqcomm.transport import transport_for
 
@@ -28,7 +28,8 @@ class BackupAndRestore(keras.callbacks.Callback):
     Keras' callback of this name saves the model and its optimizers; what compression has left out
     so far is lost with the process. This one keeps it, summed over all replicas, each with its
     weight in the mean: a run may go on with another number of workers, or another schedule, and
-    the model is owed exactly what it was owed before.
+    the model is owed exactly what it was owed before. What workers remember on their own, such as
+    QAdam's moments, is kept as its mean.
 
     Pass it to `fit` on all workers. The chief alone reads and writes `backup_dir`, and gives the
     others what it read. A backup replaces the one before in a single step, so that a crash while
@@ -114,11 +115,11 @@ class BackupAndRestore(keras.callbacks.Callback):
     def _save(self, epoch: int) -> None:
         """A collective: all workers add up their residuals; the chief writes."""
         self._batches_since_backup = 0
-        residuals = {}
+        states = {}
         for index, optimizer in enumerate(optimizers_of(self.model)):
             exchange = exchange_of(optimizer)
             if exchange is not None:
-                residuals[f"residuals-{index}.npz"] = exchange.residuals.total()
+                states[f"exchange-{index}.npz"] = exchange.state()
         if not self._is_chief:
             return
         self.backup_dir.mkdir(parents=True, exist_ok=True)
@@ -126,19 +127,19 @@ class BackupAndRestore(keras.callbacks.Callback):
         with zipfile.ZipFile(partial, "w") as archive:
             archive.writestr(_TRAINING, json.dumps({"epoch": epoch}))
             archive.writestr(_WEIGHTS, self._weights_to_bytes())
-            for name, total in residuals.items():
+            for name, state in states.items():
                 with archive.open(name, "w", force_zip64=True) as file:
-                    np.savez(file, **total)
+                    np.savez(file, **state)
         os.replace(partial, self.path)
 
     def _restore(self, archive: zipfile.ZipFile) -> None:
         epoch = json.loads(archive.read(_TRAINING))["epoch"]
         self._weights_from_bytes(archive.read(_WEIGHTS))
         for index, optimizer in enumerate(optimizers_of(self.model)):
-            name = f"residuals-{index}.npz"
+            name = f"exchange-{index}.npz"
             if name in archive.namelist():
-                with np.load(io.BytesIO(archive.read(name))) as total:
-                    restore_residuals(optimizer, dict(total))
+                with np.load(io.BytesIO(archive.read(name))) as state:
+                    restore_state(optimizer, dict(state))
         _tf_private.resume_at_epoch(self.model, epoch)
         logging.info("BackupAndRestore: resumed at epoch %d", epoch)
 

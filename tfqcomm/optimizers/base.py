@@ -1,11 +1,13 @@
 """What the optimizers of the papers have in common: a worker's half and a server's half.
 
-worker    message = the local gradient
+worker    message = `worker_step(gradient)`, with state of its own; or the gradient itself
 exchange  mean of the decoded messages of all workers, with error feedback
 server    `update_step(mean, variable, learning_rate)`, the same on every replica
 """
 
 from __future__ import annotations
+
+from collections.abc import Mapping
 
 import keras
 
@@ -17,7 +19,8 @@ from tfqcomm.step import distributed_step
 class CompressedOptimizer(_tf_private.OptimizerSeam):
     """Abstract base of optimizers that bring their own compression.
 
-    A subclass defines `build` and `update_step` as any Keras optimizer does. It works under no
+    A subclass defines `build` and `update_step` as any Keras optimizer does: the server's half.
+    One with a worker's half defines `worker_slots` and `worker_step`, too. It works under no
     strategy, MirroredStrategy and MultiWorkerMirroredStrategy, in `fit` and in a custom loop that
     calls `apply` (or `apply_gradients`) in replica context.
 
@@ -59,9 +62,16 @@ class CompressedOptimizer(_tf_private.OptimizerSeam):
         _tf_private.agree_on_finite_gradients()
         _tf_private.remember_models()
 
+    worker_slots: Mapping[str, float] = {}  # what a worker remembers of each tensor: see `step`
+
+    def worker_step(self, gradient, state, iteration):
+        """The worker's half (abstract): a tensor's message and the worker's new state."""
+        raise NotImplementedError
+
     def distributed_step(self, gradients, variables, learning_rate):
         """Exchanges the messages of all replicas and updates `variables`."""
-        distributed_step(self, self.options, gradients, variables, learning_rate)
+        worker = self if self.worker_slots else None
+        distributed_step(self, self.options, gradients, variables, learning_rate, worker)
 
     def get_config(self):
         """Serializable arguments, the compressor's among them."""
@@ -78,14 +88,19 @@ class CompressedOptimizer(_tf_private.OptimizerSeam):
         }
 
 
-def check_fraction(name: str, value: float) -> None:
+def check_fraction(name: str, value: float, *, also: str = "") -> None:
     """Refuses a decay rate outside [0, 1).
+
+    Args:
+        also: what else is allowed, for the message.
 
     Raises:
         ValueError: naming the argument.
     """
     if not isinstance(value, (int, float)) or not 0 <= value < 1:
-        raise ValueError(f"Argument `{name}` must be a float in [0, 1). Received: {name}={value!r}")
+        raise ValueError(
+            f"Argument `{name}` must be a float in [0, 1){also}. Received: {name}={value!r}"
+        )
 
 
 def check_positive(name: str, value: float) -> None:
@@ -96,6 +111,18 @@ def check_positive(name: str, value: float) -> None:
     """
     if not isinstance(value, (int, float)) or not value > 0:
         raise ValueError(f"Argument `{name}` must be a positive float. Received: {name}={value!r}")
+
+
+def check_non_negative(name: str, value: float) -> None:
+    """Refuses a number below zero.
+
+    Raises:
+        ValueError: naming the argument.
+    """
+    if not isinstance(value, (int, float)) or not value >= 0:
+        raise ValueError(
+            f"Argument `{name}` must be a non-negative float. Received: {name}={value!r}"
+        )
 
 
 register = keras.saving.register_keras_serializable(package="tfqcomm")
