@@ -174,6 +174,15 @@ def test_success_of_one_waits_for_the_others(script):
     assert sorted(done.stdout.splitlines()) == ["[worker 0] done", "[worker 1] done"]
 
 
+@pytest.fixture
+def no_nohup():
+    """Whoever runs the tests under `nohup` hands down that a hang-up is ignored."""
+    before = signal.signal(signal.SIGHUP, signal.SIG_DFL)
+    yield
+    signal.signal(signal.SIGHUP, before)
+
+
+@pytest.mark.usefixtures("no_nohup")
 @pytest.mark.parametrize(
     ("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143), (signal.SIGHUP, 129)]
 )
