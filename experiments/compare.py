@@ -81,7 +81,7 @@ PRESETS = {
 
 FLAGS = flags.FLAGS
 SETTINGS = [  # recorded in metrics.json
-    flags.DEFINE_enum("dataset", "digits", data.NAMES, "Data set; digits needs no download."),
+    flags.DEFINE_enum("dataset", "digits", list(PRESETS), "Data set; digits needs no download."),
     flags.DEFINE_integer("workers", 2, "Worker processes on this machine.", 1),
     flags.DEFINE_integer("epochs", None, "Passes over the training set; default by data set.", 1),
     flags.DEFINE_integer("global_batch", None, "Examples per step; default by data set.", 1),

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import dataclasses
+import os
 
+import keras
 import numpy as np
 import tensorflow as tf
 
@@ -11,12 +13,20 @@ _TFDS_MEAN_STD = {  # per channel, of the training images scaled to [0, 1]
     "mnist": ((0.1307,), (0.3081,)),
     "cifar10": ((0.4914, 0.4822, 0.4465), (0.2470, 0.2435, 0.2616)),
 }
-NAMES = ("digits", *_TFDS_MEAN_STD)
+NAMES = ("digits", *_TFDS_MEAN_STD, "a9a", "imdb_reviews")
+
+A9A_FEATURES = 123  # the largest index in a9a; a9a.t ends at 122
+IMDB_VOCABULARY = 2000  # with 0 for padding and 1 for all other words
+IMDB_LENGTH = 500
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class Dataset:
-    """Images float32[n, height, width, channels] and labels int32[n]."""
+    """Examples and their labels, int32[n].
+
+    Images are float32[n, height, width, channels], rows of features float32[n, features], texts
+    int32[n, words].
+    """
 
     x_train: np.ndarray
     y_train: np.ndarray
@@ -24,24 +34,37 @@ class Dataset:
     y_test: np.ndarray
     num_classes: int
 
+    def first(self, examples: int) -> Dataset:
+        """The first `examples` of both splits."""
+        arrays = (self.x_train, self.y_train, self.x_test, self.y_test)
+        return Dataset(*(array[:examples] for array in arrays), self.num_classes)
 
-def load(name: str, data_dir: str | None = None) -> Dataset:
+
+def load(name: str, data_dir: str | None = None, *, normalise: bool = True) -> Dataset:
     """Loads a data set into memory.
 
     Args:
-        name: `"digits"`, scikit-learn's bundled 8x8 digits, which need no network; `"mnist"` or
-            `"cifar10"`, through TensorFlow Datasets.
-        data_dir: directory with the data set, prepared by TensorFlow Datasets; it is only read.
-            `None`: tfds' own directory, where a missing data set is downloaded.
+        name: `"digits"`, scikit-learn's bundled 8x8 digits, which need no network; `"mnist"`,
+            `"cifar10"` or `"imdb_reviews"`, through TensorFlow Datasets; `"a9a"`, from LIBSVM's
+            files `a9a` and `a9a.t`.
+        data_dir: directory with the data set, prepared by TensorFlow Datasets, or with LIBSVM's
+            files; it is only read. `None`: tfds' own directory, where a missing data set is
+            downloaded.
+        normalise: MNIST and CIFAR-10 with mean 0 and variance 1 in each channel; False: pixels in
+            [0, 1]. The others are always what they are.
 
     Raises:
-        ValueError: If `name` is unknown.
+        ValueError: If `name` is unknown, or `data_dir` missing for `"a9a"`.
         FileNotFoundError: If `data_dir` doesn't hold the data set.
     """
     if name == "digits":
         return _load_digits()
     if name in _TFDS_MEAN_STD:
-        return _load_tfds(name, data_dir)
+        return _load_images(name, data_dir, normalise)
+    if name == "a9a":
+        return _load_a9a(data_dir)
+    if name == "imdb_reviews":
+        return _load_imdb_reviews(data_dir)
     raise ValueError(f"Argument `name` must be one of {NAMES}. Received: name={name!r}")
 
 
@@ -56,7 +79,68 @@ def _load_digits() -> Dataset:
     return Dataset(x_train, y_train, x_test, y_test, num_classes=10)
 
 
-def _load_tfds(name: str, data_dir: str | None) -> Dataset:
+def _load_a9a(data_dir: str | None) -> Dataset:
+    from sklearn import datasets
+
+    if data_dir is None:
+        raise ValueError(
+            "Argument `data_dir` must name the directory of the files a9a and a9a.t, from "
+            "https://www.csie.ntu.edu.tw/~cjlin/libsvmtools/datasets/binary.html. "
+            "Received: data_dir=None"
+        )
+
+    def read(file):
+        path = os.path.join(data_dir, file)
+        x, y = datasets.load_svmlight_file(path, n_features=A9A_FEATURES, dtype=np.float32)
+        return x.toarray(), (y > 0).astype(np.int32)  # labels -1 and 1
+
+    return Dataset(*read("a9a"), *read("a9a.t"), num_classes=2)
+
+
+def _load_images(name: str, data_dir: str | None, normalise: bool) -> Dataset:
+    (x_train, y_train), (x_test, y_test), num_classes = _load_tfds(name, data_dir)
+    mean, std = (np.array(value, np.float32) for value in _TFDS_MEAN_STD[name])
+
+    def pixels(x):
+        x = x.astype(np.float32) / 255
+        return (x - mean) / std if normalise else x
+
+    return Dataset(
+        pixels(x_train),
+        y_train.astype(np.int32),
+        pixels(x_test),
+        y_test.astype(np.int32),
+        num_classes,
+    )
+
+
+def _load_imdb_reviews(data_dir: str | None) -> Dataset:
+    """The first words of each review, as their ranks by frequency in the training set."""
+    (x_train, y_train), (x_test, y_test), num_classes = _load_tfds("imdb_reviews", data_dir)
+    x_train, x_test = (
+        np.array([text.replace(b"<br />", b" ") for text in texts], object)
+        for texts in (x_train, x_test)
+    )
+    words = keras.layers.TextVectorization(
+        max_tokens=IMDB_VOCABULARY, output_sequence_length=IMDB_LENGTH
+    )
+    words.adapt(x_train, batch_size=1000)
+
+    def numbers(texts):
+        batches = np.array_split(texts, 1 + len(texts) // 1000)
+        return np.concatenate([words(batch) for batch in batches]).astype(np.int32)
+
+    return Dataset(
+        numbers(x_train),
+        y_train.astype(np.int32),
+        numbers(x_test),
+        y_test.astype(np.int32),
+        num_classes,
+    )
+
+
+def _load_tfds(name: str, data_dir: str | None):
+    """Returns (examples, labels) for training, the same for testing, and the number of classes."""
     import tensorflow_datasets as tfds
 
     download = data_dir is None
@@ -74,19 +158,8 @@ def _load_tfds(name: str, data_dir: str | None) -> Dataset:
             f"tfds build {name} --data_dir={data_dir}. Without data_dir it is downloaded."
         )
     splits = builder.as_dataset(split=["train", "test"], batch_size=-1, as_supervised=True)
-    (x_train, y_train), (x_test, y_test) = tfds.as_numpy(splits)
-    mean, std = (np.array(value, np.float32) for value in _TFDS_MEAN_STD[name])
-
-    def normalise(x):
-        return (x.astype(np.float32) / 255 - mean) / std
-
-    return Dataset(
-        normalise(x_train),
-        y_train.astype(np.int32),
-        normalise(x_test),
-        y_test.astype(np.int32),
-        num_classes=builder.info.features["label"].num_classes,
-    )
+    train, test = tfds.as_numpy(splits)
+    return train, test, builder.info.features["label"].num_classes
 
 
 def training_stream(

@@ -2,6 +2,7 @@
 
 import numpy as np
 import pytest
+from sklearn import datasets
 
 import models
 from experiments import data
@@ -39,6 +40,67 @@ def test_missing_directory(tmp_path):
 def test_directory_without_the_data_set(tmp_path):
     with pytest.raises(FileNotFoundError, match="tfds build mnist --data_dir="):
         data.load("mnist", str(tmp_path))
+
+
+def write_libsvm(path, examples, features, seed):
+    """Writes binary features and labels of -1 and 1 as LIBSVM does; returns them."""
+    rng = np.random.default_rng(seed)
+    x = rng.integers(0, 2, [examples, features])
+    y = np.where(rng.random(examples) < 0.5, -1, 1)
+    datasets.dump_svmlight_file(x, y, str(path), zero_based=False)
+    return x, y
+
+
+def test_a9a(tmp_path):
+    x_train, y_train = write_libsvm(tmp_path / "a9a", 20, 123, seed=0)
+    x_test, y_test = write_libsvm(tmp_path / "a9a.t", 7, 122, seed=1)  # as in the real file
+    a9a = data.load("a9a", str(tmp_path))
+    np.testing.assert_array_equal(a9a.x_train, x_train)
+    np.testing.assert_array_equal(a9a.x_test[:, :122], x_test)
+    assert a9a.x_test.shape == (7, 123) and not a9a.x_test[:, 122].any()
+    np.testing.assert_array_equal(a9a.y_train, (y_train + 1) // 2)
+    np.testing.assert_array_equal(a9a.y_test, (y_test + 1) // 2)
+    assert a9a.x_train.dtype == np.float32 and a9a.y_train.dtype == np.int32
+    assert a9a.num_classes == 2
+
+
+def test_a9a_needs_its_files(tmp_path):
+    with pytest.raises(ValueError, match=r"`data_dir` must name .* a9a.t.*Received: data_dir=None"):
+        data.load("a9a")
+    with pytest.raises(FileNotFoundError, match="a9a"):
+        data.load("a9a", str(tmp_path))
+
+
+def test_imdb_reviews(monkeypatch):
+    texts = np.array([b"Good, good!<br />GOOD film.", b"bad film " * 300, b"good"], object)
+    unseen = np.array([b"A bad, bad sequel to a good film"], object)
+    splits = ((texts, np.array([1, 0, 1])), (unseen, np.array([0])), 2)
+    monkeypatch.setattr(data, "_load_tfds", lambda name, data_dir: splits)
+    reviews = data.load("imdb_reviews")
+    film, bad, good, other, padding = 2, 3, 4, 1, 0  # 301, 300 and 4 times in the training set
+    np.testing.assert_array_equal(reviews.x_train[0, :5], [good, good, good, film, padding])
+    assert reviews.x_train.shape == (3, 500) and reviews.x_train.dtype == np.int32
+    np.testing.assert_array_equal(reviews.x_train[1], [bad, film] * 250)
+    np.testing.assert_array_equal(reviews.x_train[2], [good] + [padding] * 499)
+    np.testing.assert_array_equal(
+        reviews.x_test[0, :9], [other, bad, bad, other, other, other, good, film, padding]
+    )
+    np.testing.assert_array_equal(reviews.y_train, [1, 0, 1])
+
+
+def test_images_as_raw_pixels(monkeypatch):
+    images = np.arange(2 * 28 * 28, dtype=np.uint8).reshape(2, 28, 28, 1)
+    splits = ((images, np.array([3, 4])), (images[:1], np.array([3])), 10)
+    monkeypatch.setattr(data, "_load_tfds", lambda name, data_dir: splits)
+    raw, normal = (data.load("mnist", normalise=value) for value in (False, True))
+    np.testing.assert_array_equal(raw.x_train, images.astype(np.float32) / 255)
+    np.testing.assert_allclose(normal.x_test, (raw.x_test - 0.1307) / 0.3081, rtol=1e-5)
+
+
+def test_first_examples_of_both_splits():
+    digits, few = data.load("digits"), data.load("digits").first(400)
+    np.testing.assert_array_equal(few.x_train, digits.x_train[:400])
+    np.testing.assert_array_equal(few.y_test, digits.y_test)  # there are 360
 
 
 def rows_seen(strategy, seed, steps, replica_batch=4, examples=37):
