@@ -70,6 +70,7 @@ class Collectives:
     def __init__(self, strategy: tf.distribute.Strategy, device: str):
         extended = strategy.extended
         self.size = process_count(strategy)
+        self.rank = process_rank(strategy)
         self._options = extended._communication_options
         keys = extended._collective_keys
         self._group_key = keys.get_group_key((device,))
@@ -97,6 +98,28 @@ class Collectives:
                 communication_hint=self._options.implementation.value,
                 timeout=self._options.timeout_seconds or 0,
                 ordering_token=self._launcher._get_ordering_token(),
+            )
+
+    def broadcast(self, value: tf.Tensor, source: tf.Tensor, processes: range) -> tf.Tensor:
+        """Gives `value` of process `source`, a scalar known at run time only, to `processes`.
+
+        The runtime must be told while the graph is built who sends: so both are, and one runs.
+        """
+        group_key = self._group_key  # of all; a smaller group has a key of its own
+        if len(processes) < self.size:
+            group_key += 1000 + processes.start * self.size + processes.stop
+        group = {
+            "group_size": len(processes),
+            "group_key": group_key,
+            "instance_key": self._launcher._next_instance_key(),
+            "communication_hint": self._options.implementation.value,
+            "timeout": self._options.timeout_seconds or 0,
+        }
+        with tf.device(self._device):
+            return tf.cond(
+                tf.equal(source, self.rank),
+                lambda: collective_ops.broadcast_send_v2(value, **group),
+                lambda: collective_ops.broadcast_recv_v2(value.shape, value.dtype, **group),
             )
 
 
@@ -253,7 +276,7 @@ def update_variables(optimizer, strategy, variables, gradients, learning_rate) -
         gradients: one tensor for each, the same on all replicas.
     """
     for variable, gradient in zip(variables, gradients, strict=True):
-        if optimizer.weight_decay is not None and optimizer._use_weight_decay(variable):
+        if decays(optimizer, variable):
             strategy.extended.update(
                 variable, _decay, args=(learning_rate, optimizer.weight_decay), group=False
             )
@@ -268,6 +291,11 @@ def update_variables(optimizer, strategy, variables, gradients, learning_rate) -
 def _decay(variable, learning_rate, weight_decay):
     rate = tf.cast(learning_rate, variable.dtype) * tf.cast(weight_decay, variable.dtype)
     variable.assign_sub(variable * rate)
+
+
+def decays(optimizer, variable) -> bool:
+    """Whether the optimizer's weight decay acts on `variable`."""
+    return optimizer.weight_decay is not None and optimizer._use_weight_decay(variable)
 
 
 def variable_index(optimizer, variable) -> int:
@@ -292,6 +320,19 @@ def _agreed_check_finite(original, optimizer, grads):
         return finite
     failures = context.all_reduce(tf.distribute.ReduceOp.SUM, tf.cast(~finite, tf.float32))
     return tf.equal(failures, 0.0)
+
+
+def pass_losses_on() -> None:
+    """Lets an optimizer inside a `LossScaleOptimizer` observe the loss, too: Keras asks the outer."""
+    if not _is_wrapped(keras.optimizers.LossScaleOptimizer.scale_loss):
+        _wrap(keras.optimizers.LossScaleOptimizer, "scale_loss", _observed_scale_loss)
+
+
+def _observed_scale_loss(original, optimizer, loss):
+    observe = getattr(optimizer.inner_optimizer, "observe_loss", None)
+    if observe is not None:
+        observe(loss)
+    return original(optimizer, loss)
 
 
 # ---------------------------------------------------------------------------------- Keras: models

@@ -82,6 +82,40 @@ class Transport(abc.ABC):
             received = tf.reshape(received, [self.local, self.world, -1])
         return tf.unstack(received, self.local)
 
+    def broadcast(self, values: Sequence[tf.Tensor], roots: tf.Tensor) -> list[tf.Tensor]:
+        """Gives every replica the vector of its group's root, which is chosen at run time.
+
+        Groups are equal ranges of ranks. Each of them spans whole processes or fits into one;
+        nothing crosses its border.
+
+        Args:
+            values: L times [n], n being the same everywhere; those of roots are sent.
+            roots: int32[g], the rank of each group's root; equal on all processes.
+
+        Returns:
+            L times [n].
+
+        Raises:
+            ValueError: if there are no such groups.
+        """
+        groups = roots.shape[0]
+        size = self.world // groups  # replicas of a group
+        if self.world % groups or (size % self.local and self.local % size):
+            raise ValueError(
+                f"Argument `roots` must name one root for each of equal groups of the {self.world} "
+                f"replicas, which are in processes of {self.local}. Received: {groups} roots"
+            )
+        first = self.ranks.start // size
+        with tf.device(self.device):
+            if size <= self.local:
+                parts = [values[i : i + size] for i in range(0, self.local, size)]
+                picked = [_pick(part, roots[first + i] % size) for i, part in enumerate(parts)]
+                return [picked[i // size] for i in range(self.local)]
+            processes = range(first * size // self.local, (first + 1) * size // self.local)
+            mine = _pick(values, roots[first] % self.local)
+            received = self._broadcast_processes(mine, roots[first] // self.local, processes)
+            return [received] * self.local
+
     def all_gather_ragged(self, values: Sequence[tf.Tensor]) -> tuple[list[tf.Tensor], tf.Tensor]:
         """Like `all_gather` for rows whose number differs.
 
@@ -149,6 +183,15 @@ class Transport(abc.ABC):
         workers, per_worker = self._workers()
         return (workers - 1) * per_worker * per_worker * 4 * chunk_words
 
+    def bytes_broadcast(self, words: int, groups: int = 1) -> int:
+        """Bytes one worker sends in `broadcast` of `words` int32 words, on average.
+
+        A tree of m workers sends m - 1 copies; who passes them on depends on the root.
+        """
+        workers, _ = self._workers()
+        members = max(1, workers // groups)
+        return (members - 1) * 4 * words // members
+
     def _workers(self) -> tuple[int, int]:
         return (self.processes, self.local) if self.processes > 1 else (self.local, 1)
 
@@ -163,6 +206,12 @@ class Transport(abc.ABC):
     @abc.abstractmethod
     def _exchange_processes(self, rows: tf.Tensor) -> tf.Tensor:
         """[P, ...] -> [P, ...], row p to process p."""
+
+    @abc.abstractmethod
+    def _broadcast_processes(
+        self, value: tf.Tensor, source: tf.Tensor, processes: range
+    ) -> tf.Tensor:
+        """[n] -> [n], that of `source`, one of `processes`, to all of them."""
 
 
 class LocalTransport(Transport):
@@ -182,6 +231,9 @@ class LocalTransport(Transport):
 
     def _exchange_processes(self, rows):
         return rows
+
+    def _broadcast_processes(self, value, source, processes):
+        return value
 
 
 class CollectiveTransport(Transport):
@@ -218,6 +270,11 @@ class CollectiveTransport(Transport):
         parts = [self._collectives.all_to_all(part) for part in _split_columns(flat)]
         return tf.reshape(tf.concat(parts, axis=1), tf.shape(rows))
 
+    def _broadcast_processes(self, value, source, processes):
+        parts = _split_columns(value[None])
+        parts = [self._collectives.broadcast(part, source, processes) for part in parts]
+        return tf.concat(parts, axis=1)[0]
+
 
 _transports = weakref.WeakKeyDictionary()
 
@@ -246,6 +303,12 @@ def _make_transport(strategy: tf.distribute.Strategy) -> Transport:
         "Compressed training works under no strategy, OneDeviceStrategy, MirroredStrategy or "
         f"MultiWorkerMirroredStrategy. Received: strategy={type(strategy).__name__}"
     )
+
+
+def _pick(values: Sequence[tf.Tensor], index: tf.Tensor) -> tf.Tensor:
+    if len(values) == 1:
+        return values[0]
+    return tf.switch_case(index, [lambda value=value: tf.identity(value) for value in values])
 
 
 def _is_short(vector: tf.Tensor) -> bool:

@@ -51,6 +51,9 @@ class ThreadTransport(Transport):
         received = self._meeting.exchange(self.process, rows)
         return tf.stack([row[self.process] for row in received])
 
+    def _broadcast_processes(self, value, source, processes):
+        return self._meeting.exchange(self.process, value)[int(source)]
+
 
 def run_processes(processes: int, local: int, function: Callable[[Transport], object]) -> list:
     """Calls `function` with the transport of each process; returns the results in rank order."""

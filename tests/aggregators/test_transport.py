@@ -64,6 +64,61 @@ def test_all_to_all_transposes(layout):
         np.testing.assert_array_equal(received[rank], [sent[i][rank] for i in range(world)])
 
 
+def groups_that_fit(layout):
+    world = layout[0] * layout[1]
+    sizes = [size for size in range(1, world + 1) if world % size == 0]
+    return [world // n for n in sizes if n % layout[1] == 0 or layout[1] % n == 0]
+
+
+def test_broadcast_gives_every_group_the_vector_of_its_root(layout):
+    world = layout[0] * layout[1]
+    sent = values_of(range(world), [5])
+
+    def broadcast(transport):
+        received = []
+        for groups in groups_that_fit(layout):
+            for chosen in range(world // groups):  # the k-th of each group
+                roots = tf.constant([g * world // groups + chosen for g in range(groups)])
+                received.append(transport.broadcast([sent[r] for r in transport.ranks], roots))
+        return received
+
+    found = on_all_processes(*layout, broadcast)
+    number = 0
+    for groups in groups_that_fit(layout):
+        size = world // groups
+        for chosen in range(size):
+            received = sum([of_process[number] for of_process in found], [])
+            for rank, value in enumerate(received):
+                np.testing.assert_array_equal(value, sent[rank // size * size + chosen])
+            number += 1
+
+
+def test_broadcast_refuses_groups_that_do_not_fit():
+    transport = LocalTransport(["CPU:0"] * 4)
+    with pytest.raises(ValueError, match="Argument `roots` must .* equal groups .*: 3 roots"):
+        transport.broadcast([tf.zeros([1])] * 4, tf.constant([0, 1, 2]))
+
+
+@pytest.mark.parametrize(
+    ("processes", "local", "groups", "sent"),
+    [
+        (1, 1, 1, 0),
+        (1, 4, 1, 3 * 40 // 4),  # every replica counts as a worker
+        (1, 4, 2, 20),
+        (1, 4, 4, 0),
+        (2, 2, 1, 20),  # a process passes it on to its replicas
+        (2, 2, 2, 0),
+        (2, 2, 4, 0),
+        (3, 1, 1, 26),
+    ],
+)
+def test_bytes_of_a_broadcast_are_the_mean_over_workers(processes, local, groups, sent):
+    def cost(transport):
+        return transport.bytes_broadcast(10, groups)
+
+    assert on_all_processes(processes, local, cost) == [sent] * processes
+
+
 def test_all_gather_ragged_keeps_every_length(layout):
     world = layout[0] * layout[1]
     sent = [values_of([rank], [(rank + 1) % world, 2])[0] for rank in range(world)]  # one is empty
