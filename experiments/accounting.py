@@ -18,3 +18,8 @@ def paper_bits(codec: Compressor, sizes: Sequence[int]) -> int:
     if isinstance(codec, BlockSign):
         return sum(sizes)
     return 32 * sum(codec.num_words(n) for n in sizes)
+
+
+def sparse_bits(nonzeros: int, size: int) -> int:
+    """Bits of `nonzeros` floats among `size`: with their positions, or with a bit for each entry."""
+    return 32 * nonzeros + min(nonzeros * (size - 1).bit_length(), size)

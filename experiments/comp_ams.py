@@ -24,7 +24,6 @@ References:
 from __future__ import annotations
 
 import dataclasses
-import json
 import os
 import sys
 from collections.abc import Mapping, Sequence
@@ -36,7 +35,7 @@ from absl import app, flags
 
 import models
 import tfqcomm
-from experiments import data, plots, training
+from experiments import data, plots, report, training
 from experiments.accounting import paper_bits
 
 MODELS = {
@@ -239,14 +238,7 @@ def speedup(devices: Sequence[str], dataset: data.Dataset) -> list[dict]:
 
 def write(runs, plot) -> None:
     """Writes what there is to `--out`."""
-    os.makedirs(FLAGS.out, exist_ok=True)
-    record = {
-        "settings": {flag.name: flag.value for flag in SETTINGS},
-        "versions": training.versions(),
-        "runs": runs,
-    }
-    with open(os.path.join(FLAGS.out, "results.json"), "w") as file:
-        json.dump(record, file, indent=1)
+    report.write_results(FLAGS.out, SETTINGS, runs)
     plot(os.path.join(FLAGS.out, f"{FLAGS.experiment}.png"), runs)
     print(f"\nWrote {FLAGS.out}/results.json and {FLAGS.experiment}.png")
 

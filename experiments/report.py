@@ -1,10 +1,28 @@
-"""The main job's result in words."""
+"""Results in words and in files."""
 
 from __future__ import annotations
 
+import json
+import os
 from collections.abc import Mapping, Sequence
 
+from absl import flags
+
+from experiments import training
+
 SLOW_NETWORK = 100e6  # bits per second
+
+
+def write_results(out: str, settings: Sequence[flags.FlagHolder], runs) -> None:
+    """Writes what was asked, what it may depend on, and what came out to `out`/results.json."""
+    os.makedirs(out, exist_ok=True)
+    record = {
+        "settings": {flag.name: flag.value for flag in settings},
+        "versions": training.versions(),
+        "runs": runs,
+    }
+    with open(os.path.join(out, "results.json"), "w") as file:
+        json.dump(record, file, indent=1)
 
 
 def summary(epochs: Sequence[Mapping[str, float]]) -> dict[str, float]:
@@ -27,7 +45,7 @@ def summary(epochs: Sequence[Mapping[str, float]]) -> dict[str, float]:
 
 
 def table(runs: Mapping[str, Mapping]) -> str:
-    """The table in Markdown, aligned for the terminal."""
+    """The table of the main job."""
     header = ["run", "test accuracy", "bytes per worker and step", "ratio", "s per step"]
     rows = [header] + [
         [
@@ -39,9 +57,15 @@ def table(runs: Mapping[str, Mapping]) -> str:
         ]
         for run in runs.values()
     ]
+    return markdown(rows)
+
+
+def markdown(rows: Sequence[Sequence[str]]) -> str:
+    """A table in Markdown whose first row is the header, aligned for the terminal."""
     widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
-    rows.insert(1, ["-" * widths[0], *("-" * (width - 1) + ":" for width in widths[1:])])
-    return "\n".join(f"| {' | '.join(_aligned(row, widths))} |" for row in rows)
+    rule = ["-" * widths[0], *("-" * (width - 1) + ":" for width in widths[1:])]
+    lines = [_aligned(row, widths) for row in rows]
+    return "\n".join(f"| {' | '.join(line)} |" for line in [lines[0], rule, *lines[1:]])
 
 
 def _aligned(row, widths):

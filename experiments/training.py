@@ -165,6 +165,7 @@ def train(
     global_batch: int,
     seed: int,
     log_dir: str | None = None,
+    verbose: int = 2,
 ) -> list[dict[str, float]]:
     """Trains with `model.fit` and returns a record of each epoch.
 
@@ -176,6 +177,7 @@ def train(
             of the number of replicas that is not more; an epoch keeps its number of steps.
         seed: of the order of the examples.
         log_dir: where the chief writes TensorBoard logs.
+        verbose: of `model.fit` on the chief; 0 is silent.
 
     Returns:
         On the chief, for each epoch: loss and accuracy, seconds, and what `TrafficLogger` counts.
@@ -191,7 +193,7 @@ def train(
             f"{examples}, the number of examples. Received: global_batch={global_batch}"
         )
     recorder = EpochRecorder(dataset.x_test, dataset.y_test)
-    traffic = tfqcomm.callbacks.TrafficLogger(log_dir)
+    traffic = tfqcomm.callbacks.TrafficLogger(log_dir, verbose=int(verbose > 0))
     callbacks = [recorder, traffic]
     if log_dir:
         callbacks.append(keras.callbacks.TensorBoard(log_dir, write_graph=False))
@@ -204,7 +206,7 @@ def train(
         steps_per_epoch=examples // global_batch,
         callbacks=callbacks if chief else None,
         shuffle=False,  # it is shuffled
-        verbose=2 if chief else 0,
+        verbose=verbose if chief else 0,
     )
     return [{**t, **e} for t, e in zip(traffic.history, recorder.epochs, strict=True)]
 
