@@ -21,5 +21,5 @@ def paper_bits(codec: Compressor, sizes: Sequence[int]) -> int:
 
 
 def sparse_bits(nonzeros: int, size: int) -> int:
-    """Bits of `nonzeros` floats among `size`: with their positions, or with a bit for each entry."""
+    """Bits of `nonzeros` floats among `size`: with positions, or with one bit for each entry."""
     return 32 * nonzeros + min(nonzeros * (size - 1).bit_length(), size)
