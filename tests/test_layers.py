@@ -1,8 +1,8 @@
 """Who may import whom. The imports are read from the sources, so that none is missed.
 
-L0 numerics, wire, agreement, _tf_private; selection on top of them
+L0 numerics, wire, agreement, _tf_private; selection and least_squares on top of them
 L1 compressors
-L2 traffic, transport, statistics; error_feedback, worker_state on top of them
+L2 traffic, transport, statistics, replicas; error_feedback, worker_state on top of them
 L3 aggregators; verification and step on top of them
 L4 distribute, optimizers, callbacks, launch, parameter_server
 L5 tfqcomm itself
@@ -23,9 +23,9 @@ ROOT = pathlib.Path(__file__).parent.parent
 
 LAYERS = [  # a module imports from the lines above its own, and from its own folder
     {"numerics", "wire", "agreement", "_tf_private"},
-    {"selection"},
+    {"selection", "least_squares"},
     {"compressors"},
-    {"traffic", "transport", "statistics"},
+    {"traffic", "transport", "statistics", "replicas"},
     {"error_feedback", "worker_state"},
     {"aggregators"},
     {"verification"},

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import functools
+import math
 from collections.abc import Callable
 
 import tensorflow as tf
 
 FUSE_FROM = 1 << 20  # elements; below, compiling costs more than a training run wins back
 _ROW = 128  # float32 addends of one partial sum; the partial sums are added in float64
+_SMALLEST_NORMAL = 2.0**-126
 
 
 def fuse(function: Callable, n: int) -> Callable:
@@ -57,10 +59,51 @@ def is_negative(x: tf.Tensor) -> tf.Tensor:
     return tf.bitcast(x, tf.int32) < 0
 
 
+def max_magnitude(x: tf.Tensor) -> tf.Tensor:
+    """The largest |x| over the last axis; NaN counts as larger than everything.
+
+    Args:
+        x: float32[rows, n], n > 0
+
+    Returns:
+        float32[rows]
+    """
+    return tf.bitcast(tf.reduce_max(magnitude_keys(x), axis=-1), tf.float32)
+
+
+def sums(x: tf.Tensor) -> tf.Tensor:
+    """Sums over the last axis: runs of 128 in float32, and those in float64.
+
+    Args:
+        x: float32[rows, n], n > 0, with 128 max|x| in the range of float32.
+
+    Returns:
+        float64[rows]
+    """
+    rows, n = x.shape
+    width = min(n, _ROW)
+    x = tf.pad(x, [[0, 0], [0, -n % width]])
+    # A product with ones: XLA vectorizes it, but not a sum (it may not reorder additions).
+    partial = tf.linalg.matvec(tf.reshape(x, [-1, width]), tf.ones([width]))
+    return tf.reduce_sum(tf.cast(tf.reshape(partial, [rows, -1]), tf.float64), axis=-1)
+
+
+def magnitude_sums(x: tf.Tensor) -> tf.Tensor:
+    """Sums of |x| over the last axis, also where they are beyond float32.
+
+    Scaling by 2^-7 keeps runs of 128 float32 in range; it loses |x| < 1.6e-36 only.
+
+    Args:
+        x: float32[rows, n], n > 0
+
+    Returns:
+        float64[rows]
+    """
+    return sums(tf.abs(x) / _ROW) * _ROW
+
+
 def mean_magnitude(x: tf.Tensor) -> tf.Tensor:
     """Mean of |x| over the last axis, also where the sum alone would overflow.
-
-    Scaling by 2^-7 keeps partial sums of 128 float32 in range; it loses |x| < 1.6e-36 only.
 
     Args:
         x: float32[rows, n], n > 0
@@ -68,13 +111,32 @@ def mean_magnitude(x: tf.Tensor) -> tf.Tensor:
     Returns:
         float32[rows]; finite if all of `x` is.
     """
-    rows, n = x.shape
-    width = min(n, _ROW)
-    x = tf.pad(x, [[0, 0], [0, -n % width]])
-    # A product with ones: XLA vectorizes it, but not a sum (it may not reorder additions).
-    partial = tf.linalg.matvec(tf.reshape(tf.abs(x) / _ROW, [-1, width]), tf.ones([width]))
-    sums = tf.reduce_sum(tf.cast(tf.reshape(partial, [rows, -1]), tf.float64), axis=-1)
-    return tf.cast(sums * (_ROW / n), tf.float32)
+    return tf.cast(magnitude_sums(x) / x.shape[-1], tf.float32)
+
+
+def norm(x: tf.Tensor) -> tf.Tensor:
+    """Euclidean norm over the last axis; of finite `x` at most the largest float32.
+
+    Args:
+        x: float32[rows, n], n > 0
+
+    Returns:
+        float32[rows]
+    """
+    largest = max_magnitude(x)
+    squares = sums(tf.square(relative(x, largest[:, None])))
+    norms = tf.cast(tf.cast(largest, tf.float64) * tf.sqrt(squares), tf.float32)
+    return tf.where(is_finite(largest) & ~is_finite(norms), tf.float32.max, norms)
+
+
+def relative(x: tf.Tensor, scale: tf.Tensor) -> tf.Tensor:
+    """X / scale, and zero where `scale` is zero or denormal.
+
+    Args:
+        x: float32 tensor.
+        scale: float32 tensor, non-negative, that broadcasts to `x`.
+    """
+    return x / tf.where(scale < _SMALLEST_NORMAL, math.inf, scale)
 
 
 def saturating_cast(x: tf.Tensor, dtype: tf.DType) -> tf.Tensor:

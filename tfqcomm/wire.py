@@ -50,6 +50,25 @@ def words_to_halves(words: tf.Tensor, m: int, dtype: tf.DType) -> tf.Tensor:
     return tf.reshape(pairs if _LITTLE_ENDIAN else tf.reverse(pairs, [-1]), [-1])[:m]
 
 
+def bytes_to_words(octets: tf.Tensor) -> tf.Tensor:
+    """8-bit values, four to a word, the first one lowest.
+
+    Args:
+        octets: int8[m]
+
+    Returns:
+        int32[ceil(m / 4)]; padded with zeros.
+    """
+    fours = tf.reshape(_pad(octets, 4), [-1, 4])
+    return tf.bitcast(fours if _LITTLE_ENDIAN else tf.reverse(fours, [-1]), tf.int32)
+
+
+def words_to_bytes(words: tf.Tensor, m: int) -> tf.Tensor:
+    """Inverse of `bytes_to_words`: the first `m` values, int8[m]."""
+    fours = tf.bitcast(words, tf.int8)  # [w, 4]
+    return tf.reshape(fours if _LITTLE_ENDIAN else tf.reverse(fours, [-1]), [-1])[:m]
+
+
 def words_to_summands(words: tf.Tensor, dtype: tf.DType) -> tf.Tensor:
     """The body of a linear codec's message as the numbers that an all-reduce may sum.
 
@@ -95,6 +114,34 @@ def unpack_bits(words: tf.Tensor, n: int) -> tf.Tensor:
     return tf.reshape(bits, [*words.shape[:-1], words.shape[-1] * WORD_BITS])[..., :n]
 
 
+def num_level_words(n: int, bits: int) -> int:
+    """Words that `n` levels of `bits` bits take: planes of whole words."""
+    return bits * num_words(n, 1)
+
+
+def pack_levels(levels: tf.Tensor, bits: int) -> tf.Tensor:
+    """Small signed integers as bit planes: exactly `bits` bits each.
+
+    Args:
+        levels: int32[n], from -2^(bits - 1) to 2^(bits - 1) - 1.
+        bits: 1 to 8.
+
+    Returns:
+        int32[num_level_words(n, bits)]: the bits of the two's complement, highest plane first,
+        each plane as `pack_bits` packs it.
+    """
+    shifts = tf.range(bits - 1, -1, -1)[:, None]
+    planes = tf.bitwise.bitwise_and(tf.bitwise.right_shift(levels, shifts), 1)
+    return tf.reshape(pack_bits(planes), [-1])
+
+
+def unpack_levels(words: tf.Tensor, bits: int, n: int) -> tf.Tensor:
+    """Inverse of `pack_levels`: int32[n]."""
+    planes = tf.cast(unpack_bits(tf.reshape(words, [bits, -1]), n), tf.int32)
+    weights = [-(1 << bits - 1), *(1 << shift for shift in range(bits - 2, -1, -1))]
+    return tf.reduce_sum(planes * tf.constant(weights)[:, None], axis=0)
+
+
 def num_position_words(k: int, n: int) -> int:
     """Words that `k` positions below `n` take."""
     return _num_counts(n) + num_words(k, 16)
@@ -128,6 +175,16 @@ def words_to_positions(words: tf.Tensor, k: int, n: int) -> tf.Tensor:
     return tf.cumsum(_count(block_ends, k)) * BLOCK + offsets
 
 
+def entries_to_words(positions: tf.Tensor, values: tf.Tensor, n: int) -> tf.Tensor:
+    """The float32[k] `values` at ascending int32[k] `positions` below `n`; k may be dynamic."""
+    return tf.concat([positions_to_words(positions, n), floats_to_words(values)], 0)
+
+
+def words_to_entries(words: tf.Tensor, k: int | tf.Tensor, n: int) -> tuple[tf.Tensor, tf.Tensor]:
+    """Inverse of `entries_to_words`: positions int32[k] and values float32[k], k > 0."""
+    return words_to_positions(words[:-k], k, n), words_to_floats(words[-k:])
+
+
 def _num_counts(n: int) -> int:
     return -(-n // BLOCK) if n > BLOCK else 0
 
@@ -139,5 +196,7 @@ def _count(values: tf.Tensor, size: int) -> tf.Tensor:
 
 
 def _pad(x: tf.Tensor, multiple: int) -> tf.Tensor:
+    if x.shape[-1] is None:
+        return tf.pad(x, [[0, 0]] * (x.shape.rank - 1) + [[0, -tf.shape(x)[-1] % multiple]])
     missing = -x.shape[-1] % multiple
     return tf.pad(x, [[0, 0]] * (x.shape.rank - 1) + [[0, missing]]) if missing else x

@@ -29,8 +29,20 @@ def one_of(name: str, value, supported: Sequence[str]) -> None:
 
 def positive_integer_or_none(name: str, value) -> None:
     """Accepts None or an integer above zero."""
-    integer = isinstance(value, numbers.Integral) and not isinstance(value, bool)
-    if value is not None and (not integer or value < 1):
+    if value is not None and (not _is_integer(value) or value < 1):
         raise ValueError(
             f"Argument `{name}` must be None or a positive integer. Received: {name}={value!r}"
         )
+
+
+def integer_between(name: str, value, lowest: int, highest: int) -> None:
+    """Accepts an integer from `lowest` to `highest`."""
+    if not _is_integer(value) or not lowest <= value <= highest:
+        raise ValueError(
+            f"Argument `{name}` must be an integer from {lowest} to {highest}. "
+            f"Received: {name}={value!r}"
+        )
+
+
+def _is_integer(value) -> bool:
+    return isinstance(value, numbers.Integral) and not isinstance(value, bool)

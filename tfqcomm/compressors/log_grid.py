@@ -1,0 +1,83 @@
+"""Logarithmic grid: the nearest of 0 and a few powers of two times the largest entry."""
+
+from __future__ import annotations
+
+import dataclasses
+
+import tensorflow as tf
+
+from tfqcomm import numerics, wire
+from tfqcomm.compressors import checks
+from tfqcomm.compressors.base import Compressor
+from tfqcomm.compressors.registry import register
+
+_FRACTION_BITS, _BIAS = 23, 127  # of a float32
+
+
+@register("log_grid")
+@dataclasses.dataclass(frozen=True)
+class LogGrid(Compressor):
+    """s times the nearest of 0, +-2^-k, ..., +-1/2, +-1 to x / s, where s = max|x|.
+
+    2k + 3 levels, so ceil(log2(2k + 3)) bits per element: 2 for k = 0 (ternary), 3 for k = 1
+    and 2, 4 up to k = 6. Nearest in value, not in the logarithm: levels change at 2^-(k + 1) and
+    at 0.75 * 2^-j, and whoever is there goes up. C(c x) = c C(x) for c = 2^i, to the bit, and
+    C(C(x)) = C(x). Biased, so train with error feedback.
+
+    Payload: s as float32, then the bit planes of the signed levels, 1 to k + 1 from the smallest.
+
+    Args:
+        k: Number of halvings, 0 to 126.
+
+    Example:
+    >>> log_grid = LogGrid(1)
+    >>> log_grid.decode(log_grid.encode([4.0, -3.0, 2.9, 1.0, 0.9]), n=5).numpy()
+    array([ 4., -4.,  2.,  2.,  0.], dtype=float32)
+
+    References:
+        Chen, Shen, Huang, Liu, "Quantized Adam with Error Feedback", arXiv 2004.14180.
+    """
+
+    k: int = 0  # lower => more compression
+
+    def __post_init__(self):
+        checks.integer_between("k", self.k, 0, 126)
+
+    @property
+    def bits(self) -> int:
+        """Per element: the logarithm of 2k + 3, rounded up."""
+        return (2 * self.k + 2).bit_length()
+
+    def num_words(self, n: int) -> int:
+        return min(n, 1) + wire.num_level_words(n, self.bits)
+
+    def encode_implementation(self, x, seed):
+        n = x.shape[0]
+        if n == 0:
+            return tf.zeros([0], tf.int32)
+        return numerics.fuse(_encode, n)(x, self.k, self.bits)
+
+    def decode_implementation(self, words, n):
+        if n == 0:
+            return tf.zeros([0])
+        return numerics.fuse(_decode, n)(words, n, self.k, self.bits)
+
+
+def _encode(x, k, bits):
+    scale = numerics.max_magnitude(x[None])  # float32[1]
+    keys = numerics.magnitude_keys(numerics.relative(x, scale))
+    # Adding half a fraction carries into the exponent from 1.5 * 2^j on.
+    exponents = tf.bitwise.right_shift(keys + (1 << _FRACTION_BITS - 1), _FRACTION_BITS)
+    smallest = (_BIAS - k - 1) << _FRACTION_BITS  # of 2^-(k + 1), half of the smallest level
+    magnitudes = tf.maximum(exponents - (_BIAS - k) + 1, 1)
+    magnitudes = tf.where(keys >= smallest, magnitudes, 0)
+    levels = tf.where(numerics.is_negative(x), -magnitudes, magnitudes)
+    return tf.concat([wire.floats_to_words(scale), wire.pack_levels(levels, bits)], axis=0)
+
+
+def _decode(words, n, k, bits):
+    levels = wire.unpack_levels(words[1:], bits, n)
+    exponents = tf.abs(levels) + (_BIAS - k) - 1
+    powers = tf.bitcast(tf.bitwise.left_shift(exponents, _FRACTION_BITS), tf.float32)
+    signs = tf.cast(tf.sign(levels), tf.float32)
+    return wire.words_to_floats(words[:1]) * (signs * powers)

@@ -1,0 +1,90 @@
+"""QSGD: stochastic rounding to levels between zero and the bucket's norm."""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import ClassVar
+
+import tensorflow as tf
+
+from tfqcomm import numerics, wire
+from tfqcomm.compressors import checks, rounding
+from tfqcomm.compressors.base import Compressor
+from tfqcomm.compressors.registry import register
+
+
+@register("qsgd")
+@dataclasses.dataclass(frozen=True)
+class QSGD(Compressor):
+    """||v|| sign(x) l / s in each bucket v, l one of the two integers around s |x| / ||v||.
+
+    The choice between the two is random, without bias. s = 2^(bits - 1) - 1: `bits` per element
+    include the sign, and 32 / bucket more are the norm's. E ||C(v) - v||^2 is at most
+    min(d / s^2, sqrt(d) / s) ||v||^2 in a bucket of d entries. Where that is above 1, error
+    feedback may diverge: take larger `bits`, smaller buckets, or none of it, as the paper does.
+    Random bits: 16 per element, which round without bias to 2^-17 of a level.
+
+    Payload: a float32 norm per bucket (at most the largest float32: decoded values stay finite),
+    then `bits` bit planes.
+
+    Differences from the paper: fixed-width levels instead of Elias codes.
+
+    Args:
+        bits: Per element, sign included, 2 to 8.
+        bucket: Entries per norm, the last bucket may be shorter; None for one norm in all. 512
+            with 4 bits is the paper's.
+
+    Example:
+    >>> qsgd = QSGD(4)
+    >>> qsgd.decode(qsgd.encode([0.0, -3.0, 0.0]), n=3).numpy()
+    array([ 0., -3.,  0.], dtype=float32)
+
+    References:
+        Alistarh et al., "QSGD: Communication-Efficient SGD via Gradient Quantization and
+        Encoding", arXiv 1610.02132, Section 3.1 and Lemma 3.1.
+    """
+
+    bits: int = 4  # lower => more compression
+    _: dataclasses.KW_ONLY
+    bucket: int | None = 512  # larger => more compression, more noise
+
+    unbiased: ClassVar[bool] = True
+    deterministic: ClassVar[bool] = False
+
+    def __post_init__(self):
+        checks.integer_between("bits", self.bits, 2, 8)
+        checks.positive_integer_or_none("bucket", self.bucket)
+
+    def num_words(self, n: int) -> int:
+        buckets = -(-n // (self.bucket or max(n, 1)))
+        return buckets + wire.num_level_words(n, self.bits)
+
+    def encode_implementation(self, x, seed):
+        n = x.shape[0]
+        if n == 0:
+            return tf.zeros([0], tf.int32)
+        return numerics.fuse(_encode, n)(x, seed, self.bits, min(self.bucket or n, n))
+
+    def decode_implementation(self, words, n):
+        if n == 0:
+            return tf.zeros([0])
+        return numerics.fuse(_decode, n)(words, n, self.bits, min(self.bucket or n, n))
+
+
+def _encode(x, seed, bits, bucket):
+    n = x.shape[0]
+    s = (1 << bits - 1) - 1  # levels above zero
+    v = tf.reshape(tf.pad(x, [[0, -n % bucket]]), [-1, bucket])
+    norms = numerics.norm(v)
+    y = s * tf.clip_by_value(numerics.relative(v, norms[:, None]), -1.0, 1.0)
+    levels = rounding.stochastic(tf.reshape(y, [-1])[:n], rounding.draw(seed, n))
+    return tf.concat([wire.floats_to_words(norms), wire.pack_levels(levels, bits)], axis=0)
+
+
+def _decode(words, n, bits, bucket):
+    s = (1 << bits - 1) - 1
+    buckets = -(-n // bucket)
+    norms = wire.words_to_floats(words[:buckets])
+    y = tf.cast(wire.unpack_levels(words[buckets:], bits, n), tf.float32) * (1 / s)
+    v = tf.reshape(tf.pad(y, [[0, -n % bucket]]), [-1, bucket])
+    return tf.reshape(norms[:, None] * v, [-1])[:n]

@@ -1,0 +1,104 @@
+"""TernGrad: every entry becomes 0 or plus or minus one scale, at random."""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+import numbers
+from typing import ClassVar
+
+import tensorflow as tf
+
+from tfqcomm import numerics, wire
+from tfqcomm.compressors import rounding
+from tfqcomm.compressors.base import Compressor
+from tfqcomm.compressors.registry import register
+
+_BITS = 2
+
+
+@register("ternary")
+@dataclasses.dataclass(frozen=True)
+class Ternary(Compressor):
+    """Clips, then sends s sign(x) with probability |x| / s, else 0; s is the largest magnitude.
+
+    2 bits per element and a scale. Clipping to `clip` standard deviations keeps a single large
+    entry from making all others noise. Unbiased for what is left after clipping, so for x itself
+    with `clip=None` only. E ||C(x) - x||^2 <= (1 + clip^2 / 8) ||x||^2, and for `clip=None`
+    (sqrt(n) - 1) / 2 ||x||^2: the error may be larger than x, so that error feedback is not
+    certain to converge. Random bits: 16 per element, which round without bias to 2^-17 s.
+
+    Payload: s as float32, then two bit planes.
+
+    Differences from the paper: where |mean| exceeds the standard deviation, it takes its place;
+    the paper's rule would clip a tensor of equal entries, or of one entry, to nothing.
+
+    Args:
+        clip: Limit of magnitudes in standard deviations of the tensor; None for no limit. 2.5 is
+            the paper's.
+
+    Example:
+    >>> ternary = Ternary(clip=None)
+    >>> ternary.decode(ternary.encode([2.0, -2.0, 0.0]), n=3).numpy()
+    array([ 2., -2.,  0.], dtype=float32)
+
+    References:
+        Wen et al., "TernGrad: Ternary Gradients to Reduce Communication in Distributed Deep
+        Learning", arXiv 1705.07878, Equations 1 to 3 and Section 4.
+    """
+
+    _: dataclasses.KW_ONLY
+    clip: float | None = 2.5  # lower => less noise, more bias
+
+    deterministic: ClassVar[bool] = False
+
+    def __post_init__(self):
+        if self.clip is None:
+            return
+        real = isinstance(self.clip, numbers.Real) and not isinstance(self.clip, bool)
+        if not real or not 0 < self.clip < math.inf:
+            raise ValueError(
+                f"Argument `clip` must be None or a positive number. Received: clip={self.clip!r}"
+            )
+        object.__setattr__(self, "clip", float(self.clip))
+
+    @property
+    def unbiased(self) -> bool:
+        """Whether the mean of `decode(encode(x, seed))` over seeds is x: without clipping."""
+        return self.clip is None
+
+    def num_words(self, n: int) -> int:
+        return min(n, 1) + wire.num_level_words(n, _BITS)
+
+    def encode_implementation(self, x, seed):
+        n = x.shape[0]
+        if n == 0:
+            return tf.zeros([0], tf.int32)
+        return numerics.fuse(_encode, n)(x, seed, self.clip)
+
+    def decode_implementation(self, words, n):
+        if n == 0:
+            return tf.zeros([0])
+        return numerics.fuse(_decode, n)(words, n)
+
+
+def _encode(x, seed, clip):
+    scale = numerics.max_magnitude(x[None])  # float32[1]
+    if clip is not None:
+        scale *= tf.minimum(clip * _relative_deviation(numerics.relative(x, scale)), 1.0)
+    probabilities = tf.clip_by_value(numerics.relative(x, scale), -1.0, 1.0)
+    levels = rounding.stochastic(probabilities, rounding.draw(seed, x.shape[0]))
+    return tf.concat([wire.floats_to_words(scale), wire.pack_levels(levels, _BITS)], axis=0)
+
+
+def _relative_deviation(y):
+    """The larger of standard deviation and |mean|, of entries within [-1, 1]: float32[1]."""
+    n = y.shape[0]
+    mean = numerics.sums(y[None]) / n
+    variance = numerics.sums(tf.square(y)[None]) / n - tf.square(mean)
+    return tf.cast(tf.sqrt(tf.maximum(variance, tf.square(mean))), tf.float32)
+
+
+def _decode(words, n):
+    levels = wire.unpack_levels(words[1:], _BITS, n)
+    return wire.words_to_floats(words[:1]) * tf.cast(levels, tf.float32)
