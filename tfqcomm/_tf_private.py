@@ -323,7 +323,7 @@ def _agreed_check_finite(original, optimizer, grads):
 
 
 def pass_losses_on() -> None:
-    """Lets an optimizer inside a `LossScaleOptimizer` observe the loss, too: Keras asks the outer."""
+    """Shows the loss to the optimizer inside a `LossScaleOptimizer`: Keras asks the outer alone."""
     if not _is_wrapped(keras.optimizers.LossScaleOptimizer.scale_loss):
         _wrap(keras.optimizers.LossScaleOptimizer, "scale_loss", _observed_scale_loss)
 

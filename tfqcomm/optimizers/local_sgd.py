@@ -1,0 +1,297 @@
+"""What Leader SGD and its baselines have in common: replicas that train alone between pulls.
+
+every step    each replica: SGD with its own gradient and its own momentum; nothing is sent
+some steps    a pull: the replicas' parameters, each as one vector, move towards one another
+
+Letters: d parameters, L local replicas, W replicas in all.
+"""
+
+from __future__ import annotations
+
+import abc
+from collections.abc import Callable
+
+import tensorflow as tf
+
+from tfqcomm import _tf_private
+from tfqcomm.aggregators.exchange import GradientExchange, exchange_for
+from tfqcomm.aggregators.options import ExchangeOptions
+from tfqcomm.optimizers.base import check_fraction
+from tfqcomm.replicas import assign_vector, copies, to_vector
+from tfqcomm.traffic import Route
+from tfqcomm.transport import transport_for
+
+
+def local_sgd_update(gradient, buffer, learning_rate, *, momentum, nesterov):
+    """One step of a worker on its own, as `keras.optimizers.SGD` does it.
+
+    Returns:
+        What to add to the variable, and the new momentum buffer.
+    """
+    v = momentum * buffer - learning_rate * gradient  # velocity
+    return (momentum * v - learning_rate * gradient if nesterov else v), v
+
+
+class LocalSGDOptimizer(_tf_private.OptimizerSeam):
+    """Abstract base of optimizers whose replicas hold different weights between pulls.
+
+    A subclass says when and how replicas pull one another. `callbacks.AverageReplicas` puts the
+    average of all replicas into the model where it is evaluated, saved or handed over.
+
+    Args:
+        learning_rate: float or `keras.optimizers.schedules.LearningRateSchedule`.
+        momentum: in [0, 1); the buffers are local and untouched by pulls.
+        nesterov: look ahead, as in Keras.
+        **kwargs: of `keras.optimizers.Optimizer`. Clipping acts on a replica's own gradient;
+            weight decay is Keras' decoupled one, in every local step.
+    """
+
+    def __init__(self, learning_rate, momentum: float, *, nesterov: bool, **kwargs):
+        super().__init__(learning_rate=learning_rate, **kwargs)
+        check_fraction("momentum", momentum)
+        if not isinstance(nesterov, bool):
+            raise ValueError(f"Argument `nesterov` must be a bool. Received: nesterov={nesterov!r}")
+        self.momentum = momentum
+        self.nesterov = nesterov
+        self.shared = SharedState()
+        _tf_private.agree_on_finite_gradients()
+
+    @abc.abstractmethod
+    def pull_if_due(self, step: tf.Tensor, replicas: Pullable) -> tf.Tensor:
+        """Moves the replicas towards one another if it is time to.
+
+        Args:
+            step: int scalar, the number of this step; the first is 1.
+            replicas: after their own step.
+
+        Returns:
+            Bytes that one worker sent.
+        """
+
+    def prepare(self, replicas: Pullable) -> None:
+        """Called once, before the first step of several replicas."""
+
+    @property
+    @abc.abstractmethod
+    def route(self) -> tuple[str, str]:
+        """How a pull travels, for people: what is sent, and by which collective."""
+
+    def apply(self, grads, trainable_variables=None):
+        """One local step, and a pull if it is time to. In replica context.
+
+        Keras has divided the loss by the number of replicas; here each counts by itself.
+        """
+        world = require_replica_context(self, "apply").num_replicas_in_sync
+        own = [None if g is None else tf.convert_to_tensor(g) * world for g in grads]
+        super().apply(own, trainable_variables)
+
+    def distributed_step(self, gradients, variables, learning_rate):
+        """Every replica's own step, then the pull."""
+        context = tf.distribute.get_replica_context()
+        _refuse_impossible(self, variables, context.num_replicas_in_sync)
+        variables = list(variables)
+
+        def merged(strategy, gradients, learning_rate):
+            exchange = self.exchange(strategy)
+            replicas = Pullable(exchange, copies(strategy, variables))
+            self._begin(replicas, variables)
+            local = [strategy.experimental_local_results(g) for g in gradients]
+            rates = strategy.experimental_local_results(learning_rate)
+            healthy = [
+                self._local_step(exchange, replica, variables, own, gradients, rate)
+                for replica, (own, gradients, rate) in enumerate(
+                    zip(replicas.variables, zip(*local, strict=True), rates, strict=True)
+                )
+            ]
+            sent = self._pull(replicas)
+            dense = exchange.transport.bytes_all_reduce(replicas.size)
+            exchange.meter.record(sent, dense, tf.reduce_all(healthy), 0.0)
+
+        context.merge_call(merged, args=(list(gradients), tf.convert_to_tensor(learning_rate)))
+
+    def exchange(self, strategy: tf.distribute.Strategy) -> GradientExchange:
+        """Holds the transport, the meter and what each replica remembers by itself."""
+        return exchange_for(self, ExchangeOptions(None), transport_for(strategy))
+
+    def _begin(self, replicas, variables):
+        """Before the first step: workers agree on what they do, and say how pulls travel."""
+        exchange = replicas.exchange
+        if exchange.routes:
+            return
+        with tf.init_scope():  # the learning rate in the config is a variable
+            config = {k: str(v) for k, v in self.get_config().items() if k != "name"}
+        names = [getattr(v, "path", v.name) for v in variables]
+        shapes = [f"{list(v.shape)} {v.dtype}" for v in variables]
+        facts = {f"variable {i}": shape for i, shape in enumerate(shapes)}
+        facts = {"optimizer": type(self).__name__, **config, **facts}
+        exchange.transport.agree("train", facts, {"optimizer name": self.name})
+        sent, schedule = self.route
+        exchange.routes = tuple(
+            Route(name, tuple(v.shape), schedule, sent)
+            for name, v in zip(names, variables, strict=True)
+        )
+        if exchange.transport.world > 1:
+            self.prepare(replicas)
+
+    def _local_step(self, exchange, replica, variables, own, gradients, learning_rate):
+        """Updates one replica's `own` copies; returns whether its gradients were finite."""
+        steps = []
+        for variable, copy, gradient in zip(variables, own, gradients, strict=True):
+            buffer = None
+            if self.momentum:
+                key = str(_tf_private.variable_index(self, variable))
+                buffer = exchange.worker_state.variable(replica, "momentum", key, copy.shape, 0.0)
+            steps.append((copy, buffer, gradient, _tf_private.decays(self, variable)))
+
+        def update():
+            for step in steps:
+                self._update(*step, learning_rate)
+            return tf.constant(True)
+
+        with tf.device(exchange.transport.devices[replica]):
+            finite = tf.reduce_all([tf.reduce_all(tf.math.is_finite(g)) for g in gradients])
+            return tf.cond(finite, update, lambda: tf.constant(False))
+
+    def _update(self, variable, buffer, gradient, decays, learning_rate):
+        rate = tf.cast(learning_rate, variable.dtype)
+        gradient = tf.cast(gradient, variable.dtype)
+        if decays:
+            variable.assign_sub(variable * rate * tf.cast(self.weight_decay, variable.dtype))
+        if buffer is None:
+            variable.assign_sub(gradient * rate)
+            return
+        step, velocity = local_sgd_update(
+            gradient,
+            tf.cast(buffer, variable.dtype),
+            rate,
+            momentum=self.momentum,
+            nesterov=self.nesterov,
+        )
+        buffer.assign(tf.cast(velocity, buffer.dtype))
+        variable.assign_add(step)
+
+    def _pull(self, replicas: Pullable) -> tf.Tensor:
+        if replicas.transport.world == 1:
+            return tf.constant(0)
+        with tf.device(replicas.transport.device):
+            step = tf.cast(tf.convert_to_tensor(self.iterations), tf.int32) + 1
+            return self.pull_if_due(step, replicas)
+
+    def get_config(self):
+        """Serializable arguments."""
+        return {**super().get_config(), "momentum": self.momentum, "nesterov": self.nesterov}
+
+
+class Pullable:
+    """The local replicas in the middle of a step, in cross-replica context.
+
+    Attributes:
+        exchange: of the optimizer.
+        transport: to all replicas.
+        variables: for each local replica its own copies.
+        size: d.
+    """
+
+    def __init__(self, exchange: GradientExchange, variables: list[tuple[tf.Variable, ...]]):
+        self.exchange = exchange
+        self.transport = exchange.transport
+        self.variables = variables
+        self.size = sum(v.shape.num_elements() for v in variables[0])
+
+    def vectors(self) -> list[tf.Tensor]:
+        """L times float32[d]."""
+        vectors = []
+        for device, variables in zip(self.transport.devices, self.variables, strict=True):
+            with tf.device(device):
+                vectors.append(to_vector(variables))
+        return vectors
+
+    def assign(self, vectors: list[tf.Tensor]) -> None:
+        """Gives each local replica its vector."""
+        for device, variables, vector in zip(
+            self.transport.devices, self.variables, vectors, strict=True
+        ):
+            with tf.device(device):
+                assign_vector(variables, vector)
+
+    def mean(self) -> tf.Tensor:
+        """float32[d], the mean of all replicas: a ring all-reduce."""
+        return self.transport.all_reduce(self.vectors()) / self.transport.world
+
+
+class SharedState:
+    """Variables of this process that all processes treat alike, so that they are equal.
+
+    They are made before the first step, and no checkpoint keeps them.
+    """
+
+    def __init__(self):
+        self._variables: dict[str, tf.Variable] = {}
+
+    def __getitem__(self, name: str) -> tf.Variable:
+        return self._variables[name]
+
+    def __contains__(self, name: str) -> bool:
+        return name in self._variables
+
+    def create(self, name: str, value: Callable[[], tf.Tensor], replicas: Pullable) -> None:
+        """Makes one; `value` is called eagerly."""
+        with tf.init_scope():
+            self._variables[name] = _tf_private.local_variable(
+                value(), name=name, device=replicas.transport.device
+            )
+
+
+def every(period: int, step: tf.Tensor, pull) -> tf.Tensor:
+    """Calls `pull`, which returns bytes, in each step that `period` divides; else 0 bytes."""
+    return tf.cond(tf.equal(step % period, 0), pull, lambda: tf.constant(0))
+
+
+def require_replica_context(optimizer, method: str) -> tf.distribute.ReplicaContext:
+    """The replica context.
+
+    Raises:
+        ValueError: outside of one.
+    """
+    context = tf.distribute.get_replica_context()
+    if context is None:
+        raise ValueError(
+            f"`{optimizer.name}.{method}` must be called in a replica context: inside "
+            "`strategy.run(...)`, not directly under `strategy.scope()`."
+        )
+    return context
+
+
+def check_period(name: str, value: int) -> None:
+    """Refuses what is no positive integer.
+
+    Raises:
+        ValueError: naming the argument.
+    """
+    if isinstance(value, bool) or not isinstance(value, int) or value < 1:
+        raise ValueError(
+            f"Argument `{name}` must be a positive integer. Received: {name}={value!r}"
+        )
+
+
+def _refuse_impossible(optimizer, variables, world):
+    if _tf_private.in_xla_context():
+        raise ValueError(
+            "Replicas that train alone cannot be compiled by XLA: their collectives would be "
+            "replaced. Use `model.compile(..., jit_compile=False)`."
+        )
+    if world == 1:
+        return
+    for name in ("gradient_accumulation_steps", "use_ema"):
+        value = getattr(optimizer, name)
+        if value:
+            raise ValueError(
+                f"Argument `{name}` is not supported where replicas hold different weights. "
+                f"Received: {name}={value}"
+            )
+    constrained = [v.path for v in variables if getattr(v, "constraint", None) is not None]
+    if constrained:
+        raise ValueError(
+            "Constraints of weights are not supported where replicas hold different weights: "
+            f"Keras would average them. Received: constraints on {constrained}"
+        )
