@@ -41,6 +41,12 @@ def largest(x: tf.Tensor, k: int) -> tuple[tf.Tensor, tf.Tensor]:
     return tf.gather(positions, kept), tf.gather(values, kept)
 
 
+def largest_of_any_number(x: tf.Tensor, k: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
+    """Like `largest`, for a `k` that is known at run time only: two more passes over `x`."""
+    kept = _trim(numerics.magnitude_keys(x), k)
+    return kept, tf.gather(x, kept)
+
+
 def _fold(n, k):
     """Into how many rows the vector is folded: the more, the fewer maxima, but more candidates."""
     return max(f for f in _FOLDS if f * f * k <= n or f == 1)

@@ -41,6 +41,15 @@ class WorkerHalf(Protocol):
             iteration: int scalar, steps taken so far.
         """
 
+    def worker_sent(
+        self, state: Mapping[str, tf.Tensor], left_out: tf.Tensor
+    ) -> Mapping[str, tf.Tensor]:
+        """What of the new state remains once a message was compressed.
+
+        Args:
+            left_out: the residual: zero where the entry was sent.
+        """
+
 
 def distributed_step(
     optimizer: keras.optimizers.Optimizer,
@@ -80,10 +89,10 @@ def distributed_step(
         for key, gradient, variable in zip(keys, gradients, variables, strict=True):
             values = _local_gradients(strategy, gradient)
             if worker is not None:
-                values, updates = _worker_half(worker, exchange, key, values, optimizer)
-                memory += updates
+                values, state = _worker_half(worker, exchange, key, values, optimizer)
+                memory.append((key, state))
             messages.append(Message(key, values, path=_path(variable)))
-        _apply(optimizer, exchange, strategy, messages, memory, variables, learning_rate)
+        _apply(optimizer, exchange, strategy, messages, (worker, memory), variables, learning_rate)
 
     context.merge_call(merged, args=(list(gradients), learning_rate))
 
@@ -103,8 +112,7 @@ def _apply(optimizer, exchange, strategy, messages, memory, variables, learning_
 
     def update():
         reduction.commit()
-        for slot, value in memory:
-            slot.assign(value)
+        _remember(*memory, reduction)
         means_now = [_cast_like(m, v) for m, v in zip(means, tf_variables, strict=True)]
         _tf_private.update_variables(optimizer, strategy, tf_variables, means_now, learning_rate)
         return tf.constant(True)
@@ -125,8 +133,8 @@ def _counter(optimizer):
 
 
 def _worker_half(worker, exchange, key, gradients, optimizer):
-    """The local replicas' messages of one tensor, and what changes if the step is taken."""
-    messages, updates = [], []
+    """The local replicas' messages of one tensor, and their new state: name -> slot, value."""
+    messages, states = [], []
     for replica, gradient in enumerate(gradients):
         with tf.device(exchange.transport.devices[replica]):
             gradient = tf.convert_to_tensor(gradient)  # rows of embeddings are made dense
@@ -137,8 +145,20 @@ def _worker_half(worker, exchange, key, gradients, optimizer):
             state = {name: tf.convert_to_tensor(slot) for name, slot in slots.items()}
             message, state = worker.worker_step(gradient, state, _counter(optimizer).value)
             messages.append(message)
-            updates += [(slots[name], value) for name, value in state.items()]
-    return messages, updates
+            states.append({name: (slots[name], value) for name, value in state.items()})
+    return messages, states
+
+
+def _remember(worker, memory, reduction):
+    """Assigns the new state of the worker's half, in a step that is taken."""
+    for key, states in memory:
+        for replica, state in enumerate(states):
+            values = {name: value for name, (_, value) in state.items()}
+            left_out = reduction.left_out.get((replica, key))
+            if left_out is not None:
+                values = worker.worker_sent(values, left_out)
+            for name, (slot, _) in state.items():
+                slot.assign(values[name])
 
 
 def _local_gradients(strategy, gradient) -> list[tf.Tensor | tf.IndexedSlices]:

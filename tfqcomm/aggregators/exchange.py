@@ -2,7 +2,8 @@
 
     messages --+-- IndexedSlices ----------------------> gathered as they are
                +-- rank <= 1, small, statistics --fused--> DenseMean(Identity)
-               +-- the rest --fused--> AllGatherMean | TwoPhaseMean | DenseMean, by `schedule`
+               +-- the rest --fused--> AllGatherMean | TwoPhaseMean | DenseMean, by `schedule`;
+                                       AdaptiveMean for adaptive top-k
 
 Each group is one payload, so the number of collectives does not grow with the number of layers.
 """
@@ -12,19 +13,21 @@ from __future__ import annotations
 import dataclasses
 import weakref
 import zlib
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 
 import numpy as np
 import tensorflow as tf
 
 from tfqcomm.aggregators import schedule as schedules
+from tfqcomm.aggregators.adaptive_mean import AdaptiveMean
 from tfqcomm.aggregators.all_gather_mean import AllGatherMean
 from tfqcomm.aggregators.base import Aggregate, Aggregator
+from tfqcomm.aggregators.budget import Budget
 from tfqcomm.aggregators.dense_mean import DenseMean
 from tfqcomm.aggregators.options import ExchangeOptions
 from tfqcomm.aggregators.two_phase_mean import TwoPhaseMean
 from tfqcomm.compressors.identity import Identity
-from tfqcomm.error_feedback import Residuals
+from tfqcomm.error_feedback import Residuals, Slot
 from tfqcomm.traffic import Meter, Route
 from tfqcomm.transport import Transport
 from tfqcomm.worker_state import WorkerState
@@ -81,12 +84,15 @@ class Reduction:
         means: for each message its mean over all replicas, in the message's shape.
         healthy: bool scalar, the same everywhere: every message of every replica was finite.
         commit: assigns the new residuals; to be called in a healthy step only.
+        left_out: (local replica, key) -> the new residual, in the message's shape; of what was
+            compressed with error feedback.
         record: adds the step to the meter.
     """
 
     means: list[tf.Tensor | tf.IndexedSlices]
     healthy: tf.Tensor
     commit: Callable[[], None]
+    left_out: Mapping[tuple[int, str], tf.Tensor]
     record: Callable[[], None]
 
 
@@ -98,6 +104,7 @@ class GradientExchange:
         transport: to all replicas.
         residuals: error feedback of this optimizer alone.
         worker_state: what its worker half remembers.
+        budget: of adaptive top-k; None for other compressors, and before the first step.
         meter: what has been sent.
         routes: how each tensor travels; known once a step has been traced.
     """
@@ -107,6 +114,8 @@ class GradientExchange:
         self.transport = transport
         self.residuals = Residuals(transport)
         self.worker_state = WorkerState(transport)
+        self.budget: Budget | None = None
+        self._saved_budget: dict[str, np.ndarray] = {}
         self.meter = Meter()
         self.routes: tuple[Route, ...] = ()
 
@@ -149,21 +158,47 @@ class GradientExchange:
             dense_bytes = self.transport.bytes_all_reduce(sum(m.size for m in gradients))
             self.meter.record(bytes_sent, dense_bytes, healthy, norm)
 
-        return Reduction([means[m.key] for m in messages], healthy, commit, record)
+        return Reduction(
+            [means[m.key] for m in messages],
+            healthy,
+            commit,
+            self._left_out(compressed, aggregates),
+            record,
+        )
+
+    def _left_out(self, messages, aggregates) -> dict[tuple[int, str], tf.Tensor]:
+        if not self.options.error_feedback or self.options.granularity == "model":
+            return {}
+        new = {id(variable): value for a in aggregates for variable, value in a.updates}
+        found = {}
+        for replica in range(self.transport.local):
+            for message in messages:
+                slot = Slot("worker", message.key, message.size, 0, message.size)
+                value = new.get(id(self.residuals.variable(replica, slot)))
+                if value is not None:
+                    found[replica, message.key] = tf.reshape(value, message.shape)
+        return found
 
     def state(self) -> dict[str, np.ndarray]:
         """What a backup keeps beside Keras' variables: a collective, for all processes to call."""
-        parts = {"residual": self.residuals.total(), "worker": self.worker_state.mean()}
+        parts = {
+            "residual": self.residuals.total(),
+            "worker": self.worker_state.mean(),
+            "budget": self.budget.state() if self.budget else self._saved_budget,
+        }
         return {f"{part}/{key}": v for part, values in parts.items() for key, v in values.items()}
 
     def load_state(self, state: dict[str, np.ndarray]) -> None:
         """Inverse of `state`, also on another number of replicas."""
-        parts = {"residual": {}, "worker": {}}
+        parts = {"residual": {}, "worker": {}, "budget": {}}
         for name, value in state.items():
             part, key = name.split("/", 1)
             parts[part][key] = value
         self.residuals.load_total(parts["residual"])
         self.worker_state.load_mean(parts["worker"])
+        self._saved_budget = parts["budget"]
+        if self.budget:
+            self.budget.load_state(self._saved_budget)
 
     def _compresses(self, message: Message) -> bool:
         return message.compressible and self.options.compresses(message.shape, message.size)
@@ -198,9 +233,21 @@ class GradientExchange:
         if schedule == "dense" and not compressor.linear:  # compression would send more
             compressor = Identity()
         residuals = self.residuals if self.options.error_feedback else None
-        return _AGGREGATORS[schedule](
-            compressor, self.transport, residuals, keys, sizes, seed=self.options.seed
-        )
+        arguments = (compressor, self.transport, residuals, keys, sizes)
+        if schedule == "adaptive":
+            return AdaptiveMean(*arguments, budget=self._budget_for(sum(sizes)))
+        return _AGGREGATORS[schedule](*arguments, seed=self.options.seed)
+
+    def _budget_for(self, n: int) -> Budget:
+        if self.budget is None:
+            self.budget = Budget(self.options.compressor, n)
+            self.budget.load_state(self._saved_budget)
+        if self.budget.n != n:
+            raise ValueError(
+                "An optimizer with adaptive top-k must train the same variables at every step. "
+                f"Received: {n} elements after {self.budget.n}"
+            )
+        return self.budget
 
     def _schedule(self, sizes: list[int]) -> str:
         options = self.options

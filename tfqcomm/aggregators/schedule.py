@@ -26,6 +26,7 @@ def bytes_per_worker(schedule: str, payload: int, elements: int, world: int) -> 
 def choose(schedule: str, compressor: Compressor, sizes: list[int], world: int) -> str:
     """Resolves "auto" to the schedule that sends the fewest bytes.
 
+    * An adaptive codec has a schedule of its own: k first, then an all-gather.
     * Codecs whose words may be summed are summed: a ring all-reduce of the payload.
     * Two-phase encodes the mean again. A sparse codec would lose most of the mean's entries in
       that, so for those the choice is between gathering and not compressing at all.
@@ -35,6 +36,8 @@ def choose(schedule: str, compressor: Compressor, sizes: list[int], world: int) 
         schedule: what the user asked for; anything but "auto" is returned as it is.
         sizes: elements of the tensors that would be compressed.
     """
+    if compressor.adaptive:
+        return "adaptive"
     if schedule != "auto":
         return schedule
     if compressor.linear:
@@ -53,6 +56,11 @@ def check(schedule: str, compressor: Compressor) -> None:
     if schedule not in SCHEDULES:
         raise ValueError(
             f"Argument `schedule` must be one of {SCHEDULES}. Received: schedule={schedule!r}"
+        )
+    if compressor.adaptive and schedule in ("dense", "two_phase"):
+        raise ValueError(
+            "Argument `schedule` must be 'auto' or 'all_gather' for a compressor that adapts. "
+            f"Received: schedule={schedule!r}, compressor={compressor}"
         )
     if schedule == "dense" and not compressor.linear:
         raise ValueError(

@@ -31,6 +31,8 @@ class Compressor(abc.ABC):
     lossless: ClassVar[bool] = False
     # Keeps few entries: the mean of several messages has more, so it is not re-encoded.
     sparse: ClassVar[bool] = False
+    # Used in an exchange, it keeps a number of entries that all replicas choose at every step.
+    adaptive: ClassVar[bool] = False
     # Linear codecs only: what the body is made of ...
     sum_dtype: ClassVar[tf.DType | None] = None
     # ... after this many leading words, equal on all replicas and not summed.

@@ -1,8 +1,21 @@
 """The papers' algorithms as Keras optimizers."""
 
+from tfqcomm.optimizers.adaptive_top_k_sgd import AdaptiveTopKSGD
 from tfqcomm.optimizers.comp_ams import CompAMS
+from tfqcomm.optimizers.elastic_averaging_sgd import ElasticAveragingSGD
+from tfqcomm.optimizers.leader_sgd import LeaderSGD
+from tfqcomm.optimizers.periodic_averaging_sgd import PeriodicAveragingSGD
 from tfqcomm.optimizers.qadam import QAdam
 from tfqcomm.optimizers.qcmd_adagrad import QCMDAdagrad
 from tfqcomm.optimizers.qrda_adagrad import QRDAAdagrad
 
-__all__ = ["CompAMS", "QAdam", "QCMDAdagrad", "QRDAAdagrad"]
+__all__ = [
+    "AdaptiveTopKSGD",
+    "CompAMS",
+    "ElasticAveragingSGD",
+    "LeaderSGD",
+    "PeriodicAveragingSGD",
+    "QAdam",
+    "QCMDAdagrad",
+    "QRDAAdagrad",
+]

@@ -68,6 +68,10 @@ class CompressedOptimizer(_tf_private.OptimizerSeam):
         """The worker's half (abstract): a tensor's message and the worker's new state."""
         raise NotImplementedError
 
+    def worker_sent(self, state, left_out):
+        """What of the worker's state remains once its message was compressed: all of it."""
+        return state
+
     def distributed_step(self, gradients, variables, learning_rate):
         """Exchanges the messages of all replicas and updates `variables`."""
         worker = self if self.worker_slots else None

@@ -1,4 +1,4 @@
-"""What QCMD and QRDA Adagrad have in common: arguments, quantized second moments, sparse weights."""
+"""What QCMD and QRDA Adagrad have in common: arguments, slots, and l1 that gives exact zeros."""
 
 from __future__ import annotations
 
@@ -34,7 +34,8 @@ class ProximalAdagrad(CompressedOptimizer):
         check_positive("delta", delta)
         if not isinstance(l1_on_vectors, bool):
             raise ValueError(
-                f"Argument `l1_on_vectors` must be a bool. Received: l1_on_vectors={l1_on_vectors!r}"
+                "Argument `l1_on_vectors` must be a bool. "
+                f"Received: l1_on_vectors={l1_on_vectors!r}"
             )
         super().__init__(learning_rate, **kwargs)
         self.l1 = l1

@@ -1,0 +1,98 @@
+"""Top-k with a k that all replicas choose anew at every step: (W - 1) p_t bytes."""
+
+from __future__ import annotations
+
+import tensorflow as tf
+
+from tfqcomm import numerics, selection, wire
+from tfqcomm.aggregators.base import Aggregate, Aggregator
+from tfqcomm.aggregators.budget import Budget
+
+
+class AdaptiveMean(Aggregator):
+    """Gathers the k_t largest entries over all tensors together, k_t from a `Budget`.
+
+    Before the payload three numbers are all-reduced: from them every replica finds the same k_t,
+    so payloads are of one length, and really shorter in steps that matter less.
+
+        norm of the target | replicas whose message is not finite | what "threshold" needs
+
+    Args:
+        budget: of the compressor, for all of `sizes` together.
+    """
+
+    def __init__(self, *args, budget: Budget, **kwargs):
+        super().__init__(*args, **kwargs)
+        self.budget = budget
+
+    def aggregate(self, messages, healthy, step):
+        targets, facts = [], []
+        for replica, tensors in enumerate(messages):
+            with tf.device(self.transport.devices[replica]):
+                target = tf.concat(self._targets(replica, tensors), 0)
+                targets.append(target)
+                facts.append(self._facts(target, healthy[replica]))
+        total = self.transport.all_reduce(facts)
+        with tf.device(self.transport.device):
+            norm, _, third = tf.unstack(total / self.transport.world)
+            all_healthy = tf.equal(total[1], 0)
+            k = self.budget.choose(norm, third)
+            updates = self.budget.updates(norm, k, third)
+        payloads = []
+        for replica, target in enumerate(targets):
+            with tf.device(self.transport.devices[replica]):
+                words, left_out = self._encode(target, k)
+                payloads.append(words)
+                updates += self._residual_updates(replica, left_out)
+        gathered = self.transport.all_gather(payloads)  # [W, w]
+        with tf.device(self.transport.device):
+            mean = self._decode_mean(gathered, k)
+        sent = self.transport.bytes_all_gather(tf.shape(gathered, tf.int64)[1])
+        sent += self.transport.bytes_all_reduce(3)
+        return Aggregate(tf.split(mean, self.sizes), all_healthy, updates, sent)
+
+    def _targets(self, replica, tensors):
+        residuals = [self.worker_residual(replica, index) for index in range(len(tensors))]
+        return [t if r is None else t + r for t, r in zip(tensors, residuals, strict=True)]
+
+    def _facts(self, target, healthy):
+        """float32[3] of one replica."""
+        third = tf.constant(0.0)
+        if self.compressor.rule == "threshold":
+            third = tf.cond(
+                self.budget.first,
+                lambda: self._magnitude(target),
+                lambda: tf.math.count_nonzero(
+                    tf.abs(target) >= self.budget.threshold, dtype=tf.float32
+                ),
+            )
+        norm = tf.norm(tf.where(healthy, target, tf.zeros_like(target)))
+        return tf.stack([norm, tf.cast(~healthy, tf.float32), tf.where(healthy, third, 0.0)])
+
+    def _magnitude(self, target):
+        """Of the last entry that an even share would keep."""
+        keys = numerics.magnitude_keys(target)
+        kth, _ = selection.kth_largest(keys, self.compressor.num_kept(target.shape[0]))
+        return tf.bitcast(kth, tf.float32)
+
+    def _encode(self, target, k):
+        n = target.shape[0]
+        positions, values = selection.largest_of_any_number(target, k)
+        words = wire.entries_to_words(positions, values, n)
+        return words, target - selection.scatter(positions, values, n)
+
+    def _residual_updates(self, replica, left_out):
+        if self.residuals is None:
+            return []
+        parts = tf.split(left_out, self.sizes)
+        return [(self.worker_residual(replica, i), part) for i, part in enumerate(parts)]
+
+    def _decode_mean(self, gathered, k):
+        """float32[n]: added in rank order, as everywhere."""
+        n = sum(self.sizes)
+
+        def add(total, words):
+            return total + selection.scatter(*wire.words_to_entries(words, k, n), n)
+
+        total = tf.foldl(add, gathered, initializer=tf.zeros([n]), parallel_iterations=1)
+        return total / self.transport.world

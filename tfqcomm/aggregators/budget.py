@@ -1,0 +1,149 @@
+"""How many entries adaptive top-k keeps at a step, so that the budget lasts to the end.
+
+Minimising sum_t w_t err(k_t) under sum_t k_t <= K, with w_t = a^(T-1-t) n_t^2 and n_t the mean
+norm of the workers' targets, gives k_t ~ w_t^p: p = 1/2 for err = (d/k - 1), p = 1/3 for
+err = 4 (1 - k/d) / (k/d)^2. Future norms are unknown, so the budget is kept by feedback: with R
+entries left, mean norm nbar of the last 50 steps and q = (rho^2 / a)^p,
+
+    k_t = R (n_t / nbar)^2p (1 - q) / (1 - q^(T-t))          q = 1:  R (n_t / nbar)^2p / (T - t)
+
+With the measured error instead of a bound, all entries |p| >= sqrt(c / w_t) are kept (arXiv
+2108.00951): there feedback moves c.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+import tensorflow as tf
+
+from tfqcomm import _tf_private
+from tfqcomm.compressors.adaptive_top_k import AdaptiveTopK
+
+WINDOW = 50  # steps over which norms are averaged
+HORIZON = 1000  # steps over which an endless budget is balanced
+HISTORY = 10_000  # steps of an endless training that `kept` remembers
+SWING = 4.0  # k stays within this factor of an even share
+_EXPONENTS = {"norm": 0.5, "norm_ef": 1 / 3}
+
+
+class Budget:
+    """The state behind an `AdaptiveTopK`, equal on all replicas: it follows from reduced numbers.
+
+    Args:
+        compressor: the rule and the budget.
+        n: entries to choose from, d.
+    """
+
+    def __init__(self, compressor: AdaptiveTopK, n: int):
+        self.compressor = compressor
+        self.n = n
+        self.share = compressor.entries_per_step(n)
+
+        def variable(name, value):
+            return _tf_private.local_variable(value, name=name, device="CPU:0")
+
+        self._variables = {
+            "step": variable("budget/step", np.int64(0)),
+            "spent": variable("budget/spent", np.int64(0)),
+            "norms": variable("budget/norms", np.zeros([WINDOW])),
+            "log_threshold": variable("budget/log_threshold", np.float64(0)),
+            "kept": variable("budget/kept", np.zeros([compressor.steps or HISTORY], np.int32)),
+        }
+
+    @property
+    def kept(self) -> np.ndarray:
+        """K of the steps so far (eager); of the last `HISTORY` in a training without end."""
+        kept, step = self._variables["kept"].numpy(), int(self._variables["step"])
+        if step <= len(kept):
+            return kept[:step]
+        return np.roll(kept, -(step % len(kept)))
+
+    def state(self) -> dict[str, np.ndarray]:
+        """What a backup keeps."""
+        return {name: variable.numpy() for name, variable in self._variables.items()}
+
+    def load_state(self, state: dict[str, np.ndarray]) -> None:
+        """Inverse of `state`."""
+        for name, value in state.items():
+            self._variables[name].assign(value)
+
+    @property
+    def first(self) -> tf.Tensor:
+        """Whether no step has been taken yet."""
+        return tf.equal(self._variables["step"], 0)
+
+    @property
+    def threshold(self) -> tf.Tensor:
+        """Above it, entries are kept; meaningful after the first step."""
+        return tf.cast(tf.exp(self._variables["log_threshold"]), tf.float32)
+
+    def choose(self, norm: tf.Tensor, reached: tf.Tensor) -> tf.Tensor:
+        """K of this step, int32 in [1, n].
+
+        Args:
+            norm: n_t, mean over the workers.
+            reached: entries at or above `threshold`, mean over the workers; "threshold" only.
+        """
+        remaining, left = self._remaining()
+        even = remaining / left
+        k = {
+            "fixed": lambda: even,
+            "threshold": lambda: tf.where(self.first, even, tf.cast(reached, tf.float64)),
+        }.get(self.compressor.rule, lambda: self._by_norm(norm, remaining, left))()
+        k = tf.clip_by_value(tf.round(k), tf.round(even / SWING), tf.round(even * SWING))
+        if self.compressor.steps is not None:
+            k = tf.where(left <= 1, remaining, tf.minimum(k, remaining - (left - 1)))
+        return tf.cast(tf.clip_by_value(k, 1, self.n), tf.int32)
+
+    def _remaining(self):
+        """Entries and steps left, float64."""
+        step = tf.cast(self._variables["step"], tf.float64)
+        spent = tf.cast(self._variables["spent"], tf.float64)
+        if self.compressor.steps is None:
+            return self.share * (step + HORIZON) - spent, tf.constant(HORIZON, tf.float64)
+        steps = self.compressor.steps
+        return np.floor(self.share * steps + 0.5) - spent, tf.maximum(steps - step, 1)
+
+    def _by_norm(self, norm, remaining, left):
+        p = _EXPONENTS[self.compressor.rule]
+        norms = self._variables["norms"]
+        seen = tf.minimum(self._variables["step"], WINDOW)
+        norm = tf.cast(norm, tf.float64)
+        mean = tf.reduce_sum(norms) / tf.cast(tf.maximum(seen, 1), tf.float64)
+        relative = tf.where((seen > 0) & (mean > 0), norm / mean, 1.0)
+        q = (self.compressor.norm_decay**2 / self.compressor.contraction) ** p
+        share = 1 / left if q == 1 else (1 - q) / (1 - q**left)
+        return remaining * relative ** (2 * p) * share
+
+    def updates(self, norm, k, magnitude) -> list[tuple[tf.Variable, tf.Tensor]]:
+        """(variable, new value) pairs of a step that was taken.
+
+        Args:
+            norm: as in `choose`.
+            k: the entries kept.
+            magnitude: of the last entry kept in the first step, mean over the workers.
+        """
+        v = self._variables
+        step = v["step"]
+        remaining, left = self._remaining()
+        surplus = tf.math.log(tf.cast(k, tf.float64) / tf.maximum(remaining / left, 1))
+        drift = np.log(self.compressor.contraction) / 2  # of 1 / sqrt(w_t)
+        moved = v["log_threshold"] + drift + self._gain() * tf.clip_by_value(surplus, -2.0, 2.0)
+        begun = tf.math.log(tf.maximum(tf.cast(magnitude, tf.float64), 1e-30))
+        index = tf.cast(step % v["kept"].shape[0], tf.int32)
+        return [
+            (v["kept"], tf.tensor_scatter_nd_update(v["kept"], [[index]], [k])),
+            (v["norms"], self._with_norm(tf.cast(norm, tf.float64))),
+            (v["log_threshold"], tf.where(self.first, begun, moved)),
+            (v["spent"], v["spent"] + tf.cast(k, tf.int64)),
+            (v["step"], step + 1),
+        ]
+
+    def _gain(self):
+        """Of the threshold's feedback: it has to find its level, and then to keep it."""
+        step = tf.cast(self._variables["step"], tf.float64)
+        return tf.clip_by_value(0.2 / (1 + step / 20), 0.05, 0.2)
+
+    def _with_norm(self, norm):
+        index = tf.cast(self._variables["step"] % WINDOW, tf.int32)
+        return tf.tensor_scatter_nd_update(self._variables["norms"], [[index]], [norm])
