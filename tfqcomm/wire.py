@@ -98,14 +98,7 @@ def pack_bits(bits: tf.Tensor) -> tf.Tensor:
     Returns:
         int32[..., ceil(n / 32)]: `numpy.packbits`, read as big-endian words; padded with False.
     """
-    bits = _pad(tf.cast(bits, tf.uint8), WORD_BITS)
-    eights = tf.reshape(bits, [*bits.shape[:-1], -1, 8])
-    lanes = tf.bitcast(eights if _LITTLE_ENDIAN else tf.reverse(eights, [-1]), tf.uint64)
-    # One product moves the lowest bits of eight bytes into the top byte, the first one on top.
-    gathered = lanes * tf.constant(0x8040201008040201, tf.uint64)
-    octets = tf.cast(tf.bitwise.right_shift(gathered, tf.constant(56, tf.uint64)), tf.uint8)
-    fours = tf.reshape(octets, [*bits.shape[:-1], -1, 4])
-    return tf.bitcast(tf.reverse(fours, [-1]) if _LITTLE_ENDIAN else fours, tf.int32)
+    return _gather_bits(_lanes(tf.cast(bits, tf.uint8)))
 
 
 def unpack_bits(words: tf.Tensor, n: int) -> tf.Tensor:
@@ -123,16 +116,20 @@ def pack_levels(levels: tf.Tensor, bits: int) -> tf.Tensor:
     """Small signed integers as bit planes: exactly `bits` bits each.
 
     Args:
-        levels: int32[n], from -2^(bits - 1) to 2^(bits - 1) - 1.
+        levels: int8[n], from -2^(bits - 1) to 2^(bits - 1) - 1.
         bits: 1 to 8.
 
     Returns:
         int32[num_level_words(n, bits)]: the bits of the two's complement, highest plane first,
         each plane as `pack_bits` packs it.
     """
-    shifts = tf.range(bits - 1, -1, -1)[:, None]
-    planes = tf.bitwise.bitwise_and(tf.bitwise.right_shift(levels, shifts), 1)
-    return tf.reshape(pack_bits(planes), [-1])
+    lanes = _lanes(tf.bitcast(levels, tf.uint8))
+    planes = []
+    for shift in range(bits - 1, -1, -1):
+        plane = tf.bitwise.right_shift(lanes, tf.constant(shift, tf.uint64))
+        lowest = tf.bitwise.bitwise_and(plane, tf.constant(0x0101010101010101, tf.uint64))
+        planes.append(_gather_bits(lowest))
+    return tf.concat(planes, axis=0)
 
 
 def unpack_levels(words: tf.Tensor, bits: int, n: int) -> tf.Tensor:
@@ -193,6 +190,21 @@ def _count(values: tf.Tensor, size: int) -> tf.Tensor:
     """How often each of 0 ... size - 1 occurs; larger values are ignored."""
     no_weights = tf.constant([], tf.int32)
     return tf.raw_ops.DenseBincount(input=values, size=size, weights=no_weights)
+
+
+def _lanes(octets):
+    """uint8[..., n] -> uint64[..., m]: eight to a lane, the first one lowest; m divides by 4."""
+    eights = tf.reshape(_pad(octets, WORD_BITS), [*octets.shape[:-1], -1, 8])
+    return tf.bitcast(eights if _LITTLE_ENDIAN else tf.reverse(eights, [-1]), tf.uint64)
+
+
+def _gather_bits(lanes):
+    """The lowest bits of all bytes, the others being zero: uint64[..., m] -> int32[..., m / 4]."""
+    # One product moves the lowest bits of eight bytes into the top byte, the first one on top.
+    gathered = lanes * tf.constant(0x8040201008040201, tf.uint64)
+    octets = tf.cast(tf.bitwise.right_shift(gathered, tf.constant(56, tf.uint64)), tf.uint8)
+    fours = tf.reshape(octets, [*lanes.shape[:-1], -1, 4])
+    return tf.bitcast(tf.reverse(fours, [-1]) if _LITTLE_ENDIAN else fours, tf.int32)
 
 
 def _pad(x: tf.Tensor, multiple: int) -> tf.Tensor:

@@ -52,7 +52,11 @@ class BlockInt8(Compressor):
         n = x.shape[0]
         if n == 0:
             return tf.zeros([0], tf.int32)
-        return numerics.fuse(_encode, n)(x, min(self.block or n, n))
+        block = min(self.block or n, n)
+        blocks = tf.reshape(tf.pad(x, [[0, -n % block]]), [-1, block])
+        scales = numerics.max_magnitude(blocks)
+        octets = numerics.fuse(_octets, n)(blocks, scales, n)
+        return tf.concat([wire.floats_to_words(scales), octets], axis=0)
 
     def decode_implementation(self, words, n):
         if n == 0:
@@ -60,13 +64,10 @@ class BlockInt8(Compressor):
         return numerics.fuse(_decode, n)(words, n, min(self.block or n, n))
 
 
-def _encode(x, block):
-    n = x.shape[0]
-    blocks = tf.reshape(tf.pad(x, [[0, -n % block]]), [-1, block])
-    scales = numerics.max_magnitude(blocks)
+def _octets(blocks, scales, n):
     levels = tf.round(numerics.relative(blocks, scales[:, None]) * _LARGEST)
-    octets = tf.reshape(tf.cast(tf.cast(levels, tf.int32), tf.int8), [-1])[:n]
-    return tf.concat([wire.floats_to_words(scales), wire.bytes_to_words(octets)], axis=0)
+    octets = tf.cast(tf.cast(levels, tf.int32), tf.int8)
+    return wire.bytes_to_words(tf.reshape(octets, [-1])[:n])
 
 
 def _decode(words, n, block):

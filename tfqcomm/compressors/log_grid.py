@@ -55,7 +55,10 @@ class LogGrid(Compressor):
         n = x.shape[0]
         if n == 0:
             return tf.zeros([0], tf.int32)
-        return numerics.fuse(_encode, n)(x, self.k, self.bits)
+        scale = numerics.max_magnitude(x[None])  # float32[1]
+        levels = numerics.fuse(_levels, n)(x, scale, self.k)
+        planes = numerics.fuse(wire.pack_levels, n)(levels, self.bits)
+        return tf.concat([wire.floats_to_words(scale), planes], axis=0)
 
     def decode_implementation(self, words, n):
         if n == 0:
@@ -63,16 +66,14 @@ class LogGrid(Compressor):
         return numerics.fuse(_decode, n)(words, n, self.k, self.bits)
 
 
-def _encode(x, k, bits):
-    scale = numerics.max_magnitude(x[None])  # float32[1]
+def _levels(x, scale, k):
     keys = numerics.magnitude_keys(numerics.relative(x, scale))
     # Adding half a fraction carries into the exponent from 1.5 * 2^j on.
     exponents = tf.bitwise.right_shift(keys + (1 << _FRACTION_BITS - 1), _FRACTION_BITS)
     smallest = (_BIAS - k - 1) << _FRACTION_BITS  # of 2^-(k + 1), half of the smallest level
     magnitudes = tf.maximum(exponents - (_BIAS - k) + 1, 1)
     magnitudes = tf.where(keys >= smallest, magnitudes, 0)
-    levels = tf.where(numerics.is_negative(x), -magnitudes, magnitudes)
-    return tf.concat([wire.floats_to_words(scale), wire.pack_levels(levels, bits)], axis=0)
+    return tf.cast(tf.where(numerics.is_negative(x), -magnitudes, magnitudes), tf.int8)
 
 
 def _decode(words, n, k, bits):

@@ -63,7 +63,12 @@ class QSGD(Compressor):
         n = x.shape[0]
         if n == 0:
             return tf.zeros([0], tf.int32)
-        return numerics.fuse(_encode, n)(x, seed, self.bits, min(self.bucket or n, n))
+        bucket = min(self.bucket or n, n)
+        v = tf.reshape(tf.pad(x, [[0, -n % bucket]]), [-1, bucket])
+        norms = numerics.fuse(numerics.norm, n)(v, numerics.max_magnitude(v))
+        levels = numerics.fuse(_levels, n)(v, norms, rounding.draw(seed, n), self.bits)
+        planes = numerics.fuse(wire.pack_levels, n)(levels, self.bits)
+        return tf.concat([wire.floats_to_words(norms), planes], axis=0)
 
     def decode_implementation(self, words, n):
         if n == 0:
@@ -71,14 +76,11 @@ class QSGD(Compressor):
         return numerics.fuse(_decode, n)(words, n, self.bits, min(self.bucket or n, n))
 
 
-def _encode(x, seed, bits, bucket):
-    n = x.shape[0]
+def _levels(v, norms, draws, bits):
     s = (1 << bits - 1) - 1  # levels above zero
-    v = tf.reshape(tf.pad(x, [[0, -n % bucket]]), [-1, bucket])
-    norms = numerics.norm(v)
     y = s * tf.clip_by_value(numerics.relative(v, norms[:, None]), -1.0, 1.0)
-    levels = rounding.stochastic(tf.reshape(y, [-1])[:n], rounding.draw(seed, n))
-    return tf.concat([wire.floats_to_words(norms), wire.pack_levels(levels, bits)], axis=0)
+    y = tf.reshape(y, [-1])[: draws.shape[0]]
+    return tf.cast(rounding.stochastic(y, draws), tf.int8)
 
 
 def _decode(words, n, bits, bucket):

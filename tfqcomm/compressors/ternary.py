@@ -74,7 +74,12 @@ class Ternary(Compressor):
         n = x.shape[0]
         if n == 0:
             return tf.zeros([0], tf.int32)
-        return numerics.fuse(_encode, n)(x, seed, self.clip)
+        scale = numerics.max_magnitude(x[None])  # float32[1]
+        if self.clip is not None:
+            scale = numerics.fuse(_clipped, n)(x, scale, self.clip)
+        levels = numerics.fuse(_levels, n)(x, scale, rounding.draw(seed, n))
+        planes = numerics.fuse(wire.pack_levels, n)(levels, _BITS)
+        return tf.concat([wire.floats_to_words(scale), planes], axis=0)
 
     def decode_implementation(self, words, n):
         if n == 0:
@@ -82,21 +87,19 @@ class Ternary(Compressor):
         return numerics.fuse(_decode, n)(words, n)
 
 
-def _encode(x, seed, clip):
-    scale = numerics.max_magnitude(x[None])  # float32[1]
-    if clip is not None:
-        scale *= tf.minimum(clip * _relative_deviation(numerics.relative(x, scale)), 1.0)
-    probabilities = tf.clip_by_value(numerics.relative(x, scale), -1.0, 1.0)
-    levels = rounding.stochastic(probabilities, rounding.draw(seed, x.shape[0]))
-    return tf.concat([wire.floats_to_words(scale), wire.pack_levels(levels, _BITS)], axis=0)
-
-
-def _relative_deviation(y):
-    """The larger of standard deviation and |mean|, of entries within [-1, 1]: float32[1]."""
-    n = y.shape[0]
+def _clipped(x, largest, clip):
+    """The largest magnitude after clipping: float32[1]."""
+    n = x.shape[0]
+    y = numerics.relative(x, largest)
     mean = numerics.sums(y[None]) / n
     variance = numerics.sums(tf.square(y)[None]) / n - tf.square(mean)
-    return tf.cast(tf.sqrt(tf.maximum(variance, tf.square(mean))), tf.float32)
+    deviation = tf.cast(tf.sqrt(tf.maximum(variance, tf.square(mean))), tf.float32)
+    return largest * tf.minimum(clip * deviation, 1.0)
+
+
+def _levels(x, scale, draws):
+    probabilities = tf.clip_by_value(numerics.relative(x, scale), -1.0, 1.0)
+    return tf.cast(rounding.stochastic(probabilities, draws), tf.int8)
 
 
 def _decode(words, n):

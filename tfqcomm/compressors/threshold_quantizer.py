@@ -71,7 +71,9 @@ class ThresholdQuantizer(Compressor):
         else:
             ratio = _SCALED if self.threshold == "scaled" else self.threshold
             bound = numerics.fuse(_bound_of_mean, n)(x, ratio)
-        return numerics.fuse(_encode, n)(x, bound)
+        scale, levels = numerics.fuse(_scale_and_levels, n)(x, bound)
+        planes = numerics.fuse(wire.pack_levels, n)(levels, _BITS)
+        return tf.concat([wire.floats_to_words(scale), planes], axis=0)
 
     def decode_implementation(self, words, n):
         if n == 0:
@@ -85,13 +87,13 @@ def _bound_of_mean(x, ratio):
     return tf.minimum(numerics.magnitude_keys(threshold), _LARGEST_FINITE)
 
 
-def _encode(x, bound):
+def _scale_and_levels(x, bound):
     kept = numerics.magnitude_keys(x) > bound
     total = numerics.magnitude_sums(tf.where(kept, x, 0.0)[None])  # float64[1]
     count = tf.maximum(tf.math.count_nonzero(kept, dtype=tf.int32), 1)
     scale = tf.cast(total / tf.cast(count, tf.float64), tf.float32)
     levels = tf.where(kept, tf.where(numerics.is_negative(x), -1, 1), 0)
-    return tf.concat([wire.floats_to_words(scale), wire.pack_levels(levels, _BITS)], axis=0)
+    return scale, tf.cast(levels, tf.int8)
 
 
 def _decode(words, n):

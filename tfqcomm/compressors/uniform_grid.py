@@ -61,33 +61,36 @@ class UniformGrid(Compressor):
         n = x.shape[0]
         if n == 0:
             return tf.zeros([0], tf.int32)
-        encode = _encode_absmax if self.range == "absmax" else _encode_fixed
-        return numerics.fuse(encode, n)(x, self.bits)
+        if self.range == "fixed":
+            levels = numerics.fuse(_fixed_levels, n)(x, self.bits)
+            return numerics.fuse(wire.pack_levels, n)(levels, self.bits)
+        scale = numerics.max_magnitude(x[None])  # float32[1]
+        levels = numerics.fuse(_levels, n)(x, scale, self.bits)
+        planes = numerics.fuse(wire.pack_levels, n)(levels, self.bits)
+        return tf.concat([wire.floats_to_words(scale), planes], axis=0)
 
     def decode_implementation(self, words, n):
         if n == 0:
             return tf.zeros([0])
-        decode = _decode_absmax if self.range == "absmax" else _decode_fixed
+        decode = _decode_fixed if self.range == "fixed" else _decode
         return numerics.fuse(decode, n)(words, self.bits, n)
 
 
-def _encode_absmax(x, bits):
-    scale = numerics.max_magnitude(x[None])  # float32[1]
+def _levels(x, scale, bits):
     levels = tf.round(numerics.relative(x, scale) * _largest_level(bits))
-    planes = wire.pack_levels(tf.cast(levels, tf.int32), bits)
-    return tf.concat([wire.floats_to_words(scale), planes], axis=0)
+    return tf.cast(tf.cast(levels, tf.int32), tf.int8)
 
 
-def _decode_absmax(words, bits, n):
-    levels = wire.unpack_levels(words[1:], bits, n)
-    return wire.words_to_floats(words[:1]) * _fractions(levels, bits)
-
-
-def _encode_fixed(x, bits):
+def _fixed_levels(x, bits):
     y = tf.clip_by_value(x, -_FIXED_SCALE, _FIXED_SCALE) / _FIXED_SCALE
     levels = tf.cast(tf.round(y * _largest_level(bits)), tf.int32)
-    levels = tf.where(numerics.is_finite(x), levels, -_largest_level(bits) - 1)
-    return wire.pack_levels(levels, bits)
+    not_finite = -_largest_level(bits) - 1
+    return tf.cast(tf.where(numerics.is_finite(x), levels, not_finite), tf.int8)
+
+
+def _decode(words, bits, n):
+    levels = wire.unpack_levels(words[1:], bits, n)
+    return wire.words_to_floats(words[:1]) * _fractions(levels, bits)
 
 
 def _decode_fixed(words, bits, n):
