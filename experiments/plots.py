@@ -53,6 +53,25 @@ def plot_speedup(path: str, runs: Sequence[Mapping[str, float]], title: str) -> 
     _save(figure, path, title)
 
 
+def plot_sparsity(
+    path: str, lines: Mapping[str, Sequence[tuple[float, float]]], title: str
+) -> None:
+    """Plots test accuracy against the share of weights that are exactly zero.
+
+    Args:
+        path: of the PNG file.
+        lines: for each line's name its points, (share of zeros, test accuracy).
+        title: of the figure.
+    """
+    figure = Figure(figsize=(7, 4.2))
+    axes = figure.subplots()
+    for name, points in lines.items():
+        axes.plot(*(100 * np.array(points).T), marker="o", label=name)
+    axes.set(xlabel="weights that are exactly zero [%]", ylabel="test accuracy [%]")
+    axes.legend(fontsize="small")
+    _save(figure, path, title)
+
+
 def _save(figure, path, title):
     for axes in figure.axes:
         axes.grid(alpha=0.3)

@@ -139,6 +139,8 @@ def test_bits_as_the_paper_counts_them():
     kept = 2 + 1 + 50 + 1 + 160 + 1 + 5 + 1  # 1% of each tensor, at least one
     assert paper_bits(compressors.TopK(0.01), sizes) == 32 * kept
     assert paper_bits(compressors.Float16(), [10]) == 160
+    assert paper_bits(compressors.ThresholdQuantizer(), [7840, 10]) == 2 * 7850 + 2 * 32
+    assert paper_bits(compressors.Ternary(), [7840]) == 2 * 7840 + 32
 
 
 def test_bits_of_sparse_weights():

@@ -65,6 +65,35 @@ def test_speedup(tmp_path):
     assert (tmp_path / "speedup.png").exists()
 
 
+def test_adagrad(tmp_path):
+    printed = run(
+        "experiments.adagrad",
+        "--dataset=digits",
+        "--workers=2",
+        "--epochs=2",
+        "--optimizers=qrda",
+        "--compressors=identity,optimal",
+        "--l1_list=0,1e-3",
+        "--learning_rates=0.001,0.1",
+        f"--out={tmp_path}",
+    )
+    runs = json.loads((tmp_path / "results.json").read_text())["runs"]
+    best = {(r["compressor"], r["l1"]): r for r in runs if r["learning_rate"] == 0.1}
+    assert len(runs) == 8 and len(best) == 4
+    dense, quantized = best["identity", 0], best["optimal", 0]
+    assert dense["weights"] == quantized["weights"] == 640
+    assert (dense["bits_up_per_step"], quantized["bits_up_per_step"]) == (20_480, 1_312)
+    assert dense["bytes_sent_per_step"] > 8 * quantized["bytes_sent_per_step"]
+    assert all(r["nonzeros"] == round(640 * (1 - r["zeros"])) for r in runs)
+    for name in ("identity", "optimal"):
+        plain, sparse = best[name, 0], best[name, 1e-3]
+        assert plain["test_accuracy"] > 0.85 and sparse["test_accuracy"] > 0.8
+        assert sparse["zeros"] > plain["zeros"] + 0.05
+        assert sparse["bits_down"] < plain["bits_down"] < 32 * 640
+    assert "| qrda      | 0.001 |    optimal |  0.1 |" in printed
+    assert (tmp_path / "adagrad.png").stat().st_size > 10_000
+
+
 @pytest.mark.multi_process
 def test_compare(tmp_path):
     printed = run("experiments.compare", "--runs=comp_ams_top_k", "--epochs=2", f"--out={tmp_path}")
