@@ -1,0 +1,97 @@
+"""Evaluates and saves the average of replicas that hold different weights."""
+
+from __future__ import annotations
+
+import keras
+import tensorflow as tf
+
+from tfqcomm import _tf_private
+from tfqcomm.replicas import assign_vector, copies, to_vector
+from tfqcomm.transport import transport_for
+
+
+class AverageReplicas(keras.callbacks.Callback):
+    """Shows the average of all replicas wherever the model is looked at during `fit`.
+
+    For optimizers whose replicas train alone: `LeaderSGD`, `ElasticAveragingSGD` and
+    `PeriodicAveragingSGD`. Before validation and at the end of an epoch every replica's weights,
+    and the moving statistics of its layers, become the mean over all replicas; the next epoch goes
+    on with each one's own. At the end of training the average stays: `evaluate`, `predict` and
+    `save` use it, and all replicas are equal.
+
+    Put it before callbacks that save or watch the model, and pass it to `fit` on all workers: an
+    average is a float32 all-reduce of the model, once per epoch, which `TrafficLogger` does not
+    count. Between epochs pass it to `evaluate` or `predict` likewise.
+
+    Example:
+    >>> callbacks = [AverageReplicas(), keras.callbacks.ModelCheckpoint("/tmp/best.keras")]
+    """
+
+    def __init__(self):
+        super().__init__()
+        self._own: list[tf.Tensor] | None = (
+            None  # of the local replicas, while the average is shown
+        )
+        self._training = False
+
+    def on_train_begin(self, logs=None):
+        """Notes that training goes on after a validation."""
+        self._training = True
+
+    def on_epoch_begin(self, epoch, logs=None):
+        """Goes on with each replica's own weights."""
+        self._restore()
+
+    def on_train_batch_begin(self, batch, logs=None):
+        """Likewise, after an evaluation within an epoch."""
+        self._restore()
+
+    def on_epoch_end(self, epoch, logs=None):
+        """Shows the average to the callbacks that follow."""
+        self._average()
+
+    def on_test_begin(self, logs=None):
+        """Evaluates the average."""
+        self._average()
+
+    def on_predict_begin(self, logs=None):
+        """Predicts with the average."""
+        self._average()
+
+    def on_test_end(self, logs=None):
+        """Outside of `fit`, leaves everything as it was."""
+        if not self._training:
+            self._restore()
+
+    def on_predict_end(self, logs=None):
+        """Outside of `fit`, leaves everything as it was."""
+        if not self._training:
+            self._restore()
+
+    def on_train_end(self, logs=None):
+        """Leaves the average in place."""
+        self._average()
+        self._own = None
+        self._training = False
+
+    def _average(self):
+        transport = transport_for(self.model.distribute_strategy)
+        if self._own is not None or transport.world == 1:
+            return
+        replicas = self._copies()
+        self._own = [to_vector(variables) for variables in replicas]
+        mean = transport.all_reduce(self._own) / transport.world
+        for variables in replicas:
+            assign_vector(variables, mean)
+
+    def _restore(self):
+        if self._own is None:
+            return
+        for variables, own in zip(self._copies(), self._own, strict=True):
+            assign_vector(variables, own)
+        self._own = None
+
+    def _copies(self) -> list[tuple[tf.Variable, ...]]:
+        model = self.model
+        variables = [*model.trainable_variables, *_tf_private.statistics(model)]
+        return copies(model.distribute_strategy, variables)
