@@ -63,6 +63,25 @@ def test_train_refuses_a_batch_that_does_not_fit(mirrored_strategy):
             training.train(model, digits, epochs=1, global_batch=batch, seed=0)
 
 
+def test_lstm_learns_and_its_embedding_is_compressed(mirrored_strategy):
+    rng = np.random.default_rng(0)
+    y = np.arange(32, dtype=np.int32) % 2
+    x = np.zeros([32, 500], np.int32)
+    x[:, :6] = rng.integers(2, 1000, [32, 6]) + 999 * y[:, None]
+    model = training.compiled(
+        models.comp_ams_imdb_lstm,
+        lambda: CompAMS(1e-2, compressor="top_k", min_size=0),
+        mirrored_strategy(2),
+        seed=0,
+    )
+    epochs = training.train(
+        model, data.Dataset(x, y, x, y, num_classes=2), epochs=6, global_batch=8, seed=0
+    )
+    assert epochs[-1]["test_loss"] < 0.8 * epochs[0]["test_loss"]
+    assert epochs[-1]["test_accuracy"] > 0.9
+    assert epochs[0]["ratio"] > 50  # of 93,122 floats the table has 64,000
+
+
 def test_table_is_markdown():
     run = {
         "title": "Adam, dense",
