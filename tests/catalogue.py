@@ -12,6 +12,7 @@ import math
 from collections.abc import Callable
 
 import keras
+import numpy as np
 import pytest
 
 from tfqcomm import aggregators, compressors, optimizers
@@ -25,14 +26,19 @@ class CompressorCase:
     Attributes:
         compressor: The object under test.
         words: n -> words on the wire.
-        contraction: n -> q in ||C(x) - x||^2 <= q ||x||^2 for n > 0.
-        in_expectation: The contraction holds for the mean over seeds only.
+        contraction: n -> q in ||C(x) - x||^2 <= q ||x||^2 for n > 0; None if `variance` is given.
+        in_expectation: The contraction holds for the mean over seeds only, with equality.
+        variance: n -> q in E ||C(x) - x||^2 <= q ||x||^2 for n > 0, of codecs that round at random:
+            q may be above 1, and a single draw may be worse.
+        idempotent: What was decoded, encoded again with the same seed, decodes to itself.
     """
 
     compressor: compressors.Compressor
     words: Callable[[int], int]
-    contraction: Callable[[int], float]
+    contraction: Callable[[int], float] | None = None
     in_expectation: bool = False
+    variance: Callable[[int], float] | None = None
+    idempotent: bool = True
 
     def __str__(self) -> str:
         config = ",".join(f"{k}={v}" for k, v in self.compressor.get_config().items())
@@ -80,6 +86,83 @@ def _block_sign(block: int | None = None) -> CompressorCase:
     )
 
 
+def _planes(bits: int, n: int) -> int:
+    return bits * math.ceil(n / 32)
+
+
+def _ternary(clip: float | None) -> CompressorCase:
+    # The mean of (C(x) - x)^2 is s|x| - x^2 <= s^2 / 8 + x^2, and clipping makes s^2 <= clip^2 times
+    # the mean of x^2. Without it s |x|_1 / |x|_2^2 is largest for one large entry and equal others.
+    return CompressorCase(
+        compressors.Ternary(clip=clip),
+        words=lambda n: min(n, 1) + _planes(2, n),
+        variance=lambda n: 1 + clip**2 / 8 if clip else (math.sqrt(n) - 1) / 2,
+        idempotent=clip is None,  # a sparser vector has a smaller deviation
+    )
+
+
+def _qsgd(bits: int, bucket: int | None) -> CompressorCase:
+    s = 2 ** (bits - 1) - 1
+    return CompressorCase(
+        compressors.QSGD(bits, bucket=bucket),
+        words=lambda n: math.ceil(n / (bucket or max(n, 1))) + _planes(bits, n),
+        variance=lambda n: min((d := min(bucket or n, n)) / s**2, math.sqrt(d) / s),
+        idempotent=False,  # the norm of the levels is another
+    )
+
+
+def _log_grid(k: int) -> CompressorCase:
+    def contraction(n):
+        # The largest entry is exact. All others are worst just below the smallest level's half, or
+        # in the middle between 1/2 and 1: an error of 1/4 on 3/4.
+        below, between = (n - 1) / 4 ** (k + 1), (n - 1) / 16 if k else 0
+        return max(below / (1 + below), between / (1 + 9 * between))
+
+    return CompressorCase(
+        compressors.LogGrid(k),
+        words=lambda n: min(n, 1) + _planes(math.ceil(math.log2(2 * k + 3)), n),
+        contraction=contraction,
+    )
+
+
+def _uniform_contraction(bits: int, n: int) -> float:
+    """The largest entry is exact, all others are half a step off, and no larger than that."""
+    others = (n - 1) / (2 * (2 ** (bits - 1) - 1)) ** 2
+    return others / (1 + others)
+
+
+def _uniform_grid(bits: int, scale: str) -> CompressorCase:
+    absmax = scale == "absmax"
+    return CompressorCase(
+        compressors.UniformGrid(bits, range=scale),
+        words=lambda n: (min(n, 1) if absmax else 0) + _planes(bits, n),
+        contraction=lambda n: _uniform_contraction(bits, n) if absmax else 1.0,
+    )
+
+
+def _threshold_quantizer(threshold: str | float) -> CompressorCase:
+    def contraction(n):
+        if threshold == "optimal":  # worst where keeping any number of entries is equally good
+            k = np.arange(1, n + 1)
+            return 1 - 1 / np.square(np.sqrt(k) - np.sqrt(k - 1)).sum()
+        t = 0.7 if threshold == "scaled" else threshold
+        return 1 - (4 * t * (1 - t) if t > 0.5 else 1) / n
+
+    return CompressorCase(
+        compressors.ThresholdQuantizer(threshold),
+        words=lambda n: min(n, 1) + _planes(2, n),
+        contraction=contraction,
+    )
+
+
+def _block_int8(block: int | None) -> CompressorCase:
+    return CompressorCase(
+        compressors.BlockInt8(block=block),
+        words=lambda n: math.ceil(n / (block or max(n, 1))) + math.ceil(n / 4),
+        contraction=lambda n: _uniform_contraction(8, min(block or n, n)),
+    )
+
+
 COMPRESSORS = [
     CompressorCase(compressors.Identity(), words=lambda n: n, contraction=lambda n: 0.0),
     CompressorCase(compressors.Float16(), words=_halves, contraction=lambda n: 2.0**-22),
@@ -92,6 +175,24 @@ COMPRESSORS = [
     _random_k(1.0),
     _block_sign(),
     _block_sign(1000),
+    _ternary(2.5),
+    _ternary(None),
+    _qsgd(4, 512),
+    _qsgd(2, 100),
+    _qsgd(8, None),
+    _log_grid(0),
+    _log_grid(1),
+    _log_grid(6),
+    _uniform_grid(8, "absmax"),
+    _uniform_grid(3, "absmax"),
+    _uniform_grid(8, "fixed"),
+    _uniform_grid(2, "fixed"),
+    _threshold_quantizer("scaled"),
+    _threshold_quantizer("optimal"),
+    _threshold_quantizer(0.25),
+    _block_int8(256),
+    _block_int8(1000),
+    _block_int8(None),
 ]
 
 
@@ -132,11 +233,22 @@ AGGREGATORS = [
     AggregatorCase(aggregators.AllGatherMean, compressors.RandomK(0.3)),
     AggregatorCase(aggregators.AllGatherMean, compressors.BlockSign()),
     AggregatorCase(aggregators.AllGatherMean, compressors.BlockSign(block=1000)),
+    AggregatorCase(aggregators.AllGatherMean, compressors.Ternary()),
+    AggregatorCase(aggregators.AllGatherMean, compressors.QSGD(8)),
+    AggregatorCase(aggregators.AllGatherMean, compressors.LogGrid(1)),
+    AggregatorCase(aggregators.AllGatherMean, compressors.UniformGrid(4)),
+    AggregatorCase(aggregators.AllGatherMean, compressors.ThresholdQuantizer("optimal")),
+    AggregatorCase(aggregators.AllGatherMean, compressors.BlockInt8()),
     AggregatorCase(aggregators.TwoPhaseMean, compressors.BFloat16()),
     AggregatorCase(aggregators.TwoPhaseMean, compressors.TopK(0.3)),
     AggregatorCase(aggregators.TwoPhaseMean, compressors.RandomK(0.3)),
     AggregatorCase(aggregators.TwoPhaseMean, compressors.BlockSign()),
     AggregatorCase(aggregators.TwoPhaseMean, compressors.BlockSign(block=1000)),
+    AggregatorCase(aggregators.TwoPhaseMean, compressors.Ternary()),
+    AggregatorCase(aggregators.TwoPhaseMean, compressors.QSGD(8)),
+    AggregatorCase(aggregators.TwoPhaseMean, compressors.LogGrid()),
+    AggregatorCase(aggregators.TwoPhaseMean, compressors.ThresholdQuantizer()),
+    AggregatorCase(aggregators.TwoPhaseMean, compressors.BlockInt8()),
 ]
 
 

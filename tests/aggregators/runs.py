@@ -109,14 +109,14 @@ class Restatement:
             for rank in range(self.world):
                 residual = self.worker[rank][tensor][part]
                 target = messages[rank][tensor][part] + residual
-                decoded.append(self._round_trip(target, step, tensor, rank))
+                decoded.append(self._round_trip(target, step, tensor, rank, "worker"))
                 if self.error_feedback:
                     residual[:] = target - decoded[-1]
             # TensorFlow's optimizer turns the division by a constant into this product.
             mean = np.sum(decoded, axis=0, dtype=np.float32) * np.float32(1 / self.world)
             if owner is not None:
                 target = mean + self.owner[tensor][part]
-                mean = self._round_trip(target, step, tensor, owner)
+                mean = self._round_trip(target, step, tensor, owner, "owner")
                 if self.error_feedback:
                     self.owner[tensor][part] = target - mean
             means[tensor][part] = mean
@@ -135,8 +135,8 @@ class Restatement:
                 if low < high:
                     yield tensor, owner, slice(low - start, high - start)
 
-    def _round_trip(self, x, step, tensor, rank):
+    def _round_trip(self, x, step, tensor, rank, phase):
         codec, seeds = self.aggregator.compressor, self.aggregator.codec_seed
         # Replicas share one process here, so `codec_seed` takes the global rank.
-        words = codec.encode(x, seeds(tf.constant(step), tensor, rank))
+        words = codec.encode(x, seeds(tf.constant(step), tensor, rank, phase=phase))
         return codec.decode(words, len(x)).numpy()

@@ -84,13 +84,19 @@ class Aggregator(abc.ABC):
         size = self.sizes[tensor]
         return self.residuals.variable(replica, Slot("worker", self.keys[tensor], size, 0, size))
 
-    def codec_seed(self, step: tf.Tensor, tensor: int, replica: int) -> tf.Tensor:
+    def codec_seed(
+        self, step: tf.Tensor, tensor: int, replica: int, *, phase: str = "worker"
+    ) -> tf.Tensor:
         """int32[2]; codecs whose words are summed must draw the same on all replicas.
 
         The tensor counts by its place: generated names may differ between processes.
+
+        Args:
+            phase: what is encoded, a "worker"'s message or, again, an "owner"'s mean, whose
+                rounding must not depend on that of the owner's own message.
         """
-        rank = 0 if self.compressor.linear else self.transport.ranks[replica]
-        static = zlib.crc32(f"{self.seed}/{tensor}/{rank}".encode()) & 0x7FFFFFFF
+        sender = "all" if self.compressor.linear else f"{phase}{self.transport.ranks[replica]}"
+        static = zlib.crc32(f"{self.seed}/{tensor}/{sender}".encode()) & 0x7FFFFFFF
         return tf.stack([tf.constant(static, tf.int32), tf.cast(step, tf.int32)])
 
 
