@@ -1,4 +1,4 @@
-"""COMP-AMS in NumPy, from the paper: arXiv 2205.05632, Algorithm 2. Knows nothing of our code."""
+"""The papers' algorithms in NumPy, float64, for one tensor. Knows nothing of our code."""
 
 from __future__ import annotations
 
@@ -25,8 +25,30 @@ def block_sign(x: np.ndarray) -> np.ndarray:
     return np.sign(x) * np.abs(x).mean()
 
 
+def log_grid(x: np.ndarray, k: int) -> np.ndarray:
+    """Q_g of arXiv 2004.14180: the nearest of 0, ±2^-k, ..., ±1/2, ±1 to x / max|x|, times it."""
+    scale = np.abs(x).max()
+    levels = np.array([0.0, *(2.0**-j for j in range(k, -1, -1))])
+    ratio = np.abs(x) / scale if scale else np.zeros_like(x)
+    nearest = levels[np.abs(ratio[..., None] - levels).argmin(-1)]
+    return np.sign(x) * nearest * scale
+
+
+def uniform_grid(x: np.ndarray, bits: int) -> np.ndarray:
+    """The nearest of the 2^bits - 1 equidistant levels in ±max|x|."""
+    scale = np.abs(x).max()
+    steps = 2 ** (bits - 1) - 1
+    return np.round(x / scale * steps) / steps * scale if scale else x
+
+
+def scaled_threshold(x: np.ndarray) -> np.ndarray:
+    """Zero up to 0.7 mean|x|; beyond it the sign times the mean of what is kept."""
+    kept = np.abs(x) > 0.7 * np.abs(x).mean()
+    return np.sign(x) * kept * (np.abs(x)[kept].mean() if kept.any() else 0.0)
+
+
 class CompAMSReference:
-    """All workers and the server, for one tensor, in float64.
+    """All workers and the server of COMP-AMS: arXiv 2205.05632, Algorithm 2.
 
     Args:
         theta: where to start.
@@ -68,3 +90,86 @@ class CompAMSReference:
             root = np.sqrt(self.vhat) + self.epsilon
         self.theta = self.theta - learning_rate * self.m / root
         return self.theta
+
+
+class QAdamReference:
+    """All workers and the server of Quantized Adam: arXiv 2004.14180, Algorithm 1.
+
+    As in the paper the step size is inside the message, and the residual is rescaled when it
+    changes. The first gradient is taken at `x`, unquantized.
+
+    Args:
+        x: where to start.
+        workers: how many.
+        compress: Q_g.
+        quantize: Q_x.
+    """
+
+    def __init__(
+        self,
+        x: np.ndarray,
+        workers: int,
+        compress: Callable[[np.ndarray], np.ndarray],
+        quantize: Callable[[np.ndarray], np.ndarray] = identity,
+        *,
+        beta_1: float = 0.9,
+        beta_2: float | str = 0.999,
+        epsilon: float = 1e-8,
+    ):
+        self.x = x.astype(np.float64)
+        self.compress, self.quantize = compress, quantize
+        self.beta_1, self.beta_2 = beta_1, beta_2
+        self.m, self.e = np.zeros([2, workers, *x.shape])
+        self.v = np.full([workers, *x.shape], epsilon)
+        self.t, self.alpha = 0, None
+        self.sent = np.zeros(x.shape)  # sum of mean alpha m / sqrt v
+
+    def step(self, gradients: np.ndarray, alpha: float) -> np.ndarray:
+        """One iteration, given each worker's gradient [workers, ...]; returns Q_x(x)."""
+        self.t += 1
+        theta = 1 - 1 / self.t if self.beta_2 == "1-1/t" else self.beta_2
+        self.e *= alpha / self.alpha if self.alpha else 1.0
+        self.alpha = alpha
+        deltas = []
+        for i, g in enumerate(gradients.astype(np.float64)):
+            self.v[i] = theta * self.v[i] + (1 - theta) * g**2
+            self.m[i] = self.beta_1 * self.m[i] + (1 - self.beta_1) * g
+            update = alpha * self.m[i] / np.sqrt(self.v[i])
+            u = update + self.e[i]
+            deltas.append(self.compress(u))
+            self.e[i] = u - deltas[-1]
+            self.sent += update / len(gradients)
+        self.x = self.x - np.mean(deltas, axis=0)
+        return self.quantize(self.x)
+
+
+class QAdagradReference:
+    """All workers and the server of QCMD and QRDA Adagrad: arXiv 2208.05631.
+
+    Args:
+        x: where to start, x_1.
+        compress: Q.
+        l1: lambda.
+        center: of QRDA; None for QCMD.
+    """
+
+    def __init__(self, x, compress, *, l1, delta=1e-2, center=None):
+        self.x = x.astype(np.float64)
+        self.compress, self.l1, self.delta = compress, l1, delta
+        self.center = center
+        self.s, self.g = np.zeros([2, *x.shape])
+        self.t = 0
+
+    def step(self, gradients: np.ndarray, eta: float) -> np.ndarray:
+        """One iteration, given each worker's gradient [workers, ...]; returns the new x."""
+        self.t += 1
+        q = np.mean([self.compress(g) for g in gradients.astype(np.float64)], axis=0)
+        self.s += q * q
+        self.g += q
+        h = self.delta + np.sqrt(self.s)
+        if self.center is None:
+            moved, threshold = self.x - eta * q / h, eta * self.l1 / h
+        else:
+            moved, threshold = self.center - eta * self.g / h, eta * self.t * self.l1 / h
+        self.x = np.sign(moved) * np.maximum(np.abs(moved) - threshold, 0)
+        return self.x
