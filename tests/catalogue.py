@@ -91,8 +91,8 @@ def _planes(bits: int, n: int) -> int:
 
 
 def _ternary(clip: float | None) -> CompressorCase:
-    # The mean of (C(x) - x)^2 is s|x| - x^2 <= s^2 / 8 + x^2, and clipping makes s^2 <= clip^2 times
-    # the mean of x^2. Without it s |x|_1 / |x|_2^2 is largest for one large entry and equal others.
+    # The mean of (C(x) - x)^2 is s|x| - x^2 <= s^2 / 8 + x^2, and clipping makes s^2 at most clip^2
+    # times the mean of x^2. Without it s |x|_1 / |x|_2^2 is largest for a large entry among equals.
     return CompressorCase(
         compressors.Ternary(clip=clip),
         words=lambda n: min(n, 1) + _planes(2, n),
@@ -280,10 +280,36 @@ def _comp_ams(compressor, **options) -> OptimizerCase:
     return OptimizerCase(f"CompAMS-{name}", make)
 
 
+def _optimizer(name, *args, label: str = "", **options) -> OptimizerCase:
+    make = functools.partial(getattr(optimizers, name), *args, min_size=0, **options)
+    return OptimizerCase(f"{name}-{label}" if label else name, make)
+
+
 OPTIMIZERS = [
     _comp_ams(compressors.TopK(0.2), min_size=0),
     _comp_ams("block_sign", min_size=0, schedule="two_phase"),
     _comp_ams("random_k", min_size=32, error_feedback=False),
+    _optimizer("QAdam", 0.02, compressor=compressors.LogGrid(1)),
+    _optimizer(
+        "QAdam",
+        0.02,
+        beta_2="1-1/t",
+        schedule="two_phase",
+        weight_compressor=compressors.UniformGrid(12),
+        label="two_phase-weights",
+    ),
+    _optimizer("QCMDAdagrad", 0.1, l1=1e-3, l1_on_vectors=True),
+    _optimizer("QRDAAdagrad", 0.1, l1=1e-4, center="initial"),
+    _optimizer("AdaptiveTopKSGD", 0.05, 0.9, budget=0.2, rule="norm_ef"),
+    _optimizer(
+        "AdaptiveTopKSGD",
+        0.05,
+        0.9,
+        budget=0.2,
+        rule="threshold",
+        momentum_correction=True,
+        label="momentum_correction",
+    ),
     # Keras' own: what does not hold for them is wrong with the test.
     OptimizerCase("Adam", functools.partial(keras.optimizers.Adam, 0.05), "top_k"),
     OptimizerCase("SGD", functools.partial(keras.optimizers.SGD, 0.05, momentum=0.9), "block_sign"),
