@@ -5,8 +5,8 @@ from __future__ import annotations
 import keras
 import tensorflow as tf
 
-from tfqcomm import _tf_private
-from tfqcomm.replicas import assign_vector, copies, to_vector
+from tfqcomm import statistics
+from tfqcomm.replicas import assign_vector, to_vector
 from tfqcomm.transport import transport_for
 
 
@@ -21,7 +21,10 @@ class AverageReplicas(keras.callbacks.Callback):
 
     Put it before callbacks that save or watch the model, and pass it to `fit` on all workers: an
     average is a float32 all-reduce of the model, once per epoch, which `TrafficLogger` does not
-    count. Between epochs pass it to `evaluate` or `predict` likewise.
+    count. Within an epoch pass it to `evaluate` or `predict` likewise.
+
+    A replica whose weights, or statistics, are not finite is left out, and goes on with the average
+    of the others. An empty share of the last batch is enough to spoil the statistics.
 
     Example:
     >>> callbacks = [AverageReplicas(), keras.callbacks.ModelCheckpoint("/tmp/best.keras")]
@@ -78,20 +81,24 @@ class AverageReplicas(keras.callbacks.Callback):
         transport = transport_for(self.model.distribute_strategy)
         if self._own is not None or transport.world == 1:
             return
-        replicas = self._copies()
-        self._own = [to_vector(variables) for variables in replicas]
-        mean = transport.all_reduce(self._own) / transport.world
-        for variables in replicas:
-            assign_vector(variables, mean)
+        self._own = []
+        for variables in self._parts():
+            replicas = list(zip(*variables, strict=True))
+            self._own += [(replica, to_vector(replica)) for replica in replicas]
+            mean = transport.all_reduce(statistics.pack(variables)) / transport.world
+            statistics.unpack(mean, variables)
 
     def _restore(self):
-        if self._own is None:
-            return
-        for variables, own in zip(self._copies(), self._own, strict=True):
-            assign_vector(variables, own)
+        for variables, own in self._own or []:
+            if tf.reduce_all(tf.math.is_finite(own)):
+                assign_vector(variables, own)
         self._own = None
 
-    def _copies(self) -> list[tuple[tf.Variable, ...]]:
-        model = self.model
-        variables = [*model.trainable_variables, *_tf_private.statistics(model)]
-        return copies(model.distribute_strategy, variables)
+    def _parts(self) -> list[list[tuple[tf.Variable, ...]]]:
+        """Weights and moving statistics: for each variable its copies on the local replicas."""
+        strategy = self.model.distribute_strategy
+        weights = [
+            strategy.experimental_local_results(v.value) for v in self.model.trainable_variables
+        ]
+        moving = statistics.values_to_average(self.model, strategy)
+        return [part for part in (weights, moving) if part]
