@@ -295,7 +295,7 @@ OPTIMIZERS = [
         0.02,
         beta_2="1-1/t",
         schedule="two_phase",
-        weight_compressor=compressors.UniformGrid(12),
+        weight_compressor=compressors.UniformGrid(8),
         label="two_phase-weights",
     ),
     _optimizer("QCMDAdagrad", 0.1, l1=1e-3, l1_on_vectors=True),
