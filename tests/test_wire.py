@@ -31,6 +31,27 @@ def test_first_bit_is_the_sign_of_the_word():
     np.testing.assert_array_equal(wire.pack_bits(bits), [-(2**31), 2**30])
 
 
+@pytest.mark.parametrize("bits", [1, 2, 3, 7, 8])
+@pytest.mark.parametrize("n", SIZES)
+def test_levels_are_planes_of_the_twos_complement(n, bits):
+    low = -(2 ** (bits - 1))
+    levels = np.random.default_rng(n).integers(low, -low, size=n)
+    levels[:2] = [low, -low - 1][:n]
+    words = wire.pack_levels(tf.constant(levels, tf.int8), bits)
+    assert words.shape == [wire.num_level_words(n, bits)]
+    planes = [levels >> shift & 1 == 1 for shift in range(bits - 1, -1, -1)]  # highest first
+    np.testing.assert_array_equal(words, tf.reshape(wire.pack_bits(tf.constant(planes)), [-1]))
+    np.testing.assert_array_equal(wire.unpack_levels(words, bits, n), levels)
+
+
+@pytest.mark.parametrize("n", SIZES)
+def test_bytes_first_is_lowest(n):
+    octets = np.random.default_rng(n).integers(-128, 128, size=n).astype(np.int8)
+    words = wire.bytes_to_words(tf.constant(octets))
+    np.testing.assert_array_equal(words, np.pad(octets, (0, -n % 4)).view("<i4"))
+    np.testing.assert_array_equal(wire.words_to_bytes(words, n), octets)
+
+
 @pytest.mark.parametrize("dtype", [tf.uint16, tf.float16, tf.bfloat16])
 @pytest.mark.parametrize("n", SIZES)
 def test_halves_first_is_low(n, dtype):

@@ -8,12 +8,18 @@ import pytest
 
 from tests.catalogue import COMPRESSORS
 from tfqcomm.compressors import (
+    QSGD,
     BFloat16,
+    BlockInt8,
     BlockSign,
     Float16,
     Identity,
+    LogGrid,
     RandomK,
+    Ternary,
+    ThresholdQuantizer,
     TopK,
+    UniformGrid,
 )
 
 SMALL = np.float32([0.5, -1.5, 0.0, -0.0, 3.0, -70000.0, 1e-3])
@@ -55,6 +61,31 @@ GOLDENS = [  # compressor, input, seed, payload
     (BlockSign(), EVEN, 0, "40000000 54000000"),
     # Means of the first four, 1/2, and of the other three, 4.
     (BlockSign(block=4), EVEN, 0, "3f000000 40800000 54000000"),
+    # Scale 9. Then planes, highest first; -3 and -1 are 101 and 111, the levels of three bits.
+    (LogGrid(0), EVEN, 0, "41100000 04000000 04000000"),  # 0 0 0 0 0 -1 0
+    (LogGrid(1), EVEN, 0, "41100000 04000000 04000000 08000000"),  # 0 0 0 0 1 -2 0
+    (UniformGrid(3), EVEN, 0, "41100000 04000000 00000000 0c000000"),  # 0 0 0 0 1 -3 0
+    # No scale: 3 -3 0 0 3 -3 0.
+    (UniformGrid(3, range="fixed"), EVEN, 0, "44000000 88000000 cc000000"),
+    # Scale 4.5, that of -1.5, 3, -9; and 9, that of -9 alone.
+    (ThresholdQuantizer(), EVEN, 0, "40900000 44000000 4c000000"),
+    (ThresholdQuantizer("optimal"), EVEN, 0, "41100000 04000000 04000000"),
+    # Scales 1.5 and 9; bytes 42, -127, 0, 0 and 42, -127, 0, the first one lowest.
+    (BlockInt8(block=4), EVEN, 0, "3fc00000 41100000 0000812a 0000812a"),
+    # Buckets of one entry leave nothing to chance: its magnitude is the norm, its level is +-3.
+    (
+        QSGD(3, bucket=1),
+        EVEN,
+        SMALL_SEED,
+        "3f000000 3fc00000 00000000 00000000 40400000 41100000 00000000 44000000 88000000 cc000000",
+    ),
+    # The same with norms of four entries, 1.58 and 9.49, rounded as the seed draws.
+    (QSGD(3, bucket=4), EVEN, SMALL_SEED, "3fca62c2 4117ca12 44000000 00000000 cc000000"),
+    # Zeros and largest entries leave nothing to chance.
+    (Ternary(clip=None), np.sign(EVEN), SMALL_SEED, "3f800000 44000000 cc000000"),
+    # Clipped to one standard deviation, 3.49; and not at all.
+    (Ternary(clip=1.0), EVEN, SMALL_SEED, "405fac59 44000000 4c000000"),
+    (Ternary(clip=None), EVEN, SMALL_SEED, "41100000 44000000 44000000"),
 ]
 
 
@@ -81,6 +112,14 @@ def test_decoded_payloads():
     np.testing.assert_array_equal(decode(5), BLOCKS)
     np.testing.assert_array_equal(decode(8), [2, -2, 2, -2, 2, -2, 2])
     np.testing.assert_array_equal(decode(9), [0.5, -0.5, 0.5, -0.5, 4, -4, 4])
+    np.testing.assert_array_equal(decode(10), [0, 0, 0, 0, 0, -9, 0])
+    np.testing.assert_array_equal(decode(11), [0, 0, 0, 0, 4.5, -9, 0])
+    np.testing.assert_array_equal(decode(12), [0, 0, 0, 0, 3, -9, 0])
+    np.testing.assert_array_equal(decode(13), [0.5, -0.5, 0, 0, 0.5, -0.5, 0])
+    np.testing.assert_array_equal(decode(14), [0, -4.5, 0, 0, 4.5, -4.5, 0])
+    np.testing.assert_allclose(decode(16), np.float32([63, -190.5, 0, 0, 378, -1143, 0]) / 127)
+    np.testing.assert_array_equal(decode(17), EVEN)
+    np.testing.assert_array_equal(decode(19), np.sign(EVEN))
 
 
 def test_every_compressor_has_a_golden():

@@ -22,6 +22,7 @@ TENSORS = {  # name -> float32[n]; none has an infinity or NaN
     "descending": lambda n: np.arange(n, 0, -1.0),
     "denormal": lambda n: np.random.default_rng(n).normal(size=n) * 1e-40,
     "huge": lambda n: np.random.default_rng(n).choice([-3e38, 1e38, 3.4e38], size=n),
+    "largest": lambda n: np.resize([np.finfo(np.float32).max, 0, -np.finfo(np.float32).max], n),
 }
 
 

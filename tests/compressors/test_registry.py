@@ -28,16 +28,30 @@ def test_everything_exported_is_registered_and_in_the_catalogue():
 
 def test_names():
     assert sorted(registry.names()) == [
+        "adaptive_top_k",
         "bfloat16",
+        "block_int8",
         "block_sign",
         "float16",
         "identity",
+        "log_grid",
+        "qsgd",
         "random_k",
+        "ternary",
+        "threshold_quantizer",
         "top_k",
+        "uniform_grid",
     ]
     assert compressors.get("top_k") == compressors.TopK(ratio=0.01)
     assert compressors.get("random_k") == compressors.RandomK(ratio=0.01)
     assert compressors.get("block_sign") == compressors.BlockSign(block=None)
+    assert compressors.get("ternary") == compressors.Ternary(clip=2.5)
+    assert compressors.get("qsgd") == compressors.QSGD(bits=4, bucket=512)
+    assert compressors.get("log_grid") == compressors.LogGrid(k=0)
+    assert compressors.get("uniform_grid") == compressors.UniformGrid(bits=8, range="absmax")
+    assert compressors.get("block_int8") == compressors.BlockInt8(block=256)
+    scaled = compressors.ThresholdQuantizer(threshold="scaled")
+    assert compressors.get("threshold_quantizer") == scaled
     assert compressors.get(None) == compressors.Identity()
 
 

@@ -7,7 +7,7 @@ import dataclasses
 import tensorflow as tf
 
 from tfqcomm import numerics, wire
-from tfqcomm.compressors import checks
+from tfqcomm.compressors import checks, rounding
 from tfqcomm.compressors.base import Compressor
 from tfqcomm.compressors.registry import register
 
@@ -73,6 +73,6 @@ def _octets(blocks, scales, n):
 def _decode(words, n, block):
     num_blocks = -(-n // block)
     scales = wire.words_to_floats(words[:num_blocks])
-    levels = tf.cast(wire.words_to_bytes(words[num_blocks:], n), tf.float32)
+    levels = tf.cast(wire.words_to_bytes(words[num_blocks:], n), tf.int32)
     blocks = tf.reshape(tf.pad(levels, [[0, -n % block]]), [-1, block])
-    return tf.reshape(scales[:, None] * (blocks * (1 / _LARGEST)), [-1])[:n]
+    return tf.reshape(rounding.level_values(blocks, _LARGEST, scales[:, None]), [-1])[:n]

@@ -27,7 +27,7 @@ class LogGrid(Compressor):
     Payload: s as float32, then the bit planes of the signed levels, 1 to k + 1 from the smallest.
 
     Args:
-        k: Number of halvings, 0 to 126.
+        k: Number of halvings, 0 to 125.
 
     Example:
     >>> log_grid = LogGrid(1)
@@ -41,7 +41,7 @@ class LogGrid(Compressor):
     k: int = 0  # lower => more compression
 
     def __post_init__(self):
-        checks.integer_between("k", self.k, 0, 126)
+        checks.integer_between("k", self.k, 0, 125)
 
     @property
     def bits(self) -> int:

@@ -87,6 +87,6 @@ def _decode(words, n, bits, bucket):
     s = (1 << bits - 1) - 1
     buckets = -(-n // bucket)
     norms = wire.words_to_floats(words[:buckets])
-    y = tf.cast(wire.unpack_levels(words[buckets:], bits, n), tf.float32) * (1 / s)
-    v = tf.reshape(tf.pad(y, [[0, -n % bucket]]), [-1, bucket])
-    return tf.reshape(norms[:, None] * v, [-1])[:n]
+    levels = wire.unpack_levels(words[buckets:], bits, n)
+    v = tf.reshape(tf.pad(levels, [[0, -n % bucket]]), [-1, bucket])
+    return tf.reshape(rounding.level_values(v, s, norms[:, None]), [-1])[:n]

@@ -1,4 +1,4 @@
-"""Stochastic rounding from few random bits, seeded."""
+"""Rounding to levels, at random, and from levels back to numbers."""
 
 from __future__ import annotations
 
@@ -39,3 +39,20 @@ def stochastic(y: tf.Tensor, draws: tf.Tensor) -> tf.Tensor:
     up = (magnitude - below) * _STEPS > tf.cast(draws, tf.float32) + 0.5
     rounded = tf.cast(below, tf.int32) + tf.cast(up, tf.int32)
     return tf.where(y < 0, -rounded, rounded)
+
+
+def level_values(levels: tf.Tensor, largest: int, scale: tf.Tensor) -> tf.Tensor:
+    """Numbers scale * levels / largest, at the ends exactly +-scale.
+
+    Compilers reorder products, and then the ends are off by a unit in the last place, or beyond
+    the range of float32.
+
+    Args:
+        levels: integers from -largest to largest.
+        scale: float32 tensor that broadcasts to `levels`.
+
+    Returns:
+        float32 tensor
+    """
+    inner = tf.cast(levels, tf.float32) * (scale / largest)
+    return tf.where(tf.abs(levels) < largest, inner, tf.where(levels < 0, -scale, scale))

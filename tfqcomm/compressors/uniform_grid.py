@@ -8,7 +8,7 @@ import math
 import tensorflow as tf
 
 from tfqcomm import numerics, wire
-from tfqcomm.compressors import checks
+from tfqcomm.compressors import checks, rounding
 from tfqcomm.compressors.base import Compressor
 from tfqcomm.compressors.registry import register
 
@@ -90,18 +90,13 @@ def _fixed_levels(x, bits):
 
 def _decode(words, bits, n):
     levels = wire.unpack_levels(words[1:], bits, n)
-    return wire.words_to_floats(words[:1]) * _fractions(levels, bits)
+    return rounding.level_values(levels, _largest_level(bits), wire.words_to_floats(words[:1]))
 
 
 def _decode_fixed(words, bits, n):
-    levels = wire.unpack_levels(words, bits, n)
-    values = _FIXED_SCALE * _fractions(levels, bits)
-    return tf.where(levels < -_largest_level(bits), math.nan, values)
-
-
-def _fractions(levels, bits):
-    # At bits <= 8 this product is exactly 1 for the largest level.
-    return tf.cast(levels, tf.float32) * (1 / _largest_level(bits))
+    largest, levels = _largest_level(bits), wire.unpack_levels(words, bits, n)
+    values = rounding.level_values(levels, largest, tf.constant(_FIXED_SCALE))
+    return tf.where(levels < -largest, math.nan, values)
 
 
 def _largest_level(bits):
