@@ -8,26 +8,34 @@ import numpy as np
 from matplotlib.figure import Figure
 
 
-def plot_accuracy(path: str, runs: Mapping[str, Sequence[Mapping[str, float]]], title: str) -> None:
-    """Plots test accuracy against epochs and against the bytes that one worker has sent.
+def plot_accuracy(
+    path: str,
+    runs: Mapping[str, Sequence[Mapping[str, float]]],
+    title: str,
+    *,
+    sent: str = "bytes_sent",
+) -> None:
+    """Plots test accuracy against epochs and against what one worker has sent.
 
     Args:
         path: of the PNG file.
         runs: for each run's name the record of each epoch, as `training.train` returns it.
         title: of the figure.
+        sent: of a record, what was sent: "bytes_sent" or "paper_bits".
     """
+    unit = {"bytes_sent": "bytes sent by one worker [MB]", "paper_bits": "bits sent [Mbit]"}[sent]
     figure = Figure(figsize=(11, 4.2))
-    by_epoch, by_bytes = figure.subplots(1, 2, sharey=True)
+    by_epoch, by_traffic = figure.subplots(1, 2, sharey=True)
     for name, epochs in runs.items():
         accuracy = [100 * epoch["test_accuracy"] for epoch in epochs]
-        sent = np.cumsum([epoch["bytes_sent"] for epoch in epochs]) / 1e6
+        total = np.cumsum([epoch[sent] for epoch in epochs]) / 1e6
         by_epoch.plot(range(1, len(epochs) + 1), accuracy, label=name)
-        by_bytes.plot(sent, accuracy, marker=".", label=name)
+        by_traffic.plot(total, accuracy, marker=".", label=name)
     by_epoch.set(xlabel="epoch", ylabel="test accuracy [%]")
-    by_bytes.set(xlabel="bytes sent by one worker [MB]", xscale="log")
+    by_traffic.set(xlabel=unit, xscale="log")
     top = max((100 * e["test_accuracy"] for epochs in runs.values() for e in epochs), default=100)
     by_epoch.set_ylim(max(0, top - 20), min(100, top + 1))
-    by_bytes.legend(fontsize="small")
+    by_traffic.legend(fontsize="small")
     _save(figure, path, title)
 
 
