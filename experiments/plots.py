@@ -80,6 +80,50 @@ def plot_sparsity(
     _save(figure, path, title)
 
 
+def plot_adaptive(path: str, runs: Mapping[str, Sequence[Mapping[str, float]]], title: str) -> None:
+    """Plots test accuracy and training loss against bits, and what was kept against steps.
+
+    Args:
+        path: of the PNG file.
+        runs: for each run's name its records, with `paper_bits` and `kept`, the mean entries kept.
+        title: of the figure.
+    """
+    figure = Figure(figsize=(15, 4.2))
+    by_accuracy, by_loss, by_step = figure.subplots(1, 3)
+    for name, epochs in runs.items():
+        line = "--" if "without" in name else "-"
+        bits = np.cumsum([epoch["paper_bits"] for epoch in epochs]) / 1e6
+        steps = np.cumsum([epoch["steps"] for epoch in epochs])
+        by_accuracy.plot(bits, [100 * e["test_accuracy"] for e in epochs], line, label=name)
+        by_loss.plot(bits, [epoch["train_loss"] for epoch in epochs], line)
+        by_step.plot(steps, [epoch["kept"] for epoch in epochs], line)
+    by_accuracy.set(xlabel="bits sent [Mbit]", ylabel="test accuracy [%]")
+    by_accuracy.legend(fontsize="small")
+    by_loss.set(xlabel="bits sent [Mbit]", ylabel="training loss", yscale="log")
+    by_step.set(xlabel="step", ylabel="entries kept")
+    _save(figure, path, title)
+
+
+def plot_losses(
+    path: str, runs: Mapping[str, np.ndarray], title: str, *, logarithmic: bool = False
+) -> None:
+    """Plots the loss of every worker against steps, one panel for each run.
+
+    Args:
+        path: of the PNG file.
+        runs: for each run's name float[steps, workers].
+        title: of the figure.
+        logarithmic: for losses above zero.
+    """
+    figure = Figure(figsize=(3.6 * len(runs), 3.8))
+    panels = figure.subplots(1, len(runs), sharey=True, squeeze=False)[0]
+    for axes, (name, losses) in zip(panels, runs.items(), strict=True):
+        axes.plot(np.asarray(losses))
+        axes.set(xlabel="step", title=name, yscale="log" if logarithmic else "linear")
+    panels[0].set_ylabel("loss of each worker")
+    _save(figure, path, title)
+
+
 def _save(figure, path, title):
     for axes in figure.axes:
         axes.grid(alpha=0.3)

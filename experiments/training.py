@@ -164,8 +164,10 @@ def train(
     epochs: int,
     global_batch: int,
     seed: int,
+    steps_per_epoch: int | None = None,
     log_dir: str | None = None,
     verbose: int = 2,
+    first: Sequence[keras.callbacks.Callback] = (),
 ) -> list[dict[str, float]]:
     """Trains with `model.fit` and returns a record of each epoch.
 
@@ -176,8 +178,10 @@ def train(
         global_batch: examples per step, all replicas together. A step takes the largest multiple
             of the number of replicas that is not more; an epoch keeps its number of steps.
         seed: of the order of the examples.
+        steps_per_epoch: after which an epoch is over, wherever in the training set; None: a pass.
         log_dir: where the chief writes TensorBoard logs.
         verbose: of `model.fit` on the chief; 0 is silent.
+        first: callbacks of all processes; what they do comes before the test.
 
     Returns:
         On the chief, for each epoch: loss and accuracy, seconds, and what `TrafficLogger` counts.
@@ -194,7 +198,7 @@ def train(
         )
     recorder = EpochRecorder(dataset.x_test, dataset.y_test)
     traffic = tfqcomm.callbacks.TrafficLogger(log_dir, verbose=int(verbose > 0))
-    callbacks = [recorder, traffic]
+    callbacks = [*first, recorder, traffic]
     if log_dir:
         callbacks.append(keras.callbacks.TensorBoard(log_dir, write_graph=False))
     chief = is_chief(strategy)
@@ -203,8 +207,8 @@ def train(
             dataset.x_train, dataset.y_train, strategy, global_batch // replicas, seed
         ),
         epochs=epochs,
-        steps_per_epoch=examples // global_batch,
-        callbacks=callbacks if chief else None,
+        steps_per_epoch=steps_per_epoch or examples // global_batch,
+        callbacks=callbacks if chief else list(first),
         shuffle=False,  # it is shuffled
         verbose=verbose if chief else 0,
     )
