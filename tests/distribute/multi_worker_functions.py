@@ -16,9 +16,9 @@ import tensorflow as tf
 from tests.multi_process_functions import task_index
 from tfqcomm.aggregators import ExchangeOptions
 from tfqcomm.callbacks import TrafficLogger
-from tfqcomm.compressors import BlockSign, RandomK, TopK
+from tfqcomm.compressors import BlockSign, RandomK, TopK, UniformGrid
 from tfqcomm.distribute import MultiWorkerMirroredStrategy
-from tfqcomm.optimizers import CompAMS
+from tfqcomm.optimizers import AdaptiveTopKSGD, CompAMS, QAdam, QCMDAdagrad, QRDAAdagrad
 
 FEATURES, CLASSES, EXAMPLES, BATCH = 64, 10, 256, 32
 STEPS = 104  # of `train`, in two epochs
@@ -30,6 +30,14 @@ CONFIGS = {
     "two_phase": {"compressor": BlockSign(block=64), "schedule": "two_phase", "min_size": 0},
     "random_k": {"compressor": RandomK(0.25)},
     "comp_ams": {"optimizer": lambda: CompAMS(1e-2, compressor=TopK(0.1))},
+    "qadam": {
+        "optimizer": lambda: QAdam(3e-3, compressor="log_grid", weight_compressor=UniformGrid(8))
+    },
+    "qcmd_adagrad": {"optimizer": lambda: QCMDAdagrad(0.05, l1=1e-4)},
+    "qrda_adagrad": {"optimizer": lambda: QRDAAdagrad(0.1, l1=1e-5, center="initial")},
+    "adaptive_top_k_sgd": {
+        "optimizer": lambda: AdaptiveTopKSGD(0.1, 0.9, budget=0.05, momentum_correction=True)
+    },
 }
 
 
