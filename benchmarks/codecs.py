@@ -36,6 +36,15 @@ CODECS = {  # compressor -> encode + decode of peers, GB/s, two threads of anoth
     compressors.TopK(0.001): "",
     compressors.TopK(0.1): "",
     compressors.RandomK(0.01): "",
+    compressors.Ternary(): "",
+    compressors.QSGD(4): "",
+    compressors.LogGrid(0): "",
+    compressors.LogGrid(6): "",
+    compressors.UniformGrid(8): "",
+    compressors.UniformGrid(8, range="fixed"): "",
+    compressors.ThresholdQuantizer("scaled"): "",
+    compressors.ThresholdQuantizer("optimal"): "",
+    compressors.BlockInt8(): "",
 }
 HEADER = ("", "bits", "encode", "decode", "both", "/ (x + 1)", "error feedback", "peers: both")
 

@@ -245,7 +245,6 @@ AGGREGATORS = [
     AggregatorCase(aggregators.TwoPhaseMean, compressors.BlockSign()),
     AggregatorCase(aggregators.TwoPhaseMean, compressors.BlockSign(block=1000)),
     AggregatorCase(aggregators.TwoPhaseMean, compressors.Ternary()),
-    AggregatorCase(aggregators.TwoPhaseMean, compressors.QSGD(8)),
     AggregatorCase(aggregators.TwoPhaseMean, compressors.LogGrid()),
     AggregatorCase(aggregators.TwoPhaseMean, compressors.ThresholdQuantizer()),
     AggregatorCase(aggregators.TwoPhaseMean, compressors.BlockInt8()),

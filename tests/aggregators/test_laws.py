@@ -16,6 +16,7 @@ from tests.aggregators.runs import (
 from tests.catalogue import AGGREGATORS, COMPRESSORS, over_aggregators
 from tfqcomm import aggregators
 from tfqcomm.aggregators.base import Aggregator
+from tfqcomm.compressors import RandomK, Ternary
 from tfqcomm.error_feedback import Residuals
 
 SMALL = (31, 70)
@@ -113,6 +114,19 @@ def test_one_sick_replica_is_known_and_assigns_nothing(case):
         aggregate = aggregator.aggregate(messages, healthy, tf.constant(0))
         assert bool(aggregate.healthy) == (sick is None)
         assert all(not total.any() for total in residuals.total().values())
+
+
+def test_owners_round_with_draws_of_their_own():
+    """Unless words are summed: then all draw the same, and an owner keeps what it received."""
+    for compressor, differ in [(Ternary(), True), (RandomK(0.3), False)]:
+        aggregator = aggregators.TwoPhaseMean(compressor, local_transport(2), None, ["a"], [70])
+        step = tf.constant(3)
+        seeds = [
+            tuple(aggregator.codec_seed(step, 0, replica, phase=phase).numpy())
+            for replica in range(2)
+            for phase in ("worker", "owner")
+        ]
+        assert len(set(seeds)) == (4 if differ else 1)
 
 
 @over_aggregators()

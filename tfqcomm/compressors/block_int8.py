@@ -30,8 +30,8 @@ class BlockInt8(Compressor):
 
     Example:
     >>> block_int8 = BlockInt8(block=2)
-    >>> block_int8.decode(block_int8.encode([127.0, 3.4, 0.0, -0.1]), n=4).numpy()
-    array([127. ,   3. ,   0. ,  -0.1], dtype=float32)
+    >>> block_int8.decode(block_int8.encode([127.0, 3.4, 0.0, -2.0]), n=4).numpy()
+    array([127.,   3.,   0.,  -2.], dtype=float32)
 
     References:
         Dettmers, "8-Bit Approximations for Parallelism in Deep Learning", arXiv 1511.04561.
