@@ -104,3 +104,38 @@ def test_compare(tmp_path):
     assert "| COMP-AMS, Top-k 1% " in (tmp_path / "report.md").read_text()
     assert (tmp_path / "accuracy.png").stat().st_size > 10_000
     assert list((tmp_path / "tensorboard" / "comp_ams_top_k").rglob("events*"))
+
+
+def leader_sgd(out: pathlib.Path, *arguments: str) -> dict:
+    """Runs Leader SGD and returns the runs of its results."""
+    run("experiments.leader_sgd", f"--out={out}", *arguments)
+    return json.loads((out / "results.json").read_text())["runs"]
+
+
+def test_leader_sgd_on_images(tmp_path):
+    runs = leader_sgd(tmp_path, "--dataset=digits", "--epochs=2", "--local_batch=16", "--period=10")
+    assert [*runs] == ["leader_sgd", "elastic_averaging", "periodic_averaging", "synchronous"]
+    assert sum(runs["leader_sgd"]["times_led"]) == 4  # 2 x 22 steps
+    for name, found in runs.items():
+        assert found["test_accuracy"] > 0.5, name
+    # A broadcast is half of a ring; its votes are 36 bytes.
+    assert runs["leader_sgd"]["ratio"] == pytest.approx(2 * 44 / 4, rel=1e-3)
+    assert runs["periodic_averaging"]["ratio"] == pytest.approx(44 / 4, rel=1e-3)
+    assert runs["synchronous"]["ratio"] == 1
+    assert (tmp_path / "images.png").stat().st_size > 10_000
+
+
+def test_leader_sgd_on_the_papers_toys(tmp_path):
+    """All workers reach the global minimum of the sinc, those that are averaged do not."""
+    sinc = leader_sgd(tmp_path, "--experiment=sinc")
+    assert max(sinc["leader_sgd"]["last"]) <= -0.2170
+    assert min(sinc["elastic_averaging"]["last"]) == pytest.approx(-0.0913, abs=2e-4)
+    assert (tmp_path / "sinc.png").exists()
+
+
+@pytest.mark.slow
+def test_leader_sgd_factors_a_matrix(tmp_path):
+    matrix = leader_sgd(tmp_path, "--experiment=matrix")
+    assert max(matrix["leader_sgd"]["last"]) <= 1e-5
+    assert matrix["leader_sgd"]["last_of_average"] <= 1e-5
+    assert matrix["elastic_averaging"]["last_of_average"] >= 1e-2

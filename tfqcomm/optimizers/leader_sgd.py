@@ -138,8 +138,9 @@ class LeaderSGD(LocalSGDOptimizer):
     step of each. Momentum and weight decay are Keras' (decoupled), not PyTorch's.
 
     Example:
-    >>> LeaderSGD(0.1, global_pull=0.5, global_period=16, leader_compressor="bfloat16")
-    <LeaderSGD name=leader_sgd>
+    >>> optimizer = LeaderSGD(0.1, global_pull=0.5, leader_compressor="bfloat16")
+    >>> optimizer.leader_compressor
+    BFloat16()
 
     References:
         Teng, Gao, Chalus, Choromanska, Goldfarb, Weller: Leader Stochastic Gradient Descent for
