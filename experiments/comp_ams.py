@@ -51,6 +51,7 @@ MODELS = {
     "cifar10": models.comp_ams_cifar_cnn,
     "imdb_reviews": models.comp_ams_imdb_lstm,
 }
+RIVALS = {"qadam": "block_sign"}  # beside COMP-AMS: Quantized Adam with 1 bit per entry
 LOCAL_BATCH = 64  # of the speed-up experiment, as in the paper
 PROBE_EXAMPLES = 10_000
 PROBE_PERIOD = 1024  # examples trained on
@@ -64,7 +65,7 @@ SETTINGS = [  # recorded in results.json
     flags.DEFINE_integer("workers", 16, "Workers, all processes together.", 1),
     flags.DEFINE_integer("processes", 1, "Processes to spread them over, on this machine.", 1),
     flags.DEFINE_integer("epochs", 20, "Passes over the training set.", 1),
-    flags.DEFINE_list("compressors", "identity,top_k,block_sign", "Their names."),
+    flags.DEFINE_list("compressors", "identity,top_k,block_sign", "Their names; \"qadam\" is Quantized Adam, 1 bit."),
     flags.DEFINE_float("ratio", 0.01, "Entries that sparse compressors keep.", 0.0, 1.0),
     flags.DEFINE_boolean("no_error_feedback", False, "Lose what compression leaves out."),
     flags.DEFINE_enum("schedule", "all_gather", ["all_gather", "two_phase", "auto"], "Exchange."),
@@ -87,15 +88,18 @@ def load_dataset() -> data.Dataset:
 
 
 def compressor(name: str) -> tfqcomm.compressors.Compressor:
-    """The compressor `name`, with `--ratio` if it has one."""
-    chosen = tfqcomm.compressors.get(name)
+    """The compressor `name`, with `--ratio` if it has one; that of the rival `name`."""
+    chosen = tfqcomm.compressors.get(RIVALS.get(name, name))
     return dataclasses.replace(chosen, ratio=FLAGS.ratio) if hasattr(chosen, "ratio") else chosen
 
 
-def optimizer(codec: tfqcomm.compressors.Compressor, learning_rate: float) -> keras.Optimizer:
-    """COMP-AMS as in the paper: every tensor is compressed, whatever its size."""
+def optimizer(
+    codec: tfqcomm.compressors.Compressor, learning_rate: float, rival: bool = False
+) -> keras.Optimizer:
+    """COMP-AMS, or QAdam, as in the paper: every tensor is compressed, whatever its size."""
     lossless = isinstance(codec, tfqcomm.compressors.Identity)
-    return tfqcomm.optimizers.CompAMS(
+    algorithm = tfqcomm.optimizers.QAdam if rival else tfqcomm.optimizers.CompAMS
+    return algorithm(
         learning_rate,
         compressor=codec,
         error_feedback=not FLAGS.no_error_feedback,
@@ -125,10 +129,10 @@ def accuracy(strategy: tf.distribute.Strategy, dataset: data.Dataset) -> dict[st
     for name in FLAGS.compressors:
         codec = compressor(name)
         if training.is_chief(strategy):
-            print(f"\n=== {codec}, {FLAGS.workers} workers", flush=True)
+            print(f"\n=== {name}: {codec}, {FLAGS.workers} workers", flush=True)
         model = training.compiled(
             MODELS[FLAGS.dataset],
-            lambda codec=codec: optimizer(codec, FLAGS.learning_rate),
+            lambda codec=codec, name=name: optimizer(codec, FLAGS.learning_rate, name in RIVALS),
             strategy,
             FLAGS.seed,
         )
