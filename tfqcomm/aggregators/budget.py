@@ -91,6 +91,7 @@ class Budget:
             "threshold": lambda: tf.where(self.first, even, tf.cast(reached, tf.float64)),
         }.get(self.compressor.rule, lambda: self._by_norm(norm, remaining, left))()
         k = tf.clip_by_value(tf.round(k), tf.round(even / SWING), tf.round(even * SWING))
+        k = tf.maximum(k, remaining - (left - 1) * self.n)  # more than later steps could spend
         if self.compressor.steps is not None:
             k = tf.where(left <= 1, remaining, tf.minimum(k, remaining - (left - 1)))
         return tf.cast(tf.clip_by_value(k, 1, self.n), tf.int32)
