@@ -54,5 +54,6 @@ def level_values(levels: tf.Tensor, largest: int, scale: tf.Tensor) -> tf.Tensor
     Returns:
         float32 tensor
     """
-    inner = tf.cast(levels, tf.float32) * (scale / largest)
-    return tf.where(tf.abs(levels) < largest, inner, tf.where(levels < 0, -scale, scale))
+    inner = tf.cast(levels, tf.float32) / largest
+    ends = tf.where(levels < 0, -1.0, 1.0)
+    return scale * tf.where(tf.abs(levels) < largest, inner, ends)
