@@ -9,7 +9,8 @@ import numpy as np
 import pytest
 
 from tests.replicas import assert_replicas_equal, copies, plain
-from tfqcomm.callbacks import AverageReplicas
+from tfqcomm.aggregators.exchange import exchange_of
+from tfqcomm.callbacks import AverageReplicas, BackupAndRestore
 from tfqcomm.optimizers import ElasticAveragingSGD, LeaderSGD, PeriodicAveragingSGD
 
 FEATURES, BATCH = 6, 32
@@ -196,3 +197,27 @@ def test_on_a_single_replica_it_does_nothing():
         results.append(model.get_weights())
     for a, b in zip(*results, strict=True):
         np.testing.assert_array_equal(a, b)
+
+
+def test_a_backup_behind_it_holds_the_average(tmp_path):
+    """A run that resumes starts from it on every replica, with the mean of their momentum."""
+    strategy = plain(2)
+    backup = functools.partial(BackupAndRestore, tmp_path, delete_checkpoint=False)
+    first = compiled(strategy)
+    fit(first, [AverageReplicas(), backup()], epochs=1)
+    second, watcher = compiled(strategy), Watcher()
+    fit(second, [AverageReplicas(), backup(), watcher])
+    assert list(watcher.seen) == ["batch 0", "batch end", "epoch 1 end", "epoch 1 own"]
+    for replica in watcher.seen["batch 0"]:
+        for now, before in zip(replica, first.weights, strict=True):
+            np.testing.assert_array_equal(now, before.numpy())
+
+    third, restore = compiled(strategy), backup()
+    restore.set_model(third)
+    restore.on_train_begin()
+    exchange = third.optimizer.exchange(strategy)
+    right = exchange_of(second.optimizer).worker_state.mean()["momentum/0"]
+    assert np.abs(right).max() > 0
+    for replica in range(2):
+        found = exchange.worker_state.variable(replica, "momentum", "0", [6, 8], 0.0)
+        np.testing.assert_allclose(found.numpy(), right, rtol=1e-6)

@@ -15,7 +15,8 @@ from tests.replicas import build, copies, plain, random_gradients
 from tfqcomm.aggregators.exchange import exchange_of
 from tfqcomm.compressors import BlockSign, Identity, TopK
 from tfqcomm.optimizers import LeaderSGD
-from tfqcomm.optimizers.leader_sgd import choose_leaders, leader_sgd_pull, mean_loss
+from tfqcomm.optimizers.leader_sgd import leader_sgd_pull
+from tfqcomm.optimizers.leader_vote import choose_leaders, mean_loss
 
 STEPS = 40
 
@@ -285,6 +286,7 @@ def test_a_gradient_that_is_not_finite_skips_the_replicas_own_step():
         ({"global_period": 1.5}, "`global_period` must be a positive integer. .*=1.5"),
         ({"groups": True}, "`groups` must be a positive integer. Received: groups=True"),
         ({"loss_window": -2}, "`loss_window` must be a positive integer. .*loss_window=-2"),
+        ({"seed": -1}, "`seed` must be a non-negative 32-bit integer. Received: seed=-1"),
         ({"nesterov": 1}, "`nesterov` must be a bool. Received: nesterov=1"),
         ({"leader_compressor": "zip"}, "`compressor` must be None, a .*compressor='zip'"),
         (

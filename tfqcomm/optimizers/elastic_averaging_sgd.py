@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from tfqcomm.optimizers.base import check_positive, register
-from tfqcomm.optimizers.local_sgd import LocalSGDOptimizer, check_period, every
+from tfqcomm.optimizers.local_sgd import LocalSGDOptimizer, check_period
+from tfqcomm.optimizers.pulls import every
 
 
 def elastic_averaging_pull(vectors, mean, center, alpha, workers):

@@ -2,54 +2,18 @@
 
 from __future__ import annotations
 
-import dataclasses
-
 import numpy as np
 import tensorflow as tf
 
 from tfqcomm import _tf_private, compressors
 from tfqcomm.optimizers.base import register
+from tfqcomm.optimizers.leader_broadcast import Level, broadcast_leaders, remember_leaders
+from tfqcomm.optimizers.leader_vote import VOTE_WORDS, choose_leaders, push_loss, vote
 from tfqcomm.optimizers.local_sgd import (
     LocalSGDOptimizer,
     check_period,
     require_replica_context,
 )
-
-VOTE_WORDS = 3  # mean loss, losses seen, number of the step
-
-
-def mean_loss(window):
-    """Mean of the losses seen so far, and how many they are.
-
-    Args:
-        window: float32[loss_window]; NaN where no loss has been seen yet, inf for a loss that was
-            not finite. Counting the unseen as zeros would favour workers that are behind.
-
-    Returns:
-        float32 scalar, inf before the first loss; int32 scalar.
-    """
-    seen = ~tf.math.is_nan(window)
-    count = tf.reduce_sum(tf.cast(seen, tf.int32))
-    total = tf.reduce_sum(tf.where(seen, window, 0.0))
-    mean = total / tf.cast(tf.maximum(count, 1), tf.float32)
-    return tf.where(count > 0, mean, np.inf), count
-
-
-def choose_leaders(losses, groups):
-    """The rank with the lowest loss in each of `groups` equal ranges of ranks; ties: the lowest.
-
-    Args:
-        losses: float32[W], inf for a worker that cannot lead.
-
-    Returns:
-        int32[groups] leaders, and bool[groups], whether the group has one at all.
-    """
-    world = losses.shape[0]
-    by_group = tf.reshape(losses, [groups, -1])
-    best = tf.reduce_min(by_group, axis=1)
-    ranks = tf.reshape(tf.range(world), [groups, -1])
-    leaders = tf.reduce_min(tf.where(by_group == best[:, None], ranks, world), axis=1)
-    return leaders, tf.math.is_finite(best)
 
 
 def leader_sgd_pull(x, pulls):
@@ -67,23 +31,6 @@ def leader_sgd_pull(x, pulls):
     return kept * x + sum(weight * z for weight, z in pulls)
 
 
-@dataclasses.dataclass(frozen=True)
-class Level:
-    """Who elects a leader together, and what the leader does to them.
-
-    Attributes:
-        name: "local" or "global".
-        groups: equal ranges of ranks.
-        pull: mixing weight in [0, 1]; higher => closer to the leader.
-        period: steps between two pulls; higher => less traffic.
-    """
-
-    name: str
-    groups: int
-    pull: float
-    period: int
-
-
 @register
 class LeaderSGD(LocalSGDOptimizer):
     """SGD on every replica alone, pulled now and then towards the replica with the lowest loss.
@@ -94,8 +41,8 @@ class LeaderSGD(LocalSGDOptimizer):
         every `local_period` steps:   x_i = x_i - local_pull (x_i - group's leader)
         every `global_period` steps:  x_i = x_i - global_pull (x_i - leader of all)
 
-    Groups are equal ranges of replicas, and may be machines; what local pulls send stays within
-    them. With one group only the global pull acts. Where both fall on the same step they act
+    Groups are equal ranges of replicas, and may be machines; the models that local pulls send stay
+    within them. With one group only the global pull acts. Where both fall on the same step they act
     together, on the parameters before either.
 
     The leader is the replica whose mean training loss over its last `loss_window` mini-batches is
@@ -171,6 +118,10 @@ class LeaderSGD(LocalSGDOptimizer):
         check_period("global_period", global_period)
         check_period("groups", groups)
         check_period("loss_window", loss_window)
+        if isinstance(seed, bool) or not isinstance(seed, int) or not 0 <= seed < 2**31:
+            raise ValueError(
+                f"Argument `seed` must be a non-negative 32-bit integer. Received: seed={seed!r}"
+            )
         self.local_pull = local_pull
         self.global_pull = global_pull
         self.local_period = local_period
@@ -220,9 +171,7 @@ class LeaderSGD(LocalSGDOptimizer):
             for replica, value in enumerate(strategy.experimental_local_results(loss)):
                 with tf.device(exchange.transport.devices[replica]):
                     window = self._window(exchange, replica)
-                    value = tf.reshape(tf.cast(value, tf.float32), [1])
-                    value = tf.where(tf.math.is_finite(value), value, np.inf)
-                    window.assign(tf.concat([window[1:], value], 0))
+                    window.assign(push_loss(window.read_value(), value))
 
         context.merge_call(merged, args=(tf.stop_gradient(loss),))
 
@@ -234,13 +183,16 @@ class LeaderSGD(LocalSGDOptimizer):
                 f"Argument `groups` must divide the number of replicas, {transport.world}. "
                 f"Received: groups={self.groups}"
             )
+        size = transport.world // self.groups
+        if size % transport.local and transport.local % size:
+            raise ValueError(
+                "Argument `groups` must give groups that span whole processes, of "
+                f"{transport.local} replicas each, or fit into one. Received: groups={self.groups}"
+            )
         counts = np.zeros([transport.world], np.int64)
         self.shared.create("times led", lambda: counts, replicas)
-        if self.leader_compressor.lossless:
-            return
-        for level in self.levels:
-            for group in _local_groups(transport, level.groups):
-                self.shared.create(_reference(level, group), replicas.mean, replicas)
+        if not self.leader_compressor.lossless:
+            remember_leaders(self.levels, self.shared, replicas)
 
     def pull_if_due(self, step, replicas):
         """Pulls to the leaders whose time it is."""
@@ -255,11 +207,21 @@ class LeaderSGD(LocalSGDOptimizer):
 
     def _pull_to_leaders(self, levels, step, replicas):
         transport, vectors = replicas.transport, replicas.vectors()
-        losses = self._vote(step, replicas, vectors)
+        windows = [self._window(replicas.exchange, r).read_value() for r in range(transport.local)]
+        losses = vote(transport, windows, vectors, step, self.name)
         pulls = [[] for _ in vectors]
         for level in levels:
             leaders, exist = choose_leaders(losses, level.groups)
-            received = self._broadcast(level, leaders, exist, step, transport, vectors)
+            received = broadcast_leaders(
+                self.leader_compressor,
+                tf.stack([self.seed, step]),
+                transport,
+                level,
+                leaders,
+                exist,
+                vectors,
+                self.shared,
+            )
             if level.groups == 1:
                 led = tf.one_hot(leaders[0], transport.world, dtype=tf.int64)
                 self.shared["times led"].assign_add(led * tf.cast(exist[0], tf.int64))
@@ -272,54 +234,6 @@ class LeaderSGD(LocalSGDOptimizer):
         words = self.leader_compressor.num_words(replicas.size)
         sent = sum(transport.bytes_broadcast(words, level.groups) for level in levels)
         return tf.constant(sent + transport.bytes_all_gather(VOTE_WORDS))
-
-    def _vote(self, step, replicas, vectors):
-        """float32[W], the loss of each replica: all hear the same bytes."""
-        transport, votes = replicas.transport, []
-        for replica, vector in enumerate(vectors):
-            loss, seen = mean_loss(tf.convert_to_tensor(self._window(replicas.exchange, replica)))
-            loss = tf.where(tf.reduce_all(tf.math.is_finite(vector)), loss, np.inf)
-            votes.append(tf.stack([tf.bitcast(loss, tf.int32), seen, step]))
-        votes = transport.all_gather(votes)  # [W, VOTE_WORDS]
-        checks = [
-            tf.debugging.Assert(
-                tf.reduce_any(votes[:, 1] > 0),
-                [
-                    f"{self.name} has seen no loss, so it cannot tell who leads. In a training "
-                    "loop of your own call `optimizer.observe_loss(loss)` in every step, in "
-                    "replica context, before `apply`; `fit` does so by itself."
-                ],
-            ),
-            tf.debugging.Assert(
-                tf.reduce_all(votes[:, 2] == votes[0, 2]),
-                ["The replicas vote in different steps; steps by replica:", votes[:, 2]],
-            ),
-        ]
-        with tf.control_dependencies([check for check in checks if check is not None]):
-            return tf.bitcast(votes[:, 0], tf.float32)
-
-    def _broadcast(self, level, leaders, exist, step, transport, vectors):
-        """L times float32[d]: the parameters of each local replica's leader."""
-        codec, size = self.leader_compressor, transport.world // level.groups
-        references = {
-            group: None if codec.lossless else self.shared[_reference(level, group)]
-            for group in _local_groups(transport, level.groups)
-        }
-        words = []
-        for rank, vector in zip(transport.ranks, vectors, strict=True):
-            known = references[rank // size]
-            new = vector if known is None else vector - known
-            words.append(codec.encode(new, tf.stack([self.seed, step])))
-        received = transport.broadcast(words, leaders)
-        models = {}
-        for group, known in references.items():
-            first = max(group * size, transport.ranks.start) - transport.ranks.start
-            model = codec.decode(received[first], vectors[0].shape[0])
-            if known is not None:
-                model = tf.where(exist[group], known + model, known)
-                known.assign(model)
-            models[group] = model
-        return [models[rank // size] for rank in transport.ranks]
 
     def _window(self, exchange, replica):
         """float32[loss_window] variable: the last losses of a local replica, the newest last."""
@@ -339,16 +253,6 @@ class LeaderSGD(LocalSGDOptimizer):
             "leader_compressor": compressors.serialize(self.leader_compressor),
             "seed": self.seed,
         }
-
-
-def _local_groups(transport, groups: int) -> list[int]:
-    """The groups that have a replica in this process."""
-    size = transport.world // groups
-    return sorted({rank // size for rank in transport.ranks})
-
-
-def _reference(level: Level, group: int) -> str:
-    return f"{level.name} leader of group {group}"
 
 
 def _check_pulls(local_pull, global_pull, groups):
