@@ -66,7 +66,7 @@ class CompressedOptimizer(_tf_private.OptimizerSeam):
 
     def worker_step(self, gradient, state, iteration):
         """The worker's half (abstract): a tensor's message and the worker's new state."""
-        raise NotImplementedError
+        raise TypeError(f"{type(self).__name__} must define `worker_step`")
 
     def worker_sent(self, state, left_out):
         """What of the worker's state remains once its message was compressed: all of it."""

@@ -67,7 +67,7 @@ class ProximalAdagrad(CompressedOptimizer):
 
     def proximal(self, gradient, x, state, learning_rate, l1):
         """The new variable and slots (abstract)."""
-        raise NotImplementedError
+        raise TypeError(f"{type(self).__name__} must define `proximal`")
 
     def get_config(self):
         """Serializable arguments."""
