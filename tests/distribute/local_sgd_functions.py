@@ -17,6 +17,7 @@ from tests.distribute.multi_worker_functions import (
     replicas,
 )
 from tests.multi_process_functions import task_index
+from tests.network import interface_bytes
 from tfqcomm.callbacks import AverageReplicas, TrafficLogger
 from tfqcomm.distribute import MultiWorkerMirroredStrategy
 from tfqcomm.optimizers import ElasticAveragingSGD, LeaderSGD, PeriodicAveragingSGD
@@ -96,3 +97,24 @@ def on_two_workers(directory):
 def with_two_devices_each():
     strategy = MultiWorkerMirroredStrategy(timeout_seconds=120, devices_per_worker=2)
     return {name: attempt(train, strategy, name) for name in OPTIMIZERS}
+
+
+def count_on_the_wire(compressor):
+    """Forty steps with a pull after every fourth; what was sent, by both counts."""
+    strategy = MultiWorkerMirroredStrategy(timeout_seconds=120)
+    make = functools.partial(
+        LeaderSGD, 0.01, global_period=4, loss_window=1, leader_compressor=compressor
+    )
+    model = compiled(strategy, keras.layers.Dense(20_000, name="wide"), optimizer=make)
+    x, y = classification(40 * BATCH)
+    traffic = TrafficLogger(verbose=0)
+    fit(model, x[: 4 * BATCH], y[: 4 * BATCH], 1)  # what is sent once
+    before = interface_bytes()
+    fit(model, x, y, 1, callbacks=[traffic])
+    after = interface_bytes()
+    return {
+        "parameters": model.count_params(),
+        "counted": traffic.history[0]["bytes_sent"],
+        "sent": after[0] - before[0],
+        "times_led": model.optimizer.times_led,
+    }

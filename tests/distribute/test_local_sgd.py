@@ -10,6 +10,7 @@ from tests.distribute import local_sgd_functions as functions
 from tests.distribute.multi_worker_functions import classification
 from tests.distribute.test_multi_worker import Found, all_replicas, assert_same
 from tests.multi_process import run_workers
+from tests.network import network
 from tests.replicas import plain
 
 pytestmark = [pytest.mark.multi_process, pytest.mark.timeout(600)]
@@ -93,3 +94,17 @@ def test_four_replicas_on_two_workers_train_and_agree(four, name):
 @pytest.fixture(scope="module")
 def four():
     return Found(run_workers(functions.with_two_devices_each, devices=2, timeout=500))
+
+
+@pytest.mark.slow
+@pytest.mark.network
+@pytest.mark.parametrize(("compressor", "bytes_each"), [(None, 4), ("bfloat16", 2)])
+def test_a_pull_sends_one_model_and_no_more(compressor, bytes_each):
+    """By the counters of the network interfaces of both workers, whoever leads."""
+    args = {"compressor": compressor}
+    with network(2) as net:
+        found = run_workers(functions.count_on_the_wire, args=args, network=net, timeout=280)
+    models = 10 * bytes_each * found[0]["parameters"]
+    assert sum(worker["counted"] for worker in found) == pytest.approx(models, rel=1e-3)
+    assert sum(worker["sent"] for worker in found) == pytest.approx(models, rel=0.05)
+    assert all(found[0]["times_led"] > 0)
