@@ -173,3 +173,71 @@ class QAdagradReference:
             moved, threshold = self.center - eta * self.g / h, eta * self.t * self.l1 / h
         self.x = np.sign(moved) * np.maximum(np.abs(moved) - threshold, 0)
         return self.x
+
+
+class AdaptiveTopKReference:
+    """All workers and the server of adaptive top-k SGD, the tensors joined: arXiv 2210.13532.
+
+    With a momentum of the workers, that of Deep Gradient Compression: arXiv 1712.01887.
+
+    Args:
+        x: where to start, all tensors in one vector.
+        workers: how many.
+        budget: entries in all, K.
+        steps: T.
+        exponent: of the norm in k_t; 0 keeps K / T entries at every step.
+        local_momentum: of the workers.
+    """
+
+    def __init__(
+        self,
+        x: np.ndarray,
+        workers: int,
+        *,
+        budget: int,
+        steps: int,
+        exponent: float = 0.0,
+        error_feedback: bool = True,
+        momentum: float = 0.0,
+        nesterov: bool = False,
+        local_momentum: float = 0.0,
+    ):
+        self.x = x.astype(np.float64)
+        self.e, self.u = np.zeros([2, workers, x.size])
+        self.velocity = np.zeros(x.size)
+        self.left, self.steps_left = budget, steps
+        self.exponent, self.error_feedback = exponent, error_feedback
+        self.momentum, self.nesterov = momentum, nesterov
+        self.local_momentum = local_momentum
+        self.norms, self.kept = [], []
+
+    def step(self, gradients: np.ndarray, learning_rate: float) -> np.ndarray:
+        """One iteration, given each worker's gradient [workers, n]; returns the new x."""
+        self.u = self.local_momentum * self.u + gradients
+        targets = self.u + self.e
+        k = self.choose(np.linalg.norm(targets, axis=1).mean())
+        messages = np.zeros_like(targets)
+        for i, p in enumerate(targets):
+            largest = np.argsort(-np.abs(p), kind="stable")[:k]
+            messages[i, largest] = p[largest]
+            self.u[i, largest] = 0
+        if self.error_feedback:
+            self.e = targets - messages
+        moved = -learning_rate * messages.mean(axis=0)
+        self.velocity = self.momentum * self.velocity + moved
+        self.x += self.momentum * self.velocity + moved if self.nesterov else self.velocity
+        return self.x
+
+    def choose(self, norm: float) -> int:
+        """k_t = R (n_t / nbar)^exponent / (T - t), within a factor of 4 of an even share."""
+        nbar = np.mean(self.norms[-50:]) if self.norms else norm
+        even = self.left / self.steps_left
+        k = np.round(even * (norm / nbar) ** self.exponent)
+        k = int(np.clip(k, np.round(even / 4), np.round(even * 4)))
+        k = max(1, min(k, self.left - (self.steps_left - 1), self.x.size))
+        if self.steps_left == 1:
+            k = self.left
+        self.norms.append(norm)
+        self.kept.append(k)
+        self.left, self.steps_left = self.left - k, self.steps_left - 1
+        return k
