@@ -38,7 +38,7 @@ def export_sparse(model: keras.Model) -> dict[str, SparseWeight]:
 
     Example:
     >>> model = keras.Sequential([keras.Input([4]), keras.layers.Dense(2)])
-    >>> model.layers[0].kernel.assign([[0, 1], [0, 0], [0, 0], [2, 0]])
+    >>> _ = model.layers[0].kernel.assign([[0, 1], [0, 0], [0, 0], [2, 0]])
     >>> weights = export_sparse(model)
     >>> sum(weight.num_bytes for weight in weights.values())
     9
