@@ -1,7 +1,7 @@
 """Communication-efficient distributed training for TensorFlow and Keras 3."""
 
-from tfqcomm import callbacks, compressors, distribute, optimizers, sparsity
+from tfqcomm import callbacks, compressors, distribute, optimizers, parameter_server, sparsity
 
-__all__ = ["callbacks", "compressors", "distribute", "optimizers", "sparsity"]
+__all__ = ["callbacks", "compressors", "distribute", "optimizers", "parameter_server", "sparsity"]
 
 __version__ = "0.1.0"

@@ -394,3 +394,35 @@ def statistics(model: keras.Model) -> list[keras.Variable]:
 def resume_at_epoch(model: keras.Model, epoch: int) -> None:
     """Makes a `fit` that is about to start begin at `epoch`, as Keras' own callback does."""
     model._initial_epoch = epoch
+
+
+# ------------------------------------------------------------------------------ Parameter servers
+
+
+def reconnect() -> None:
+    """Takes up again with the tasks of the cluster that were started anew; fails if any is gone.
+
+    Meanwhile other threads may go on working with the rest of the cluster.
+    """
+    context.context().update_server_def(context.get_server_def())
+
+
+def build_from_spec(model: keras.Model, element_spec) -> None:
+    """Builds a model, its losses and its metrics for batches of this spec, computing nothing."""
+    model._symbolic_build(data_batch=element_spec)
+
+
+def loss_tracker(model: keras.Model) -> keras.metrics.Metric:
+    """The metric that `fit` shows as "loss"."""
+    return model._loss_tracker
+
+
+def first_epoch(model: keras.Model, default: int) -> int:
+    """Where `resume_at_epoch` said to begin; said once, it holds for one `fit`."""
+    epoch, model._initial_epoch = model._initial_epoch or default, None
+    return epoch
+
+
+def clip_gradients(optimizer: keras.optimizers.Optimizer, gradients: list) -> list:
+    """The optimizer's own clipping, which its `apply` begins with."""
+    return optimizer._clip_gradients(gradients)

@@ -40,6 +40,8 @@ class Traffic:
         bytes_sent: bytes one worker sent in exchanges of gradients.
         dense_bytes: bytes it would have sent in float32 ring all-reduces.
         gradient_norm: norm of the first local replica's message in the last step.
+        bytes_pulled: bytes of weights one worker received from parameter servers; then
+            `bytes_sent` is what it pushed, and `dense_bytes` counts both directions.
     """
 
     steps: int
@@ -47,6 +49,7 @@ class Traffic:
     bytes_sent: int
     dense_bytes: int
     gradient_norm: float
+    bytes_pulled: int = 0
 
 
 class Meter:
@@ -61,6 +64,7 @@ class Meter:
         self._sent = counter("bytes_sent")
         self._dense = counter("dense_bytes")
         self._norm = counter("gradient_norm", np.float32)
+        self._pulled = counter("bytes_pulled")
 
     def record(self, bytes_sent, dense_bytes, healthy: tf.Tensor, gradient_norm) -> None:
         """Adds one step. Python numbers or scalar tensors."""
@@ -70,6 +74,15 @@ class Meter:
         self._dense.assign_add(tf.cast(dense_bytes, tf.int64))
         self._norm.assign(gradient_norm)
 
+    def add(self, traffic: Traffic) -> None:
+        """Adds what was counted elsewhere (eager)."""
+        self._steps.assign_add(traffic.steps)
+        self._skipped.assign_add(traffic.skipped_steps)
+        self._sent.assign_add(traffic.bytes_sent)
+        self._dense.assign_add(traffic.dense_bytes)
+        self._norm.assign(traffic.gradient_norm)
+        self._pulled.assign_add(traffic.bytes_pulled)
+
     def read(self) -> Traffic:
         """The totals so far (eager)."""
         return Traffic(
@@ -78,4 +91,5 @@ class Meter:
             bytes_sent=int(self._sent),
             dense_bytes=int(self._dense),
             gradient_norm=float(self._norm),
+            bytes_pulled=int(self._pulled),
         )

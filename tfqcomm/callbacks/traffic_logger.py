@@ -33,8 +33,10 @@ class TrafficLogger(keras.callbacks.Callback):
             skipped_steps: those in which some worker's message was not finite;
             bytes_sent: by one worker. A worker is a process; within a single process every
                 replica counts as one, and the figure is what W such machines would send each;
-            dense_bytes: what one worker would have sent in float32 ring all-reduces;
-            ratio: `dense_bytes / bytes_sent`;
+            bytes_pulled: weights one worker received; with parameter servers only;
+            dense_bytes: what one worker would have sent in float32 ring all-reduces; with
+                parameter servers, what it would have pushed and pulled in float32;
+            ratio: `dense_bytes / bytes_sent`; with parameter servers of what it sent and pulled;
             residual_norm_ratio: norm of the residuals over that of the last message, on the first
                 local replica; a ratio that grows and grows means too much compression.
 
@@ -91,7 +93,8 @@ class TrafficLogger(keras.callbacks.Callback):
         return list(dict.fromkeys(exchange for exchange in found if exchange is not None))
 
     def _totals_since_last(self, exchanges) -> dict[str, float]:
-        totals = dict.fromkeys(("steps", "skipped_steps", "bytes_sent", "dense_bytes"), 0)
+        counted = ("steps", "skipped_steps", "bytes_sent", "bytes_pulled", "dense_bytes")
+        totals = dict.fromkeys(counted, 0)
         ratios = []
         for exchange in exchanges:
             now = exchange.meter.read()
@@ -101,10 +104,12 @@ class TrafficLogger(keras.callbacks.Callback):
             self._seen[exchange] = now
             if now.gradient_norm > 0:
                 ratios.append(exchange.residuals.norm() / now.gradient_norm)
-        sent = totals["bytes_sent"]
+        moved = totals["bytes_sent"] + totals["bytes_pulled"]
+        if not totals["bytes_pulled"]:
+            del totals["bytes_pulled"]
         return {
             **totals,
-            "ratio": totals["dense_bytes"] / sent if sent else 1.0,
+            "ratio": totals["dense_bytes"] / moved if moved else 1.0,
             "residual_norm_ratio": max(ratios, default=0.0),
         }
 

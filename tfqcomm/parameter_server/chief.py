@@ -1,0 +1,133 @@
+"""The chief's copy of what the servers hold: a plain model and its optimizer."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import keras
+import numpy as np
+
+from tfqcomm import _tf_private
+from tfqcomm.parameter_server import optimizers
+from tfqcomm.parameter_server.partition import Piece
+from tfqcomm.parameter_server.server import Server
+
+
+class ChiefCopy:
+    """Moves weights, moving statistics and slots between the chief's model and the servers.
+
+    Args:
+        model: built and compiled.
+        pieces: in the order of its trainable variables.
+        devices: of the servers.
+        format_of: the pieces and the number of statistics of a server -> what it exchanges.
+        workers: how many there are.
+        share: see `Server`.
+
+    Attributes:
+        servers: made here, with the model's present weights.
+    """
+
+    def __init__(self, model, pieces: Sequence[Piece], devices, format_of, workers, share):
+        self._model = model
+        self._pieces = pieces
+        self._statistics = _tf_private.statistics(model)
+        optimizer = model.optimizer
+        if not optimizer.built:
+            optimizer.build(model.trainable_variables)
+        self.servers = []
+        for index, device in enumerate(devices):
+            own = tuple(p for p in pieces if p.server == index)
+            variables = [model.trainable_variables[p.variable] for p in own]
+            statistics = self._moving() if index == 0 else np.zeros([0], np.float32)
+            self.servers.append(
+                Server(
+                    device,
+                    format_of(own, statistics.size),
+                    [p.cut(v.numpy()) for p, v in zip(own, variables, strict=True)],
+                    statistics,
+                    optimizer,
+                    [_tf_private.decays(optimizer, v) for v in variables],
+                    workers,
+                    share,
+                )
+            )
+        self._shared, self._slots = optimizers.slots_by_variable(
+            optimizer, model.trainable_variables
+        )
+
+    def send(self) -> None:
+        """Gives the servers what the chief has."""
+        for server in self.servers:
+            shared, slots = optimizers.slots_of(server.optimizer)
+            for there, here in zip(shared, self._shared, strict=True):
+                there.assign(here.numpy())
+            for piece, variable in zip(server.format.pieces, server.variables, strict=True):
+                whole = self._model.trainable_variables[piece.variable]
+                variable.assign(piece.cut(whole.numpy()))
+                for there, here in zip(
+                    slots.get(piece.name, []), self._slots[piece.variable], strict=True
+                ):
+                    there.assign(piece.cut(here.numpy()) if piece.shape else here.numpy())
+        self.servers[0].statistics.assign(self._moving())
+        for server in self.servers:
+            server.publish()
+
+    def fetch(self) -> None:
+        """Takes what the servers have."""
+        weights = [[] for _ in self._slots]
+        slots = [[[] for _ in found] for found in self._slots]
+        values = {}
+        for server in self.servers:
+            found = optimizers.slots_of(server.optimizer)[1]
+            for piece, variable in zip(server.format.pieces, server.variables, strict=True):
+                values[piece] = [
+                    variable.numpy(),
+                    *(v.numpy() for v in found.get(piece.name, [])),
+                ]
+        for piece in self._pieces:  # in the order of their rows
+            weight, *rest = values[piece]
+            weights[piece.variable].append(weight)
+            for parts, value in zip(slots[piece.variable], rest, strict=True):
+                parts.append(value)
+        for variable, parts in zip(self._model.trainable_variables, weights, strict=True):
+            variable.assign(_whole(parts))
+        for variables, found in zip(self._slots, slots, strict=True):
+            for variable, parts in zip(variables, found, strict=True):
+                variable.assign(_whole(parts))
+        shared = optimizers.slots_of(self.servers[0].optimizer)[0]
+        for here, there in zip(self._shared, shared, strict=True):
+            if here is not _learning_rate(self._model.optimizer):
+                here.assign(there.numpy())
+        self._set_moving(self.servers[0].statistics.numpy())
+
+    def send_learning_rate(self, last: float | None) -> float | None:
+        """Passes on what a callback may have set, if it is not `last`; None with a schedule."""
+        if _learning_rate(self._model.optimizer) is None:
+            return None
+        value = float(self._model.optimizer.learning_rate)
+        if value != last:
+            for server in self.servers:
+                server.optimizer.learning_rate.assign(value)
+        return value
+
+    def _moving(self) -> np.ndarray:
+        flat = [np.asarray(v, np.float32).ravel() for v in self._statistics]
+        return np.concatenate([np.zeros([0], np.float32), *flat])
+
+    def _set_moving(self, values: np.ndarray) -> None:
+        start = 0
+        for variable in self._statistics:
+            size = int(np.prod(variable.shape))
+            variable.assign(values[start : start + size].reshape(variable.shape))
+            start += size
+
+
+def _learning_rate(optimizer: keras.optimizers.Optimizer) -> keras.Variable | None:
+    """The variable that holds it; None where a schedule does."""
+    value = optimizer.learning_rate
+    return value if isinstance(value, keras.Variable) else None
+
+
+def _whole(parts: list[np.ndarray]) -> np.ndarray:
+    return parts[0] if len(parts) == 1 else np.concatenate(parts)

@@ -1,0 +1,158 @@
+"""The tasks of a parameter-server cluster, as the chief sees them: devices that may fail.
+
+Embedded clusters live in the chief's own process, for examples and tests: their servers talk gRPC
+over the loopback interface as real ones do. They cannot be stopped, so a process has one cluster.
+"""
+
+from __future__ import annotations
+
+import os
+import socket
+import time
+
+import tensorflow as tf
+
+PATIENCE = 600  # seconds to wait for tasks that have not started yet
+_connected: Cluster | None = None
+
+
+class ServerLost(RuntimeError):
+    """A parameter server is gone, and the weights with it."""
+
+
+class Cluster:
+    """Devices of workers and parameter servers.
+
+    Attributes:
+        workers, servers: device names in task order.
+        addresses: device -> host:port.
+        embedded: whether all of them live in this process.
+    """
+
+    def __init__(self, spec: tf.train.ClusterSpec, *, embedded: bool):
+        jobs = {"worker": [], "ps": []}
+        self.addresses = {}
+        for job, devices in jobs.items():
+            for task in spec.task_indices(job):
+                device = f"/job:{job}/replica:0/task:{task}"
+                devices.append(device)
+                self.addresses[device] = spec.task_address(job, task)
+        self.workers, self.servers = jobs["worker"], jobs["ps"]
+        self.spec = spec.as_dict()
+        self.embedded = embedded
+
+    def describe(self, device: str) -> str:
+        """What people call a task."""
+        job, task = device.split("/")[1], device.rpartition(":")[2]
+        kind = "Worker" if job == "job:worker" else "Parameter server"
+        return f"{kind} {task} ({self.addresses[device]})"
+
+
+def connect(
+    resolver: tf.distribute.cluster_resolver.ClusterResolver | None,
+    workers: int,
+    parameter_servers: int,
+) -> Cluster:
+    """The cluster of `resolver`, or that of TF_CONFIG, or an embedded one.
+
+    Args:
+        workers, parameter_servers: of an embedded cluster. One that exists already must have at
+            least as many; the first ones are used.
+
+    Raises:
+        ValueError: where the cluster cannot be this process' own.
+    """
+    if resolver is None and os.environ.get("TF_CONFIG"):
+        resolver = tf.distribute.cluster_resolver.TFConfigClusterResolver()
+    if resolver is None:
+        return _embedded(workers, parameter_servers)
+    _check_task(resolver)
+    return _connect(resolver, embedded=False)
+
+
+def _check_task(resolver) -> None:
+    spec = resolver.cluster_spec()
+    jobs = spec.as_dict()
+    if not jobs.get("worker") or not jobs.get("ps"):
+        raise ValueError(
+            "The cluster must have tasks of the jobs `worker` and `ps`; with the launcher: "
+            "`python -m tfqcomm.launch --workers=2 --parameter_servers=1 script.py`. "
+            f"Received: cluster={jobs}"
+        )
+    if resolver.task_type in ("worker", "ps"):
+        raise ValueError(
+            "The script runs on the chief only. Start the workers and the parameter servers with "
+            "`python -m tfqcomm.launch --serve`. "
+            f"Received: task={resolver.task_type} {resolver.task_id}"
+        )
+
+
+def _embedded(workers: int, parameter_servers: int) -> Cluster:
+    if _connected is not None:
+        if workers <= len(_connected.workers) and parameter_servers <= len(_connected.servers):
+            return _first_of(_connected, workers, parameter_servers)
+        raise ValueError(
+            "An embedded cluster cannot grow: make the trainer with the most workers and "
+            f"parameter servers first. This process has {len(_connected.workers)} and "
+            f"{len(_connected.servers)}. Received: workers={workers}, "
+            f"parameter_servers={parameter_servers}"
+        )
+    count = workers + parameter_servers
+    reserved = [socket.create_server(("127.0.0.1", 0)) for _ in range(count)]
+    addresses = [f"127.0.0.1:{one.getsockname()[1]}" for one in reserved]
+    for one in reserved:
+        one.close()
+    spec = tf.train.ClusterSpec({"worker": addresses[:workers], "ps": addresses[workers:]})
+    config = tf.compat.v1.ConfigProto()
+    # Steps that wait for one another must not take all the threads.
+    config.inter_op_parallelism_threads = max(os.cpu_count() or 1, workers + 1)
+    for job in ("worker", "ps"):
+        for task in spec.task_indices(job):
+            tf.distribute.Server(spec, job, task, protocol="grpc", config=config)
+    resolver = tf.distribute.cluster_resolver.SimpleClusterResolver(spec, rpc_layer="grpc")
+    return _connect(resolver, embedded=True)
+
+
+def _first_of(cluster: Cluster, workers: int, parameter_servers: int) -> Cluster:
+    jobs = {
+        "worker": cluster.spec["worker"][:workers],
+        "ps": cluster.spec["ps"][:parameter_servers],
+    }
+    return Cluster(tf.train.ClusterSpec(jobs), embedded=cluster.embedded)
+
+
+def _connect(resolver, *, embedded: bool) -> Cluster:
+    global _connected
+    spec = resolver.cluster_spec()
+    if _connected is not None:
+        if _connected.spec != spec.as_dict():
+            raise ValueError(
+                "This process is connected to another cluster already, and cannot leave it. "
+                f"Received: cluster={spec.as_dict()} after {_connected.spec}"
+            )
+        return _connected
+    # A lost task must be an error, not an endless wait.
+    os.environ.setdefault("GRPC_FAIL_FAST", "use_caller")
+    cluster = Cluster(spec, embedded=embedded)
+    for device in (*cluster.workers, *cluster.servers):
+        _wait_for(cluster, device)
+    # What connects this process; its variables and its `run` are not used.
+    tf.distribute.ParameterServerStrategy(resolver)
+    _connected = cluster
+    return cluster
+
+
+def _wait_for(cluster: Cluster, device: str) -> None:
+    """Returns when a task listens: TensorFlow's own retries are minutes apart."""
+    host, _, port = cluster.addresses[device].rpartition(":")
+    deadline = time.monotonic() + PATIENCE
+    while True:
+        try:
+            socket.create_connection((host.strip("[]"), int(port)), timeout=5).close()
+            return
+        except OSError as error:
+            if time.monotonic() > deadline:
+                raise TimeoutError(
+                    f"{cluster.describe(device)} has not started within {PATIENCE} s: {error}"
+                ) from error
+        time.sleep(0.1)

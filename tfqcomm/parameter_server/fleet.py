@@ -1,0 +1,131 @@
+"""The servers and workers of one training, whoever is lost and comes back.
+
+A lost worker takes its last message and its memory with it. A message has either been applied by
+the servers, once, or is lost: nothing is ever sent twice.
+"""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+
+import tensorflow as tf
+from absl import logging
+
+from tfqcomm import _tf_private
+from tfqcomm.parameter_server.cluster import Cluster, ServerLost
+from tfqcomm.parameter_server.server import Server
+from tfqcomm.parameter_server.worker import Report, Worker
+
+PATIENCE = 300  # seconds to wait for a worker when none is left
+RETRY_SECONDS = 1.0
+
+
+class Fleet:
+    """Runs steps of workers and servers, in threads of its own.
+
+    Attributes:
+        applied: messages, or means of messages, that the servers have taken: their version.
+        skipped: that were not finite.
+    """
+
+    def __init__(self, cluster: Cluster, servers: Sequence[Server], workers: Sequence[Worker]):
+        self.servers = list(servers)
+        self.workers = list(workers)
+        self.applied = 0
+        self.skipped = 0
+        self._cluster = cluster
+        self._pool = ThreadPoolExecutor(len(servers) + len(workers))
+        self._reconnecting = threading.Lock()
+        self._closed = False
+
+    def alive(self) -> list[Worker]:
+        """Those that take part; waits while there are none."""
+        deadline = time.monotonic() + PATIENCE
+        while not (alive := [w for w in self.workers if w.alive]):
+            if time.monotonic() > deadline:
+                raise RuntimeError(
+                    f"All workers are gone, and none has come back within {PATIENCE} s. "
+                    "Restart the cluster; `tfqcomm.callbacks.BackupAndRestore` resumes from the "
+                    "last backup."
+                )
+            self.check_servers()
+            time.sleep(RETRY_SECONDS)
+        return alive
+
+    def in_parallel(self, calls: Sequence[Callable]) -> list:
+        """What the calls return."""
+        return [future.result() for future in [self._pool.submit(call) for call in calls]]
+
+    def try_step(self, worker: Worker) -> Report | None:
+        """A worker's step; None if the worker was lost in it.
+
+        Raises:
+            ServerLost: where that is the reason.
+            tf.errors.OpError: from the user's own code.
+        """
+        try:
+            return worker.step()
+        except tf.errors.OpError as error:
+            self.check_servers(error)
+            if worker.is_there():
+                raise
+            worker.alive = False
+            logging.warning(
+                "%s is lost, and its last message with it. Training goes on with the others.",
+                self._cluster.describe(worker.device),
+            )
+            return None
+
+    def apply(self, workers: Sequence[Worker]) -> None:
+        """One step of all servers with the messages of these workers."""
+        indices = [worker.index for worker in workers]
+        try:
+            self.in_parallel([lambda s=server: s.step(indices) for server in self.servers])
+        except tf.errors.OpError as error:
+            self.check_servers(error)
+            raise
+        self.applied += 1
+        for worker in workers:
+            worker.accept()
+
+    def check_servers(self, cause: Exception | None = None) -> None:
+        """Raises `ServerLost` if a parameter server does not answer any more."""
+        for server in self.servers:
+            try:
+                with tf.device(server.device):
+                    server.optimizer.iterations.numpy()
+            except tf.errors.OpError as error:
+                raise ServerLost(
+                    f"{self._cluster.describe(server.device)} is gone, and its weights with it. "
+                    "Restart the cluster; `tfqcomm.callbacks.BackupAndRestore` resumes from the "
+                    f"last backup. ({type(error).__name__})"
+                ) from (cause or error)
+
+    def bring_back(self, worker: Worker) -> None:
+        """Waits until a lost worker was started anew, and lets it begin from the beginning."""
+        while not self._closed:
+            try:
+                with self._reconnecting:
+                    _tf_private.reconnect()
+                    worker.start()
+            except tf.errors.OpError as error:
+                logging.log_every_n_seconds(
+                    logging.INFO,
+                    "%s is not back yet: %s",
+                    60,
+                    self._cluster.describe(worker.device),
+                    error.message[:200],
+                )
+                time.sleep(RETRY_SECONDS)
+            else:
+                worker.alive = True
+                logging.warning("%s is back.", self._cluster.describe(worker.device))
+                return
+
+    def close(self) -> None:
+        """Ends the threads; waits for no worker that is lost."""
+        self._closed = True
+        self._pool.shutdown(wait=False)

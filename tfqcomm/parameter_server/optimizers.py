@@ -1,0 +1,141 @@
+"""An optimizer's two halves on a parameter-server cluster, made of the user's one object."""
+
+from __future__ import annotations
+
+import functools
+import re
+from collections.abc import Sequence
+
+import keras
+import tensorflow as tf
+
+from tfqcomm import _tf_private, compressors
+from tfqcomm.aggregators.options import ExchangeOptions
+from tfqcomm.step import WorkerHalf
+
+
+def check(optimizer: keras.optimizers.Optimizer) -> None:
+    """Refuses what has no two halves, or needs more than Keras' `update_step`.
+
+    Raises:
+        ValueError: saying what to use instead.
+    """
+    name = type(optimizer).__name__
+    if isinstance(optimizer, _tf_private.OptimizerSeam) and not hasattr(optimizer, "options"):
+        raise ValueError(
+            "Argument `optimizer` must be one whose workers send messages, such as CompAMS, QAdam, "
+            "QCMDAdagrad, QRDAAdagrad, AdaptiveTopKSGD or any optimizer of Keras: the workers of "
+            f"{name} train on their own. Use it under a MirroredStrategy or "
+            f"`tfqcomm.distribute.MultiWorkerMirroredStrategy`. Received: optimizer={name}"
+        )
+    if isinstance(optimizer, keras.optimizers.LossScaleOptimizer):
+        raise ValueError(
+            "Argument `optimizer` must not scale losses: a message that is not finite is skipped "
+            f"anyway. Use its inner optimizer. Received: optimizer={name}"
+        )
+    for argument in ("use_ema", "gradient_accumulation_steps"):
+        if getattr(optimizer, argument):
+            raise ValueError(
+                f"Argument `{argument}` of the optimizer is not supported with parameter servers. "
+                f"Received: {argument}={getattr(optimizer, argument)}"
+            )
+    options = getattr(optimizer, "options", None)
+    if options is not None and options.granularity != "tensor":
+        raise ValueError(
+            "Argument `granularity` of the optimizer must be 'tensor' with parameter servers, "
+            f"which hold one tensor each. Received: granularity={options.granularity!r}"
+        )
+    if options is not None and options.schedule not in ("auto", "all_gather"):
+        raise ValueError(
+            "Argument `schedule` of the optimizer must be 'auto' or 'all_gather' with parameter "
+            f"servers, which replace collectives. Received: schedule={options.schedule!r}"
+        )
+
+
+def options_of(
+    optimizer: keras.optimizers.Optimizer, elements: int, **arguments
+) -> ExchangeOptions:
+    """How the messages of `optimizer` are compressed: by its own compressor, or by the trainer's.
+
+    Args:
+        elements: of all tensors that are compressed. Adaptive top-k keeps its average number of
+            them at every step: how many a step needs is known to all-reduce strategies only.
+        **arguments: of the trainer, for optimizers without options of their own.
+    """
+    options = getattr(optimizer, "options", None) or ExchangeOptions(**arguments)
+    compressor = options.compressor
+    if compressor.adaptive:
+        ratio = compressor.num_kept(elements) / elements if elements else 1.0
+        compressor = compressors.TopK(ratio)
+    return ExchangeOptions(
+        compressor,
+        error_feedback=options.error_feedback,
+        min_size=options.min_size,
+        seed=options.seed,
+    )
+
+
+def worker_half(optimizer: keras.optimizers.Optimizer) -> WorkerHalf | None:
+    """The optimizer itself, if its workers compute more than a gradient."""
+    return optimizer if getattr(optimizer, "worker_slots", None) else None
+
+
+def server_optimizer(optimizer: keras.optimizers.Optimizer) -> keras.optimizers.Optimizer:
+    """One like `optimizer`, on the current device, whose `apply` takes means of messages.
+
+    Gradients were clipped by the worker, and nothing is left to exchange.
+    """
+    config = optimizer.get_config()
+    clone = type(optimizer).from_config(
+        {**config, "clipnorm": None, "clipvalue": None, "global_clipnorm": None}
+    )
+    if isinstance(clone, _tf_private.OptimizerSeam):
+        clone.distributed_step = functools.partial(_update, clone)
+    return clone
+
+
+def _update(optimizer, means, variables, learning_rate):
+    variables = [v.value for v in variables]
+    strategy = tf.distribute.get_strategy()
+    _tf_private.update_variables(optimizer, strategy, variables, means, learning_rate)
+
+
+def slots_of(
+    optimizer: keras.optimizers.Optimizer,
+) -> tuple[list[keras.Variable], dict[str, list[keras.Variable]]]:
+    """An optimizer's variables: shared ones such as `iterations`, and those of each piece, by name.
+
+    Args:
+        optimizer: built for variables that are named as pieces are.
+    """
+    shared, slots = [], {}
+    for variable in optimizer.variables:
+        name = re.search(r"variable\d+_row\d+", variable.path.rpartition("/")[2])
+        if name:
+            slots.setdefault(name[0], []).append(variable)
+        else:
+            shared.append(variable)
+    return shared, slots
+
+
+def slots_by_variable(
+    optimizer: keras.optimizers.Optimizer, variables: Sequence[keras.Variable]
+) -> tuple[list[keras.Variable], list[list[keras.Variable]]]:
+    """Likewise of an optimizer built for any variables: the slots of each, in the same order.
+
+    Keras does not say which slot belongs to which variable; one like it, built for variables with
+    names that tell, has the same slots in the same places.
+    """
+    clone = server_optimizer(optimizer)
+    names = [f"variable{i}_row0" for i in range(len(variables))]
+    clone.build(
+        [keras.Variable(tf.zeros(v.shape), name=n) for n, v in zip(names, variables, strict=True)]
+    )
+    place = {id(v): i for i, v in enumerate(clone.variables)}
+    shared, slots = slots_of(clone)
+
+    def originals(found):
+        return [optimizer.variables[place[id(v)]] for v in found]
+
+    by_variable = [slots.get(name, []) for name in names]
+    return originals(shared), [originals(found) for found in by_variable]

@@ -1,0 +1,93 @@
+"""Which part of which variable lives on which parameter server."""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from collections.abc import Callable, Sequence
+
+import numpy as np
+import tensorflow as tf
+
+MIN_SHARD_BYTES = 4 << 20  # of the default partitioner: variables of twice this size are split
+
+
+@dataclasses.dataclass(frozen=True)
+class Piece:
+    """A variable, or some of its rows, on one server.
+
+    Attributes:
+        variable: its place among the model's trainable variables.
+        start, stop: the rows; all of them, and 0 to 1 of a scalar, where it is not split.
+        shape: of the piece.
+        server: where it lives.
+    """
+
+    variable: int
+    start: int
+    stop: int
+    shape: tuple[int, ...]
+    server: int
+
+    @property
+    def size(self) -> int:
+        """Elements."""
+        return math.prod(self.shape)
+
+    @property
+    def name(self) -> str:
+        """The same in every run."""
+        return f"variable{self.variable}_row{self.start}"
+
+    def cut(self, value):
+        """This piece of a whole variable's value, in its shape."""
+        return value[self.start : self.stop] if self.shape else value
+
+
+def partition(
+    shapes: Sequence[tuple[int, ...]],
+    servers: int,
+    variable_partitioner: Callable | None = None,
+) -> list[Piece]:
+    """Splits large variables, and spreads the pieces: the largest first, to the emptiest server.
+
+    Args:
+        shapes: of the variables.
+        servers: how many there are.
+        variable_partitioner: as TensorFlow's: (shape, dtype) -> partitions of each axis, of which
+            the first alone may be split. None splits what is larger than 8 MiB among the servers.
+
+    Returns:
+        The pieces, in the order of the variables.
+    """
+    partitioners = tf.distribute.experimental.partitioners
+    partitioner = variable_partitioner or partitioners.MinSizePartitioner(
+        MIN_SHARD_BYTES, max_shards=servers
+    )
+    pieces = [
+        Piece(i, start, stop, (stop - start, *shape[1:]) if shape else (), server=0)
+        for i, shape in enumerate(shapes)
+        for start, stop in _rows(shape, partitioner)
+    ]
+    load = np.zeros([servers], np.int64)
+    placed = {}
+    for piece in sorted(pieces, key=lambda piece: -piece.size):
+        server = int(np.argmin(load))
+        load[server] += piece.size
+        placed[piece] = dataclasses.replace(piece, server=server)
+    return [placed[piece] for piece in pieces]
+
+
+def _rows(shape, partitioner) -> list[tuple[int, int]]:
+    """First and last + 1 of the rows of each piece."""
+    if not shape:
+        return [(0, 1)]
+    partitions = list(partitioner(shape=tf.TensorShape(shape), dtype=tf.float32))
+    if any(p != 1 for p in partitions[1:]):
+        raise ValueError(
+            "Argument `variable_partitioner` must split the first axis only. "
+            f"Received: partitions={partitions} for a variable of shape {shape}"
+        )
+    parts = max(1, min(int(partitions[0]), shape[0]))
+    bounds = [shape[0] * i // parts for i in range(parts + 1)]
+    return list(zip(bounds[:-1], bounds[1:], strict=True))

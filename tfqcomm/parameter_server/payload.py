@@ -1,0 +1,135 @@
+"""What travels between a worker and a server: one vector of words in each direction.
+
+down   total, version, length of each message | messages of large weights | the rest, float32
+up                                             messages of large gradients | the rest, float32
+
+The rest: small and rank <= 1 tensors, then the moving statistics of layers. So one step takes one
+transfer per server and direction, however many layers there are.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import zlib
+from collections.abc import Sequence
+
+import tensorflow as tf
+
+from tfqcomm import wire
+from tfqcomm.aggregators.base import split_words
+from tfqcomm.aggregators.options import ExchangeOptions
+from tfqcomm.compressors.base import Compressor
+from tfqcomm.parameter_server.partition import Piece
+from tfqcomm.parameter_server.sparse_weights import SparseWeights
+
+
+@dataclasses.dataclass(frozen=True)
+class Format:
+    """What one server and its workers exchange.
+
+    Attributes:
+        pieces: what lives on the server.
+        statistics: how many numbers of moving statistics do.
+        options: how gradients are compressed.
+        weight_codec: how weights are.
+    """
+
+    pieces: tuple[Piece, ...]
+    statistics: int
+    options: ExchangeOptions
+    weight_codec: Compressor | SparseWeights
+
+    @property
+    def large(self) -> list[Piece]:
+        """Compressed in both directions, as far as there is a codec."""
+        return [p for p in self.pieces if self.options.reaches(p.shape, p.size)]
+
+    @property
+    def small(self) -> list[Piece]:
+        """Always dense."""
+        return [p for p in self.pieces if not self.options.reaches(p.shape, p.size)]
+
+    @property
+    def push_lengths(self) -> list[int]:
+        """Words of each part of a push."""
+        codec = self.options.compressor
+        return [*(codec.num_words(p.size) for p in self.large), self._rest]
+
+    @property
+    def most_pull_words(self) -> int:
+        """Words of a pull, at most."""
+        codec = self.weight_codec
+        count = getattr(codec, "most_words", None) or codec.num_words
+        return 2 + len(self.large) + sum(count(p.size) for p in self.large) + self._rest
+
+    @property
+    def dense_words(self) -> int:
+        """What a pull, or a push, would take without compression."""
+        return sum(p.size for p in self.pieces) + self.statistics
+
+    @property
+    def _rest(self) -> int:
+        return sum(p.size for p in self.small) + self.statistics
+
+    def pack_weights(self, values: dict[Piece, tf.Tensor], statistics, version) -> tf.Tensor:
+        """The words of a pull.
+
+        Args:
+            values: float32 tensors.
+            statistics: float32[s].
+            version: int scalar, steps the server has taken.
+        """
+        seed = tf.cast(version, tf.int32)
+        parts = [
+            self.weight_codec.encode(tf.reshape(values[p], [-1]), tf.stack([_crc(p.name), seed]))
+            for p in self.large
+        ]
+        lengths = [tf.size(part) for part in parts]
+        parts.append(self.pack_rest(values, statistics))
+        total = 2 + len(lengths) + sum(lengths) + self._rest
+        header = tf.stack([total, tf.cast(version, tf.int32), *lengths])
+        return tf.concat([header, *parts], 0)
+
+    def unpack_weights(self, words) -> tuple[dict[Piece, tf.Tensor], tf.Tensor, tf.Tensor]:
+        """Inverse of `pack_weights`: tensors in the pieces' shapes, statistics and version."""
+        start = 2 + len(self.large)
+        values = {}
+        for index, piece in enumerate(self.large):
+            stop = start + words[2 + index]
+            part = words[start:stop]
+            if isinstance(self.weight_codec, Compressor):
+                part = tf.ensure_shape(part, [self.weight_codec.num_words(piece.size)])
+            values[piece] = tf.reshape(self.weight_codec.decode(part, piece.size), piece.shape)
+            start = stop
+        rest = tf.ensure_shape(words[start:], [self._rest])
+        dense, statistics = self.unpack_rest(wire.words_to_floats(rest))
+        return values | dense, statistics, words[1]
+
+    def pack_rest(self, values: dict[Piece, tf.Tensor], statistics) -> tf.Tensor:
+        """The words of all small tensors and the statistics."""
+        flat = [tf.reshape(values[p], [-1]) for p in self.small]
+        return wire.floats_to_words(tf.concat([*flat, statistics], 0))
+
+    def unpack_rest(self, floats) -> tuple[dict[Piece, tf.Tensor], tf.Tensor]:
+        """Inverse of `pack_rest`, after `wire.words_to_floats`."""
+        *flat, statistics = split_words(floats, [*(p.size for p in self.small), self.statistics])
+        return {
+            p: tf.reshape(v, p.shape) for p, v in zip(self.small, flat, strict=True)
+        }, statistics
+
+
+def _crc(text: str) -> int:
+    return zlib.crc32(text.encode()) & 0x7FFFFFFF
+
+
+def gradient_seeds(pieces: Sequence[Piece], options: ExchangeOptions, worker: int) -> list[int]:
+    """One number for each of all large pieces: the first half of a stochastic codec's seed.
+
+    A tensor in one piece draws what it would draw in an all-reduce.
+    """
+    sender = "all" if options.compressor.linear else f"worker{worker}"
+    place = {v: i for i, v in enumerate(dict.fromkeys(p.variable for p in pieces))}
+    return [
+        _crc(f"{options.seed}/{place[p.variable]}/{sender}" + (f"/{p.start}" if p.start else ""))
+        for p in pieces
+    ]

@@ -1,0 +1,116 @@
+"""One parameter server: float32 weights, the optimizer's shared state, and what workers pull.
+
+inboxes --> mean of the decoded messages --> `optimizer.apply` --> outbox, encoded once per step
+
+All of it lives and runs on the server's device. A pull reads the outbox alone, so that it sees one
+version of the weights, also while others push.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import keras
+import numpy as np
+import tensorflow as tf
+
+from tfqcomm.aggregators.base import decode_mean, split_words
+from tfqcomm.compressors.identity import Identity
+from tfqcomm.parameter_server.optimizers import server_optimizer
+from tfqcomm.parameter_server.payload import Format
+
+
+class Server:
+    """The pieces of one parameter server.
+
+    Args:
+        device: of the server.
+        format: what lives there, and how it travels.
+        values: the weights, for each piece.
+        statistics: float32[s].
+        optimizer: the user's; this server gets one of its own like it.
+        decayed: for each piece, whether the optimizer's weight decay acts on it.
+        share: of one message in a step: 1 if the messages of all workers are averaged first.
+
+    Attributes:
+        optimizer: with this server's slots.
+        variables: the float32 weights.
+        inboxes: one for each worker, int32[w].
+        outbox: what workers pull, int32[most words]; its first word says how many count.
+    """
+
+    def __init__(
+        self,
+        device: str,
+        format: Format,
+        values: Sequence[np.ndarray],
+        statistics: np.ndarray,
+        optimizer: keras.optimizers.Optimizer,
+        decayed: Sequence[bool],
+        workers: int,
+        share: float,
+    ):
+        self.device = device
+        self.format = format
+        self._share = share
+        with tf.device(device):
+            self.optimizer = server_optimizer(optimizer)
+            self.variables = [
+                keras.Variable(np.asarray(value, np.float32), name=piece.name)
+                for piece, value in zip(format.pieces, values, strict=True)
+            ]
+            self.optimizer.exclude_from_weight_decay(
+                [v for v, decays in zip(self.variables, decayed, strict=True) if not decays]
+            )
+            self.optimizer.build(self.variables)
+            self.statistics = tf.Variable(statistics, trainable=False)
+            self.outbox = tf.Variable(tf.zeros([format.most_pull_words], tf.int32), trainable=False)
+            empty = tf.zeros([sum(format.push_lengths)], tf.int32)
+            self.inboxes = [tf.Variable(empty, trainable=False) for _ in range(workers)]
+        self._graph_step = tf.function(self._step, autograph=False)
+        self._graph_publish = tf.function(self._publish, autograph=False)
+
+    def step(self, workers: Sequence[int]) -> None:
+        """One step with the mean of what these workers have pushed."""
+        with tf.device(self.device):
+            self._graph_step([self.inboxes[w] for w in workers])
+
+    def publish(self) -> None:
+        """Fills the outbox, after the weights were changed from outside."""
+        with tf.device(self.device):
+            self._graph_publish()
+
+    def _step(self, inboxes):
+        """The graph of `step`, one for each number of workers that take part."""
+        words = tf.stack([inbox.read_value() for inbox in inboxes])  # [workers, w]
+        *messages, rest = split_words(words, self.format.push_lengths)
+        compressor = self.format.options.compressor
+        means = {
+            piece: tf.reshape(decode_mean(compressor, message, piece.size), piece.shape)
+            for piece, message in zip(self.format.large, messages, strict=True)
+        }
+        dense, statistics = self.format.unpack_rest(decode_mean(Identity(), rest, rest.shape[-1]))
+        means |= dense
+        self.optimizer.apply(
+            [means[piece] * self._share for piece in self.format.pieces], self.variables
+        )
+        self.statistics.assign_add(statistics * self._share)
+        self._publish()
+
+    def _publish(self):
+        weights = {
+            piece: tf.convert_to_tensor(variable)
+            for piece, variable in zip(self.format.pieces, self.variables, strict=True)
+        }
+        words = self.format.pack_weights(
+            weights, self.statistics.read_value(), self.optimizer.iterations.value
+        )
+        missing = self.format.most_pull_words - tf.size(words)
+        words = tf.pad(words, [[0, missing]])
+        self.outbox.assign(tf.ensure_shape(words, self.outbox.shape))
+
+    def pulled(self) -> tf.Tensor:
+        """The words of a pull, in a worker's graph: what is computed here stays on the server."""
+        with tf.device(self.device):
+            words = self.outbox.read_value()
+            return words[: words[0]]

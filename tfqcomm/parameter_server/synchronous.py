@@ -1,0 +1,50 @@
+"""One server step per round, on the mean of one message from each worker."""
+
+from __future__ import annotations
+
+import threading
+
+from tfqcomm.parameter_server.fleet import Fleet
+
+
+class Synchronous:
+    """Rounds that wait for every worker: a straggler delays, and never corrupts.
+
+    A worker that is lost in a round is left out of the mean. A round in which a worker's message
+    is not finite is skipped as a whole: weights, residuals and the workers' memory stay.
+    """
+
+    def __init__(self, fleet: Fleet):
+        self._fleet = fleet
+
+    @staticmethod
+    def share(workers: int) -> float:
+        """The weight of a step's mean message."""
+        return 1.0
+
+    def begin_epoch(self, rounds: int) -> None:
+        """Called before the rounds of an epoch."""
+
+    def round(self) -> None:
+        """One step of each worker, and one of the servers."""
+        fleet = self._fleet
+        workers = fleet.alive()
+        reports = fleet.in_parallel([lambda w=worker: fleet.try_step(w) for worker in workers])
+        for worker, report in zip(workers, reports, strict=True):
+            if report is None:
+                threading.Thread(target=fleet.bring_back, args=(worker,), daemon=True).start()
+        arrived = [w for w, report in zip(workers, reports, strict=True) if report is not None]
+        if not all(worker.report.healthy for worker in arrived):
+            fleet.skipped += 1
+        elif arrived:
+            fleet.apply(arrived)
+
+    def end_epoch(self) -> None:
+        """Called after them: nothing is under way."""
+
+    def staleness(self) -> list[int]:
+        """Of all messages since the last call: in rounds there is none."""
+        return []
+
+    def close(self) -> None:
+        """Nothing is left running."""

@@ -1,0 +1,358 @@
+"""What a worker does in a step: pull, gradient, its half of the optimizer, push.
+
+    outboxes --> weights --> gradients --> message --> encode with feedback --> inboxes
+                    on the worker, with memory of its own
+
+One graph serves all workers: what differs between them, variables and data, is an argument. A
+worker keeps its memory twice. What it has computed counts once the servers have taken its message;
+until then it is pending, and is forgotten if they have not.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable, Sequence
+
+import keras
+import numpy as np
+import tensorflow as tf
+
+from tfqcomm import _tf_private
+from tfqcomm.error_feedback import encode_with_feedback
+from tfqcomm.parameter_server.data import endless
+from tfqcomm.parameter_server.optimizers import worker_half
+from tfqcomm.parameter_server.partition import Piece
+from tfqcomm.parameter_server.payload import gradient_seeds
+from tfqcomm.parameter_server.server import Server
+
+
+@dataclasses.dataclass(frozen=True)
+class Report:
+    """What a step tells the chief.
+
+    Attributes:
+        healthy: whether the message was finite.
+        version: the oldest one of the weights that were pulled.
+        pulled_words: how many.
+        message_norm: of all gradients' messages, before compression.
+        residual_norm: of what compression has left out.
+        metrics: the worker's share in the states of all metrics, float64.
+    """
+
+    healthy: bool
+    version: int
+    pulled_words: int
+    message_norm: float
+    residual_norm: float
+    metrics: np.ndarray
+
+    @classmethod
+    def from_vector(cls, vector: np.ndarray) -> Report:
+        """Inverse of what the graph packs: numbers as float64, which holds them exactly."""
+        healthy, version, words, *norms = (number.item() for number in vector[:5])
+        return cls(bool(healthy), int(version), int(words), *norms, vector[5:])
+
+
+class Program:
+    """The graph of a step.
+
+    Args:
+        model: compiled and built; its variables are never touched.
+        servers: all of them.
+        pieces: in the order of the model's trainable variables.
+
+    Attributes:
+        slots: where in a worker's memory a slot of a piece lies, by (piece, name).
+        memory: of a worker at the beginning, float32[m].
+    """
+
+    def __init__(self, model: keras.Model, servers: Sequence[Server], pieces: Sequence[Piece]):
+        self.model = model
+        self.servers = list(servers)
+        self.pieces = list(pieces)
+        self.options = servers[0].format.options
+        self.half = worker_half(model.optimizer)
+        self.statistics = _tf_private.statistics(model)
+        moving = {id(v) for v in self.statistics}
+        self.local = [v for v in model.non_trainable_variables if id(v) not in moving]
+        self.large = [p for p in pieces if p in {q for s in servers for q in s.format.large}]
+        self.slots, self.memory = self._lay_out_memory()
+        self.step = tf.function(self._step, autograph=False)
+
+    def _lay_out_memory(self) -> tuple[dict[tuple[Piece, str], slice], np.ndarray]:
+        slots, initial, start = {}, [], 0
+        keeps = self.options.error_feedback and not self.options.compressor.lossless
+        for piece in self.pieces:
+            names = dict(self.half.worker_slots) if self.half else {}
+            if keeps and piece in self.large:
+                names["residual"] = 0.0
+            for name, value in names.items():
+                slots[piece, name] = slice(start, start + piece.size)
+                initial.append(np.full([piece.size], value, np.float32))
+                start += piece.size
+        return slots, np.concatenate([np.zeros([0], np.float32), *initial])
+
+    def _step(self, iterator, memory, local, metrics, inboxes, seeds, accepted):
+        """One step of one worker.
+
+        Args:
+            iterator: of its data.
+            memory: two variables float32[m]: as of the last message that was accepted, and pending.
+            local: variables of layers that are the worker's own, such as states of dropout.
+            metrics: variable, the states of all metrics in a row, float64.
+            inboxes: a variable on each server.
+            seeds: int32[large pieces], of stochastic codecs.
+            accepted: bool scalar: the servers have taken the last message.
+
+        Returns:
+            float64[5 + metrics]: a `Report`.
+        """
+        batch = keras.utils.unpack_x_y_sample_weight(next(iterator))
+        pulled = [server.pulled() for server in self.servers]
+        weights, statistics, version = {}, [], []
+        for server, words in zip(self.servers, pulled, strict=True):
+            values, moving, number = server.format.unpack_weights(words)
+            weights |= values
+            statistics.append(moving)
+            version.append(number)
+        version = tf.reduce_min(tf.stack(version))
+
+        before = tf.concat(statistics, 0)
+        gradients, moving = self._gradients(self._assemble(weights), before, batch, local, metrics)
+        committed, pending = memory
+        base = tf.cond(accepted, pending.read_value, committed.read_value)
+        committed.assign(base)
+        messages, state = self._messages(gradients, base, version)
+        finite = [tf.reduce_all(tf.math.is_finite(m)) for m in messages.values()]
+        parts, state = self._encode(messages, state, base, seeds, version)
+        pending.assign(self._join(state))
+
+        change = moving - before
+        change = tf.where(tf.reduce_all(tf.math.is_finite(change)), change, tf.zeros_like(change))
+        changes = tf.split(change, [server.format.statistics for server in self.servers])
+        for server, part, inbox in zip(self.servers, changes, inboxes, strict=True):
+            words = [parts[piece] for piece in server.format.large]
+            words = tf.concat([*words, server.format.pack_rest(messages, part)], 0)
+            with tf.device(server.device):
+                inbox.assign(words)
+
+        residuals = [state[key] for key in state if key[1] == "residual"]
+        facts = [
+            tf.reduce_all(finite),
+            version,
+            tf.add_n([tf.size(words) for words in pulled]),
+            tf.linalg.global_norm(list(messages.values())),
+            tf.linalg.global_norm(residuals) if residuals else 0.0,
+        ]
+        facts = tf.stack([tf.cast(fact, tf.float64) for fact in facts])
+        return tf.concat([facts, metrics.read_value()], 0)
+
+    def _assemble(self, weights: dict[Piece, tf.Tensor]) -> list[tf.Tensor]:
+        """Whole variables, in their own dtype."""
+        parts = [[] for _ in self.model.trainable_variables]
+        for piece in self.pieces:
+            parts[piece.variable].append(weights[piece])
+        return [
+            tf.cast(part[0] if len(part) == 1 else tf.concat(part, 0), variable.dtype)
+            for part, variable in zip(parts, self.model.trainable_variables, strict=True)
+        ]
+
+    def _gradients(self, weights, statistics, batch, local, metrics):
+        """Clipped gradients and new moving statistics; updates `local` and `metrics`.
+
+        As under a strategy of W replicas, where the loss is divided by W, clipping bounds the
+        W-th part of a worker's gradient.
+        """
+        x, y, sample_weight = batch
+        model, variables = self.model, self.model.metrics_variables
+        mapping = [
+            *zip(model.trainable_variables, weights, strict=True),
+            *zip(self.statistics, _split_like(statistics, self.statistics), strict=True),
+            *zip(self.local, [v.read_value() for v in local], strict=True),
+            *zip(variables, _split_like(metrics.read_value(), variables), strict=True),
+        ]
+        with tf.GradientTape(watch_accessed_variables=False) as tape:
+            tape.watch(weights)
+            with keras.StatelessScope(mapping, collect_losses=True) as scope:
+                y_pred = model(x, training=True)
+                loss = model.compute_loss(x, y, y_pred, sample_weight, training=True)
+                with tape.stop_recording():
+                    rows = tf.shape(tf.nest.flatten(x)[0])[0]
+                    _tf_private.loss_tracker(model).update_state(loss, sample_weight=rows)
+                    model.compute_metrics(x, y, y_pred, sample_weight)
+        gradients = tape.gradient(loss, weights, unconnected_gradients="zero")
+        gradients = [tf.cast(tf.convert_to_tensor(g), tf.float32) for g in gradients]
+        for variable, reference in zip(local, self.local, strict=True):
+            variable.assign(scope.get_current_value(reference))
+        metrics.assign(_join(variables, scope, tf.float64))
+        workers = len(self.servers[0].inboxes)
+        clipped = _tf_private.clip_gradients(model.optimizer, [g / workers for g in gradients])
+        return [g * workers for g in clipped], _join(self.statistics, scope, tf.float32)
+
+    def _messages(self, gradients, memory, version):
+        """The worker's half of the optimizer: for each piece its message, and its new slots."""
+        messages, state = {}, {}
+        for piece in self.pieces:
+            gradient = piece.cut(gradients[piece.variable])
+            if self.half is not None:
+                slots = {
+                    name: tf.reshape(memory[self.slots[piece, name]], piece.shape)
+                    for name in self.half.worker_slots
+                }
+                gradient, slots = self.half.worker_step(gradient, slots, version)
+                state |= {(piece, name): slots[name] for name in slots}
+            messages[piece] = gradient
+        return messages, state
+
+    def _encode(self, messages, state, memory, seeds, version):
+        """The words of all large pieces, and the memory with what they have left out."""
+        parts, state = {}, dict(state)
+        for index, piece in enumerate(self.large):
+            slot = self.slots.get((piece, "residual"))
+            parts[piece], left_out = encode_with_feedback(
+                self.options.compressor,
+                tf.reshape(messages[piece], [-1]),
+                None if slot is None else memory[slot],
+                tf.stack([seeds[index], version]),
+            )
+            if left_out is None:
+                continue
+            state[piece, "residual"] = left_out
+            if self.half is not None:
+                slots = {name: state[piece, name] for name in self.half.worker_slots}
+                sent = self.half.worker_sent(slots, tf.reshape(left_out, piece.shape))
+                state |= {(piece, name): value for name, value in sent.items()}
+        return parts, state
+
+    def _join(self, state) -> tf.Tensor:
+        """float32[m]."""
+        flat = [tf.reshape(state[key], [-1]) for key in self.slots]
+        return tf.concat([tf.zeros([0]), *flat], 0)
+
+
+class Worker:
+    """One worker: its variables, its data, and what the chief knows of it.
+
+    Attributes:
+        index: among the workers.
+        device: of the worker.
+        alive: False from the moment it is lost until it has started anew.
+        pushed_words, pulled_words, messages: since the worker was first started.
+        report: of its last step.
+        metrics: its share in the states of all metrics since they were reset.
+    """
+
+    def __init__(self, index: int, device: str, program: Program, dataset_fn: Callable):
+        self.index = index
+        self.device = device
+        self.alive = True
+        self.pushed_words = self.pulled_words = self.messages = 0
+        self.report: Report | None = None
+        self._program = program
+        self._dataset_fn = dataset_fn
+        self.metrics = np.zeros([0])
+        self.start()
+
+    def start(self) -> None:
+        """Creates the worker's variables and its data, also after it was started anew."""
+        program = self._program
+        initial_metrics = metric_states(program.model)
+        seeds = gradient_seeds(program.large, program.options, self.index)
+        with tf.device(self.device):
+            self._memory = [tf.Variable(program.memory, trainable=False) for _ in range(2)]
+            self._metrics = tf.Variable(initial_metrics, trainable=False)
+            self._local = [
+                tf.Variable(self._own_value(v), trainable=False, dtype=v.dtype)
+                for v in program.local
+            ]
+            self._seeds = tf.identity(tf.constant(seeds, tf.int32, [len(seeds)]))
+            self._flags = {flag: tf.identity(tf.constant(flag)) for flag in (False, True)}
+        self.read(self._dataset_fn)
+        self._accepted = False
+        self._earlier_metrics = self.metrics if self.metrics.size else 0 * initial_metrics
+        self.metrics = self._earlier_metrics + initial_metrics
+
+    def read(self, dataset_fn: Callable) -> None:
+        """Begins with the data that `dataset_fn()` gives."""
+        self._dataset_fn = dataset_fn
+        with tf.device(self.device):
+            self._iterator = iter(tf.function(endless, autograph=False)(dataset_fn))
+
+    def _own_value(self, variable: keras.Variable) -> np.ndarray:
+        """What a variable that is not shared begins with: seeds of dropout differ by worker."""
+        value = np.array(variable)
+        if value.dtype == np.uint32:
+            value = value + np.uint32(self.index * 0x9E3779B9 & 0xFFFFFFFF)
+        return value
+
+    def step(self) -> Report:
+        """Pulls, computes and pushes to the inboxes of this worker."""
+        program = self._program
+        inboxes = [server.inboxes[self.index] for server in program.servers]
+        with tf.device(self.device):
+            vector = program.step(
+                self._iterator,
+                self._memory,
+                self._local,
+                self._metrics,
+                inboxes,
+                self._seeds,
+                self._flags[self._accepted],
+            )
+            self.report = Report.from_vector(vector.numpy())
+        self._accepted = False
+        self.messages += 1
+        self.pushed_words += sum(sum(server.format.push_lengths) for server in program.servers)
+        self.pulled_words += self.report.pulled_words
+        self.metrics = self._earlier_metrics + self.report.metrics
+        return self.report
+
+    def accept(self) -> None:
+        """The servers have taken the last message: what it left out is owed from now on."""
+        self._accepted = True
+
+    def reset_metrics(self, states: np.ndarray) -> None:
+        """Begins an epoch."""
+        self._earlier_metrics = 0 * states
+        self.metrics = states
+        self._metrics.assign(states)
+
+    @property
+    def memory(self) -> np.ndarray:
+        """float32[m], as of the last message that was accepted."""
+        return self._memory[1 if self._accepted else 0].numpy()
+
+    @memory.setter
+    def memory(self, value: np.ndarray) -> None:
+        for variable in self._memory:
+            variable.assign(value)
+
+    def is_there(self) -> bool:
+        """Whether the worker answers, and is the one that was started."""
+        try:
+            with tf.device(self.device):
+                self._metrics.read_value().numpy()
+        except tf.errors.OpError:
+            return False
+        return True
+
+
+def metric_states(model: keras.Model) -> np.ndarray:
+    """All metrics' variables in a row, float64."""
+    flat = [np.asarray(v, np.float64).ravel() for v in model.metrics_variables]
+    return np.concatenate([np.zeros([0]), *flat])
+
+
+def _split_like(vector: tf.Tensor, variables: Sequence[keras.Variable]) -> list[tf.Tensor]:
+    """Cuts a vector into tensors of the variables' shapes and dtypes."""
+    sizes = [int(np.prod(v.shape)) for v in variables]
+    return [
+        tf.cast(tf.reshape(part, v.shape), v.dtype)
+        for part, v in zip(tf.split(vector, sizes) if sizes else [], variables, strict=True)
+    ]
+
+
+def _join(variables: Sequence[keras.Variable], scope, dtype) -> tf.Tensor:
+    """The variables' values in a scope as one vector."""
+    flat = [tf.cast(tf.reshape(scope.get_current_value(v), [-1]), dtype) for v in variables]
+    return tf.concat([tf.zeros([0], dtype), *flat], 0)
