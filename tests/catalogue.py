@@ -54,18 +54,29 @@ def _halves(n: int) -> int:
     return math.ceil(n / 2)
 
 
+def _blocks(n: int) -> int:
+    return math.ceil(n / 65536) if n > 65536 else 0
+
+
 def _top_k(ratio: float, **kwargs) -> CompressorCase:
     def words(n):
         k = kept(ratio, n)
-        blocks = math.ceil(n / 65536) if n > 65536 else 0
         values = _halves(k) if kwargs.get("value_dtype") == "bfloat16" else k
-        return blocks + _halves(k) + values
+        return _blocks(n) + _halves(k) + values
 
     return CompressorCase(
         compressors.TopK(ratio, **kwargs),
         words=words,
         # Rounding to bfloat16 costs each kept value 2^-8 of itself, squared.
         contraction=lambda n: 1 - kept(ratio, n) / n + (2.0**-16 if kwargs else 0),
+    )
+
+
+def _adaptive_top_k(budget: float | str, average: Callable[[int], int], **kwargs) -> CompressorCase:
+    return CompressorCase(
+        compressors.AdaptiveTopK(budget, **kwargs),
+        words=lambda n: _blocks(n) + _halves(average(n)) + average(n),
+        contraction=lambda n: 1 - average(n) / n,
     )
 
 
@@ -171,6 +182,8 @@ COMPRESSORS = [
     _top_k(0.3),
     _top_k(1.0),
     _top_k(0.01, value_dtype="bfloat16"),
+    _adaptive_top_k(0.01, lambda n: kept(0.01, n)),
+    _adaptive_top_k("500 entries/step", lambda n: min(500, n), rule="threshold"),
     _random_k(0.01),
     _random_k(1.0),
     _block_sign(),

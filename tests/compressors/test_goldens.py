@@ -9,6 +9,7 @@ import pytest
 from tests.catalogue import COMPRESSORS
 from tfqcomm.compressors import (
     QSGD,
+    AdaptiveTopK,
     BFloat16,
     BlockInt8,
     BlockSign,
@@ -86,6 +87,8 @@ GOLDENS = [  # compressor, input, seed, payload
     # Clipped to one standard deviation, 3.49; and not at all.
     (Ternary(clip=1.0), EVEN, SMALL_SEED, "405fac59 44000000 4c000000"),
     (Ternary(clip=None), EVEN, SMALL_SEED, "41100000 44000000 44000000"),
+    # As top-k, of the average number of entries.
+    (AdaptiveTopK("2 entries/step"), SMALL, 0, "00050004 40400000 c788b800"),
 ]
 
 
