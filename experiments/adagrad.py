@@ -44,6 +44,7 @@ MODELS = {
     "digits": functools.partial(models.softmax_regression, (8, 8, 1)),
     "mnist": models.softmax_regression,
     "a9a": models.logistic_regression,
+    "cifar10": models.comp_ams_cifar_cnn,  # a deep network: with --center=initial
 }
 OPTIMIZERS = {"qcmd": optimizers.QCMDAdagrad, "qrda": optimizers.QRDAAdagrad}
 COMPRESSORS = {
@@ -64,6 +65,7 @@ SETTINGS = [  # recorded in results.json
     flags.DEFINE_list("l1_list", "0,1e-4,1e-3", "Weights of the l1 norm."),
     flags.DEFINE_list("learning_rates", "0.02,0.05,0.1", "To choose the best from."),
     flags.DEFINE_float("delta", 0.01, "Added to the root of the sum of squares.", 0.0),
+    flags.DEFINE_enum("center", "zero", ["zero", "initial"], "Of QRDA."),
     flags.DEFINE_integer("seed", 0, "Of the data's order and of stochastic rounding.", 0),
 ]
 flags.DEFINE_string("data_dir", None, "Directory of a prepared tfds data set or of a9a's files.")
@@ -75,8 +77,10 @@ def measure(strategy: tf.distribute.Strategy, dataset: data.Dataset, setting: Ma
     codec = COMPRESSORS[setting["compressor"]]
 
     def optimizer():
+        center = {"center": FLAGS.center} if setting["optimizer"] == "qrda" else {}
         return OPTIMIZERS[setting["optimizer"]](
             setting["learning_rate"],
+            **center,
             l1=setting["l1"],
             delta=FLAGS.delta,
             compressor=codec,
