@@ -9,6 +9,7 @@ from tfqcomm.compressors import AdaptiveTopK
 from tfqcomm.compressors.adaptive_top_k import RULES
 
 N = 10_000
+LEVEL = 1 / np.tan(np.pi / 2 * 0.01)  # 1% of a Cauchy distribution are beyond
 
 
 def norms_of_a_training(steps: int, seed: int = 0) -> np.ndarray:
@@ -96,8 +97,12 @@ def test_contraction_moves_the_budget_to_the_end():
 
 
 def counts(scale=1.0):
-    """Entries of a Cauchy distribution's half at or above the budget's threshold."""
-    return lambda budget, step: N * 2 / np.pi * np.arctan(scale / float(budget.threshold))
+    """Entries of a Cauchy distribution's half at or above the budget's threshold, once it is."""
+
+    def reached(budget, step):
+        return 0 if budget.first else N * 2 / np.pi * np.arctan(scale / float(budget.threshold))
+
+    return reached
 
 
 @pytest.mark.parametrize("rule", RULES)
@@ -123,7 +128,7 @@ def test_all_entries_are_kept_where_the_budget_allows_it(rule):
 def test_without_an_end_the_budget_is_spent_on_average(rule):
     budget = Budget(AdaptiveTopK(0.01, rule=rule), N)
     norms = norms_of_a_training(3000)
-    kept = spend(budget, norms, lambda b, t: counts(norms[t])(b, t))
+    kept = spend(budget, norms, lambda b, t: counts(norms[t])(b, t), magnitude=LEVEL * norms[0])
     for thousand in np.split(kept, 3):
         assert thousand.mean() == pytest.approx(100, rel=0.05)
     assert kept.mean() == pytest.approx(100, rel=0.02)
@@ -135,20 +140,40 @@ def test_fixed_keeps_fractions_for_later():
     assert np.abs(np.cumsum(kept) - 2.5 * np.arange(1, 101)).max() <= 0.5
 
 
-def test_threshold_finds_the_level_that_spends_the_budget():
-    """Starting from a level that is wrong by a factor of 5."""
-    budget = Budget(AdaptiveTopK(0.01, rule="threshold", steps=1000), N)
-    level = np.tan(np.pi / 2 * 0.01) ** -1  # 1% of a Cauchy distribution is beyond
-    kept = spend(budget, np.ones(1000), counts(), magnitude=level / 5)
-    assert float(budget.threshold) == pytest.approx(level, rel=0.1)
-    np.testing.assert_allclose(kept[300:900], 100, atol=10)
+@pytest.mark.parametrize("steps", [None, 2000])
+def test_threshold_finds_the_level_that_spends_the_budget(steps):
+    """Starting from a level that is wrong by a factor of 3."""
+    budget = Budget(AdaptiveTopK(0.01, rule="threshold", steps=steps), N)
+    kept = spend(budget, np.ones(1500), counts(), magnitude=LEVEL / 3)
+    assert kept[1] == pytest.approx(300 if steps is None else 600, rel=0.02)
+    np.testing.assert_allclose(kept[1000:], kept[1000:].mean(), atol=5)
+    assert 80 < kept[1000:].mean() < 100  # the rest of the budget
+    assert float(budget.threshold) == pytest.approx(LEVEL, rel=0.25)
+
+
+def test_threshold_starts_low_where_the_end_is_known():
+    """At half the level; but a step keeps no more than 16 even shares, or 1% of the rest."""
+    for steps, cap in [(3000, 16), (1000, 9.99), (300, 4)]:
+        budget = Budget(AdaptiveTopK(0.01, rule="threshold", steps=steps), N)
+        kept = spend(budget, np.ones(2), counts(), magnitude=LEVEL)
+        assert kept[0] == 100 and kept[1] == pytest.approx(200, rel=0.01)
+        assert spend(budget, np.ones(1), lambda b, t: N)[0] == pytest.approx(100 * cap, rel=0.01)
+    endless = Budget(AdaptiveTopK(0.01, rule="threshold"), N)
+    np.testing.assert_allclose(spend(endless, np.ones(2), counts(), magnitude=LEVEL), 100, atol=1)
+
+
+def test_threshold_waits_for_a_gradient():
+    """Zeros alone say nothing about the threshold: even shares."""
+    budget = Budget(AdaptiveTopK(0.01, rule="threshold", steps=500), N)
+    assert (spend(budget, np.zeros(3), magnitude=0.0) == 100).all() and bool(budget.first)
+    assert spend(budget, np.ones(2), counts(), magnitude=LEVEL)[1] == pytest.approx(200, rel=0.02)
+    assert not bool(budget.first)
 
 
 def test_threshold_keeps_more_where_there_is_more():
     budget = Budget(AdaptiveTopK(0.01, rule="threshold", steps=400), N)
     scale = np.where(np.arange(400) % 100 < 5, 3.0, 1.0)
-    level = np.tan(np.pi / 2 * 0.01) ** -1
-    kept = spend(budget, np.ones(400), lambda b, t: counts(scale[t])(b, t), magnitude=level)
+    kept = spend(budget, np.ones(400), lambda b, t: counts(scale[t])(b, t), magnitude=LEVEL)
     assert kept[scale == 3].mean() > 1.8 * kept[scale == 1].mean()
 
 

@@ -8,7 +8,10 @@ entries left, mean norm nbar of the last 50 steps and q = (rho^2 / a)^p,
     k_t = R (n_t / nbar)^2p (1 - q) / (1 - q^(T-t))          q = 1:  R (n_t / nbar)^2p / (T - t)
 
 With the measured error instead of a bound, all entries |p| >= sqrt(c / w_t) are kept (arXiv
-2108.00951): there feedback moves c.
+2108.00951): there feedback moves c. Gradients are largest when training begins, and what they then
+pass on is worth most. So where the end is known, c starts low and moves slowly: a constant c would
+be optimal, and it is found while it spends more than an even share, but never more than 1% of what
+is left at one step.
 """
 
 from __future__ import annotations
@@ -23,6 +26,9 @@ WINDOW = 50  # steps over which norms are averaged
 HORIZON = 1000  # steps over which an endless budget is balanced
 HISTORY = 10_000  # steps of an endless training that `kept` remembers
 SWING = 4.0  # k stays within this factor of an even share
+WIDE_SWING = 16.0  # that of "threshold", in a training that is long enough for it
+HEAD_START = 0.5  # of the threshold: its first value by that of an even share of the first gradient
+SETTLING = 10.0  # steps to the end times the threshold's gain
 _EXPONENTS = {"norm": 0.5, "norm_ef": 1 / 3}
 
 
@@ -46,7 +52,7 @@ class Budget:
             "step": variable("budget/step", np.int64(0)),
             "spent": variable("budget/spent", np.int64(0)),
             "norms": variable("budget/norms", np.zeros([WINDOW])),
-            "log_threshold": variable("budget/log_threshold", np.float64(0)),
+            "log_threshold": variable("budget/log_threshold", np.float64(-np.inf)),
             "kept": variable("budget/kept", np.zeros([compressor.steps or HISTORY], np.int32)),
         }
 
@@ -69,12 +75,12 @@ class Budget:
 
     @property
     def first(self) -> tf.Tensor:
-        """Whether no step has been taken yet."""
-        return tf.equal(self._variables["step"], 0)
+        """Whether there is no threshold yet: no step was taken, or all they kept were zeros."""
+        return tf.math.is_inf(self._variables["log_threshold"])
 
     @property
     def threshold(self) -> tf.Tensor:
-        """Above it, entries are kept; meaningful after the first step."""
+        """At or above it, entries are kept; meaningless at `first`."""
         return tf.cast(tf.exp(self._variables["log_threshold"]), tf.float32)
 
     def choose(self, norm: tf.Tensor, reached: tf.Tensor) -> tf.Tensor:
@@ -90,11 +96,18 @@ class Budget:
             "fixed": lambda: even,
             "threshold": lambda: tf.where(self.first, even, tf.cast(reached, tf.float64)),
         }.get(self.compressor.rule, lambda: self._by_norm(norm, remaining, left))()
-        k = tf.clip_by_value(tf.round(k), tf.round(even / SWING), tf.round(even * SWING))
+        swing = self._swing(left)
+        k = tf.clip_by_value(tf.round(k), tf.round(even / swing), tf.round(even * swing))
         k = tf.maximum(k, remaining - (left - 1) * self.n)  # more than later steps could spend
         if self.compressor.steps is not None:
             k = tf.where(left <= 1, remaining, tf.minimum(k, remaining - (left - 1)))
         return tf.cast(tf.clip_by_value(k, 1, self.n), tf.int32)
+
+    def _swing(self, left):
+        """The factor within which k stays of an even share."""
+        if self.compressor.rule != "threshold" or self.compressor.steps is None:
+            return SWING
+        return tf.clip_by_value(left / 100, SWING, WIDE_SWING)
 
     def _remaining(self):
         """Entries and steps left, float64."""
@@ -122,15 +135,17 @@ class Budget:
         Args:
             norm: as in `choose`.
             k: the entries kept.
-            magnitude: of the last entry kept in the first step, mean over the workers.
+            magnitude: of the last entry kept, mean over the workers; at `first` only.
         """
         v = self._variables
         step = v["step"]
         remaining, left = self._remaining()
         surplus = tf.math.log(tf.cast(k, tf.float64) / tf.maximum(remaining / left, 1))
         drift = np.log(self.compressor.contraction) / 2  # of 1 / sqrt(w_t)
-        moved = v["log_threshold"] + drift + self._gain() * tf.clip_by_value(surplus, -2.0, 2.0)
-        begun = tf.math.log(tf.maximum(tf.cast(magnitude, tf.float64), 1e-30))
+        moved = v["log_threshold"] + drift + self._gain(left) * tf.clip_by_value(surplus, -2.0, 2.0)
+        begun = tf.math.log(tf.cast(magnitude, tf.float64))
+        if self.compressor.steps is not None:
+            begun += np.log(HEAD_START)
         index = tf.cast(step % v["kept"].shape[0], tf.int32)
         return [
             (v["kept"], tf.tensor_scatter_nd_update(v["kept"], [[index]], [k])),
@@ -140,10 +155,11 @@ class Budget:
             (v["step"], step + 1),
         ]
 
-    def _gain(self):
-        """Of the threshold's feedback: it has to find its level, and then to keep it."""
-        step = tf.cast(self._variables["step"], tf.float64)
-        return tf.clip_by_value(0.2 / (1 + step / 20), 0.05, 0.2)
+    def _gain(self, left):
+        """Of the threshold's feedback: slow, but it has to have its effect before the end."""
+        if self.compressor.steps is None:
+            return 0.05
+        return tf.clip_by_value(SETTLING / left, 0.01, 0.2)
 
     def _with_norm(self, norm):
         index = tf.cast(self._variables["step"] % WINDOW, tf.int32)
