@@ -94,6 +94,57 @@ def test_adagrad(tmp_path):
     assert (tmp_path / "adagrad.png").stat().st_size > 10_000
 
 
+def test_qadam(tmp_path):
+    printed = run(
+        "experiments.qadam",
+        "--dataset=digits",
+        "--workers=2",
+        "--epochs=2",
+        "--variants=weights8,k0_weights8,two_phase",
+        f"--out={tmp_path}",
+    )
+    runs = json.loads((tmp_path / "results.json").read_text())["runs"]
+    assert [*runs] == ["weights8", "k0_weights8", "two_phase"]
+    assert all(r["parameters"] == 9_610 and r["test_accuracy"] > 0.8 for r in runs.values())
+    words = 8192 // 32 + 128 // 32 + 1280 // 32 + 1  # of a plane; the last tensor has 10 entries
+    two, eight, floats = 32 * (2 * words + 4), 32 * (8 * words + 4), 32 * 9_610
+    bits = [(r["bits_up_per_step"], r["bits_down_per_step"]) for r in runs.values()]
+    assert bits == [(floats, eight), (two, eight), (two, two)]
+    assert runs["k0_weights8"]["ratio"] == 2 * floats / (two + eight)
+    assert runs["k0_weights8"]["epochs"][1]["paper_bits"] == (two + eight) * 44
+    assert "| k0_weights8 | " in printed
+    assert (tmp_path / "qadam.png").stat().st_size > 10_000
+
+
+def test_adaptive_top_k(tmp_path):
+    printed = run(
+        "experiments.adaptive_top_k",
+        "--dataset=digits",
+        "--workers=2",
+        "--steps=60",
+        "--period=20",
+        "--budgets=0.05",
+        "--rules=fixed,threshold",
+        f"--out={tmp_path}",
+    )
+    dense, *runs = json.loads((tmp_path / "results.json").read_text())["runs"]
+    assert [(r["rule"], r["error_feedback"]) for r in runs] == [
+        ("fixed", True),
+        ("threshold", True),
+        ("fixed", False),
+        ("threshold", False),
+    ]
+    n = dense["parameters"]
+    assert dense["kept"] == [n] * 60 and dense["bits"] == 60 * 32 * n
+    assert all(r["bits"] == 48 * sum(r["kept"]) == 48 * round(60 * 0.05 * n) for r in runs)
+    assert all(r["budget_used"] == pytest.approx(1, abs=1e-4) for r in runs)
+    assert [epoch["steps"] for epoch in runs[1]["epochs"]] == [20, 20, 20]
+    assert max(runs[1]["kept"]) > 2 * min(runs[1]["kept"])
+    assert max(runs[0]["mean_loss"], runs[1]["mean_loss"]) < runs[2]["mean_loss"]
+    assert "threshold without feedback" in printed
+    assert (tmp_path / "adaptive_top_k_0.05.png").stat().st_size > 10_000
+
+
 @pytest.mark.multi_process
 def test_compare(tmp_path):
     printed = run("experiments.compare", "--runs=comp_ams_top_k", "--epochs=2", f"--out={tmp_path}")
