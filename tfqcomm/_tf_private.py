@@ -399,6 +399,21 @@ def resume_at_epoch(model: keras.Model, epoch: int) -> None:
 # ------------------------------------------------------------------------------ Parameter servers
 
 
+def share_functions(chief: str = "chief") -> None:
+    """Lets the tasks of the cluster call functions that were traced before it was connected.
+
+    TensorFlow gives a task, when it joins, all functions there are, but not when the cluster is
+    connected first: so all leave for a moment. Codecs are traced once per process.
+    """
+    everybody = context.get_server_def()
+    alone = type(everybody)()
+    alone.CopyFrom(everybody)
+    del alone.cluster.job[:]
+    alone.cluster.job.extend(job for job in everybody.cluster.job if job.name == chief)
+    for server_def in (alone, everybody):
+        context.context().update_server_def(server_def)
+
+
 def reconnect() -> None:
     """Takes up again with the tasks of the cluster that were started anew; fails if any is gone.
 

@@ -12,6 +12,8 @@ import time
 
 import tensorflow as tf
 
+from tfqcomm import _tf_private
+
 PATIENCE = 600  # seconds to wait for tasks that have not started yet
 _connected: Cluster | None = None
 
@@ -138,6 +140,7 @@ def _connect(resolver, *, embedded: bool) -> Cluster:
         _wait_for(cluster, device)
     # What connects this process; its variables and its `run` are not used.
     tf.distribute.ParameterServerStrategy(resolver)
+    _tf_private.share_functions()
     _connected = cluster
     return cluster
 

@@ -1,0 +1,125 @@
+"""What the processes of these tests do. Each has an embedded cluster, or is the chief of a real one.
+
+A process joins its cluster once and for all, and what was made before cannot be used afterwards:
+so none of this runs in the process of the tests.
+"""
+
+from __future__ import annotations
+
+import functools
+import os
+
+import keras
+import numpy as np
+import tensorflow as tf
+
+import tfqcomm
+
+STEPS, WORKERS, BATCH, FEATURES, CLASSES = 20, 2, 8, 20, 4
+LOSS = keras.losses.SparseCategoricalCrossentropy(from_logits=True)
+
+
+def embedded(**arguments) -> tfqcomm.parameter_server.Trainer:
+    """A trainer with a cluster in this process."""
+    os.environ.pop("TF_CONFIG", None)  # that of the test's own harness
+    arguments = {"workers": WORKERS, "parameter_servers": 2, "loss": LOSS, **arguments}
+    return tfqcomm.parameter_server.Trainer(build_model, **arguments)
+
+
+def build_model() -> keras.Model:
+    keras.utils.set_random_seed(0)
+    return keras.Sequential(
+        [
+            keras.Input([FEATURES]),
+            keras.layers.Dense(64, activation="relu"),
+            keras.layers.BatchNormalization(),
+            keras.layers.Dense(CLASSES, kernel_regularizer="l2"),
+        ]
+    )
+
+
+def make_data(spoiled: bool = False) -> tuple[np.ndarray, np.ndarray]:
+    """Batches that a linear model fits: x [steps, workers, batch, features] and y.
+
+    Args:
+        spoiled: one worker gets NaN in two of the steps.
+    """
+    rng = np.random.default_rng(0)
+    x = rng.normal(size=[STEPS, WORKERS, BATCH, FEATURES]).astype(np.float32)
+    y = (x @ rng.normal(size=[FEATURES, CLASSES])).argmax(-1)
+    if spoiled:
+        x[[5, 6], 1, 0, 0] = np.nan
+    return x, y
+
+
+def shards(context: tf.distribute.InputContext, spoiled: bool = False) -> tf.data.Dataset:
+    """The batches of one worker, in their order."""
+    x, y = make_data(spoiled)
+    mine = context.input_pipeline_id % WORKERS
+    return tf.data.Dataset.from_tensor_slices((x[:, mine], y[:, mine]))
+
+
+def make_optimizer(name: str) -> keras.optimizers.Optimizer:
+    """Small tensors are compressed as well, in one part."""
+    everything = {"min_size": 100}
+    gathered = {**everything, "schedule": "all_gather"}
+    return {
+        "sgd": lambda: keras.optimizers.SGD(0.1, momentum=0.9),
+        "adam": lambda: keras.optimizers.Adam(1e-2, global_clipnorm=0.5),
+        "adamw": lambda: keras.optimizers.AdamW(
+            keras.optimizers.schedules.ExponentialDecay(1e-2, 5, 0.5), weight_decay=0.1
+        ),
+        "nadam": lambda: keras.optimizers.Nadam(1e-2),
+        "comp_ams": lambda: tfqcomm.optimizers.CompAMS(
+            1e-2, compressor="top_k", weight_decay=0.1, **gathered
+        ),
+        "qadam": lambda: tfqcomm.optimizers.QAdam(1e-2, compressor="log_grid", **gathered),
+        "qcmd_adagrad": lambda: tfqcomm.optimizers.QCMDAdagrad(0.05, 1e-3, **gathered),
+        "qrda_adagrad": lambda: tfqcomm.optimizers.QRDAAdagrad(
+            0.05, 1e-3, center="initial", **gathered
+        ),
+        "stochastic": lambda: tfqcomm.optimizers.CompAMS(1e-2, compressor="qsgd", **gathered),
+        # Of one tensor, so that the budget of all is that of each.
+        "adaptive_top_k_sgd": lambda: tfqcomm.optimizers.AdaptiveTopKSGD(
+            0.1, budget=0.05, rule="fixed", momentum_correction=True, momentum=0.9, min_size=1000
+        ),
+    }[name]()
+
+
+COMPRESSORS = {"adam": "block_sign", "adamw": "top_k"}  # of Keras' optimizers; else none
+
+
+def all_reduce(name: str, spoiled: bool) -> list[np.ndarray]:
+    """Weights and moving statistics after the same batches under a MirroredStrategy."""
+    compressor = COMPRESSORS.get(name)
+    schedule = "all_gather" if compressor else "auto"
+    ops = tfqcomm.distribute.CompressedAllReduce(compressor, min_size=100, schedule=schedule)
+    strategy = tf.distribute.MirroredStrategy([f"CPU:{i}" for i in range(WORKERS)], ops)
+    with strategy.scope():
+        model = build_model()
+        model.compile(optimizer=make_optimizer(name), loss=LOSS)
+    x, y = make_data(spoiled)
+    model.fit(
+        x.reshape([-1, FEATURES]),
+        y.reshape([-1]),
+        batch_size=WORKERS * BATCH,
+        shuffle=False,
+        verbose=0,
+    )
+    return model.get_weights()
+
+
+def parameter_server(name: str, spoiled: bool = False, **arguments) -> list[np.ndarray]:
+    """Likewise with workers and servers."""
+    trainer = embedded(
+        optimizer=make_optimizer(name), compressor=COMPRESSORS.get(name), min_size=100, **arguments
+    )
+    trainer.fit(functools.partial(shards, spoiled=spoiled), steps_per_epoch=STEPS, verbose=0)
+    return trainer.model.get_weights()
+
+
+def both(names, spoiled: bool = False) -> dict[str, tuple[list[np.ndarray], list[np.ndarray]]]:
+    """For each optimizer the weights of both ways to train; in one process."""
+    reduced = {name: all_reduce(name, spoiled) for name in names}
+    keras.backend.clear_session()
+    return {name: (reduced[name], parameter_server(name, spoiled)) for name in names}
