@@ -4,16 +4,10 @@ import keras
 import numpy as np
 import pytest
 
-from tests.aggregators.processes import run_processes
-from tests.aggregators.runs import random_messages
 from tests.optimizers.reference import AdaptiveTopKReference
-from tests.replicas import apply_gradients, build, copies, plain, random_gradients
-from tfqcomm.aggregators import AdaptiveMean
-from tfqcomm.aggregators.budget import Budget
+from tests.replicas import apply_gradients, assert_replicas_equal, build, plain, random_gradients
 from tfqcomm.aggregators.exchange import exchange_of
-from tfqcomm.compressors import AdaptiveTopK
 from tfqcomm.compressors.adaptive_top_k import RULES
-from tfqcomm.error_feedback import Residuals
 from tfqcomm.optimizers import AdaptiveTopKSGD
 
 SHAPES = [(12, 10), (7,), ()]
@@ -159,41 +153,6 @@ def test_with_all_entries_it_is_dense_sgd_to_the_bit(rule, momentum):
     np.testing.assert_array_equal(history, joined(expected, 1))
 
 
-@pytest.mark.parametrize("rule", RULES)
-def test_k_is_the_same_on_all_processes_and_that_of_one(rule):
-    """Two processes with two replicas each."""
-    messages = random_messages((70, 31), world=4, steps=8)
-    for step, of_replicas in enumerate(messages):
-        for replica, tensors in enumerate(of_replicas):
-            for tensor in tensors:
-                tensor *= 1 + (step * replica) % 3
-
-    def train(transport):
-        residuals, sizes = Residuals(transport), (70, 31)
-        budget = Budget(AdaptiveTopK(0.1, rule=rule, steps=8), 101)
-        aggregator = AdaptiveMean(
-            budget.compressor, transport, residuals, ["a", "b"], sizes, budget=budget
-        )
-        means = []
-        for step, of_replicas in enumerate(messages):
-            local = [of_replicas[rank] for rank in transport.ranks]
-            aggregate = aggregator.aggregate(local, [True] * transport.local, step)
-            for variable, value in aggregate.updates:
-                variable.assign(value)
-            means.append(joined(aggregate.means))
-        return budget.kept, np.stack(means), joined(list(residuals.total().values()))
-
-    one, two = run_processes(2, 2, train)
-    (alone,) = run_processes(1, 4, train)
-    for kept, means, owed in (one, two, alone):
-        np.testing.assert_array_equal(kept, alone[0])
-        np.testing.assert_array_equal(means, alone[1])
-        np.testing.assert_allclose(owed, alone[2], rtol=1e-6)
-    sums = np.array([[joined(tensors) for tensors in r] for r in messages]).mean(axis=1).sum(axis=0)
-    np.testing.assert_allclose(alone[1].sum(axis=0) + alone[2], sums, rtol=1e-4, atol=1e-4)
-    assert len(set(alone[0])) > (1 if rule == "fixed" else 3)
-
-
 def test_replicas_stay_equal():
     world, gradients = 3, gradients_of(20, 3)
 
@@ -203,9 +162,7 @@ def test_replicas_stay_equal():
     strategy = plain(world)
     optimizer, variables = build(strategy, optimizer, SHAPES)
     apply_gradients(strategy, optimizer, variables, gradients)
-    first, *others = copies(strategy, variables)
-    for other in others:
-        np.testing.assert_equal(other, first)
+    assert_replicas_equal(strategy, variables)
 
 
 @pytest.mark.parametrize("world", [2, 3])
