@@ -225,11 +225,13 @@ class AggregatorCase:
         tolerance: Of means, relative to the largest of them. Zero is to the bit: a NumPy loop
             over the codec gives the same. All-reduces add in an order of their own, and those of
             half precision round every sum, which no residual sees.
+        slow: Another case takes nearly the same way, and runs by default.
     """
 
     aggregator: type[Aggregator]
     compressor: compressors.Compressor
     tolerance: float = 0.0
+    slow: bool = False
 
     def __str__(self) -> str:
         return f"{self.aggregator.__name__}-{self.compressor}"
@@ -240,33 +242,33 @@ AGGREGATORS = [
     AggregatorCase(aggregators.DenseMean, compressors.Float16(), 4e-3),
     AggregatorCase(aggregators.DenseMean, compressors.BFloat16(), 3e-2),
     AggregatorCase(aggregators.DenseMean, compressors.RandomK(0.3), 1e-6),
-    AggregatorCase(aggregators.AllGatherMean, compressors.Float16()),
+    AggregatorCase(aggregators.AllGatherMean, compressors.Float16(), slow=True),
     AggregatorCase(aggregators.AllGatherMean, compressors.TopK(0.01)),
     AggregatorCase(aggregators.AllGatherMean, compressors.TopK(0.3, value_dtype="bfloat16")),
     AggregatorCase(aggregators.AllGatherMean, compressors.RandomK(0.3)),
-    AggregatorCase(aggregators.AllGatherMean, compressors.BlockSign()),
+    AggregatorCase(aggregators.AllGatherMean, compressors.BlockSign(), slow=True),
     AggregatorCase(aggregators.AllGatherMean, compressors.BlockSign(block=1000)),
-    AggregatorCase(aggregators.AllGatherMean, compressors.Ternary()),
+    AggregatorCase(aggregators.AllGatherMean, compressors.Ternary(), slow=True),
     AggregatorCase(aggregators.AllGatherMean, compressors.QSGD(8)),
-    AggregatorCase(aggregators.AllGatherMean, compressors.LogGrid(1)),
-    AggregatorCase(aggregators.AllGatherMean, compressors.UniformGrid(4)),
+    AggregatorCase(aggregators.AllGatherMean, compressors.LogGrid(1), slow=True),
+    AggregatorCase(aggregators.AllGatherMean, compressors.UniformGrid(4), slow=True),
     AggregatorCase(aggregators.AllGatherMean, compressors.ThresholdQuantizer("optimal")),
-    AggregatorCase(aggregators.AllGatherMean, compressors.BlockInt8()),
-    AggregatorCase(aggregators.TwoPhaseMean, compressors.BFloat16()),
+    AggregatorCase(aggregators.AllGatherMean, compressors.BlockInt8(), slow=True),
+    AggregatorCase(aggregators.TwoPhaseMean, compressors.BFloat16(), slow=True),
     AggregatorCase(aggregators.TwoPhaseMean, compressors.TopK(0.3)),
     AggregatorCase(aggregators.TwoPhaseMean, compressors.RandomK(0.3)),
-    AggregatorCase(aggregators.TwoPhaseMean, compressors.BlockSign()),
+    AggregatorCase(aggregators.TwoPhaseMean, compressors.BlockSign(), slow=True),
     AggregatorCase(aggregators.TwoPhaseMean, compressors.BlockSign(block=1000)),
-    AggregatorCase(aggregators.TwoPhaseMean, compressors.Ternary()),
+    AggregatorCase(aggregators.TwoPhaseMean, compressors.Ternary(), slow=True),
     AggregatorCase(aggregators.TwoPhaseMean, compressors.LogGrid()),
-    AggregatorCase(aggregators.TwoPhaseMean, compressors.ThresholdQuantizer()),
+    AggregatorCase(aggregators.TwoPhaseMean, compressors.ThresholdQuantizer(), slow=True),
     AggregatorCase(aggregators.TwoPhaseMean, compressors.BlockInt8()),
 ]
 
 
 def over_aggregators():
     """Decorator: runs a test once per catalogued aggregator, as its argument `case`."""
-    return pytest.mark.parametrize("case", AGGREGATORS, ids=str)
+    return _over(AGGREGATORS)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -276,31 +278,33 @@ class OptimizerCase:
     Attributes:
         make: The optimizer, given further keyword arguments of Keras' base class.
         strategy_compressor: Of `CompressedAllReduce`; None for optimizers that bring their own.
+        slow: Another case takes nearly the same way, and runs by default.
     """
 
     name: str
     make: Callable[..., keras.optimizers.Optimizer]
     strategy_compressor: str | None = None
+    slow: bool = False
 
     def __str__(self) -> str:
         return self.name
 
 
-def _comp_ams(compressor, **options) -> OptimizerCase:
+def _comp_ams(compressor, *, slow: bool = False, **options) -> OptimizerCase:
     name = compressor if isinstance(compressor, str) else type(compressor).__name__
     make = functools.partial(optimizers.CompAMS, 0.05, compressor=compressor, **options)
-    return OptimizerCase(f"CompAMS-{name}", make)
+    return OptimizerCase(f"CompAMS-{name}", make, slow=slow)
 
 
-def _optimizer(name, *args, label: str = "", **options) -> OptimizerCase:
+def _optimizer(name, *args, label: str = "", slow: bool = False, **options) -> OptimizerCase:
     make = functools.partial(getattr(optimizers, name), *args, min_size=0, **options)
-    return OptimizerCase(f"{name}-{label}" if label else name, make)
+    return OptimizerCase(f"{name}-{label}" if label else name, make, slow=slow)
 
 
 OPTIMIZERS = [
     _comp_ams(compressors.TopK(0.2), min_size=0),
     _comp_ams("block_sign", min_size=0, schedule="two_phase"),
-    _comp_ams("random_k", min_size=32, error_feedback=False),
+    _comp_ams("random_k", min_size=32, error_feedback=False, slow=True),
     _optimizer("QAdam", 0.02, compressor=compressors.LogGrid(1)),
     _optimizer(
         "QAdam",
@@ -309,6 +313,7 @@ OPTIMIZERS = [
         schedule="two_phase",
         weight_compressor=compressors.UniformGrid(8),
         label="two_phase-weights",
+        slow=True,
     ),
     _optimizer("QCMDAdagrad", 0.1, l1=1e-3, l1_on_vectors=True),
     _optimizer("QRDAAdagrad", 0.1, l1=1e-4, center="initial"),
@@ -321,6 +326,7 @@ OPTIMIZERS = [
         rule="threshold",
         momentum_correction=True,
         label="momentum_correction",
+        slow=True,
     ),
     # Keras' own: what does not hold for them is wrong with the test.
     OptimizerCase("Adam", functools.partial(keras.optimizers.Adam, 0.05), "top_k"),
@@ -330,4 +336,9 @@ OPTIMIZERS = [
 
 def over_optimizers():
     """Decorator: runs a test once per catalogued optimizer, as its argument `case`."""
-    return pytest.mark.parametrize("case", OPTIMIZERS, ids=str)
+    return _over(OPTIMIZERS)
+
+
+def _over(cases):
+    marked = [pytest.param(case, marks=[pytest.mark.slow] if case.slow else []) for case in cases]
+    return pytest.mark.parametrize("case", marked, ids=str)
