@@ -1,4 +1,4 @@
-"""What the processes of these tests do. Each has an embedded cluster, or is the chief of a real one.
+"""What the processes of these tests do: each is the chief of a cluster, embedded or real.
 
 A process joins its cluster once and for all, and what was made before cannot be used afterwards:
 so none of this runs in the process of the tests.
@@ -14,6 +14,7 @@ import numpy as np
 import tensorflow as tf
 
 import tfqcomm
+from tfqcomm.aggregators.exchange import exchange_of
 
 STEPS, WORKERS, BATCH, FEATURES, CLASSES = 20, 2, 8, 20, 4
 LOSS = keras.losses.SparseCategoricalCrossentropy(from_logits=True)
@@ -123,3 +124,170 @@ def both(names, spoiled: bool = False) -> dict[str, tuple[list[np.ndarray], list
     reduced = {name: all_reduce(name, spoiled) for name in names}
     keras.backend.clear_session()
     return {name: (reduced[name], parameter_server(name, spoiled)) for name in names}
+
+
+class Watcher(keras.callbacks.Callback):
+    """Notes what `fit` tells its callbacks, and stops it."""
+
+    def __init__(self, stop_after: int | None = None):
+        super().__init__()
+        self.events: list[str] = []
+        self.rates: list[float] = []
+        self.batch_logs: list[dict] = []
+        self._stop_after = stop_after
+
+    def on_train_begin(self, logs=None):
+        self.events.append("train begin")
+
+    def on_epoch_begin(self, epoch, logs=None):
+        self.events.append(f"epoch {epoch} begin")
+
+    def on_train_batch_end(self, batch, logs=None):
+        self.batch_logs.append(logs)
+        if len(self.batch_logs) == self._stop_after:
+            self.model.stop_training = True
+
+    def on_epoch_end(self, epoch, logs=None):
+        self.events.append(f"epoch {epoch} end")
+        self.rates.append(float(self.model.optimizer.learning_rate))
+
+    def on_train_end(self, logs=None):
+        self.events.append("train end")
+
+
+def fit_like_keras() -> dict:
+    """What a user sees of a `fit` with callbacks and validation."""
+    x, y = (part.reshape([-1, *part.shape[3:]]) for part in make_data())
+    trainer = embedded(
+        optimizer=tfqcomm.optimizers.CompAMS(1e-2, compressor="block_sign", min_size=100),
+        weight_compressor="uniform_grid",
+        metrics=["accuracy", keras.metrics.SparseTopKCategoricalAccuracy(2, name="top_2")],
+    )
+    watcher, traffic = Watcher(), tfqcomm.callbacks.TrafficLogger(verbose=0)
+    history = trainer.fit(
+        shards,
+        epochs=6,
+        validation_data=(x, y),
+        callbacks=[
+            watcher,
+            traffic,
+            keras.callbacks.LearningRateScheduler(lambda epoch, rate: rate / 2 if epoch else rate),
+        ],
+        verbose=0,
+    )
+    evaluated = trainer.evaluate(x, y, verbose=0, return_dict=True)
+    again = Watcher(stop_after=3)
+    trainer.fit(shards, epochs=5, callbacks=[again], verbose=0)
+    return {
+        "history": history.history,
+        "epochs": history.epoch,
+        "events": watcher.events,
+        "rates": watcher.rates,
+        "batches": watcher.batch_logs,
+        "traffic": traffic.history,
+        "evaluated": evaluated,
+        "stopped": again.events,
+        "iterations": int(trainer.optimizer.iterations),
+        "totals": trainer.traffic,
+    }
+
+
+PULLS = {
+    "dense": tfqcomm.compressors.Identity(),
+    "bfloat16": tfqcomm.compressors.BFloat16(),
+    "block_int8": tfqcomm.compressors.BlockInt8(),
+    "uniform_grid": tfqcomm.compressors.UniformGrid(8),
+    "sparse": tfqcomm.parameter_server.SparseWeights(),
+}
+
+
+def compare_pulls() -> dict:
+    """For each way to encode the pulled weights: accuracy at the end, and one worker's bytes."""
+    found = {}
+    for name, codec in PULLS.items():
+        trainer = embedded(
+            optimizer=tfqcomm.optimizers.QCMDAdagrad(0.05, 3e-3, min_size=100),
+            weight_compressor=codec,
+            metrics=["accuracy"],
+        )
+        traffic = tfqcomm.callbacks.TrafficLogger(verbose=0)
+        history = trainer.fit(shards, epochs=5, callbacks=[traffic], verbose=0)
+        found[name] = {
+            "accuracy": history.history["accuracy"][-1],
+            "pulled": [record["bytes_pulled"] for record in traffic.history],
+            "weights": trainer.model.get_weights(),
+        }
+    return found
+
+
+def partition_or_not() -> list[list[np.ndarray]]:
+    """Weights with whole variables, and with variables in two parts."""
+    partitioners = tf.distribute.experimental.partitioners
+    return [
+        parameter_server("nadam", variable_partitioner=partitioner)
+        for partitioner in (None, partitioners.FixedShardsPartitioner(2))
+    ]
+
+
+def asynchronous(arguments: list[dict]) -> list[dict]:
+    """Trains QAdam with 4 workers, whose messages come one by one, one of them not finite."""
+    found = []
+    for more in arguments:
+        trainer = embedded(
+            optimizer=tfqcomm.optimizers.QAdam(5e-3, min_size=100),
+            metrics=["accuracy"],
+            mode="async",
+            workers=4,
+            **more,
+        )
+        traffic = tfqcomm.callbacks.TrafficLogger(verbose=0)
+        history = trainer.fit(
+            functools.partial(shards, spoiled=True),
+            epochs=4,
+            callbacks=[traffic],
+            verbose=0,
+        )
+        found.append(
+            {
+                "history": history.history,
+                "iterations": int(trainer.optimizer.iterations),
+                "traffic": traffic.history,
+                "totals": trainer.traffic,
+                "weights": trainer.model.get_weights(),
+            }
+        )
+    return found
+
+
+def back_up_and_restore(directory: str) -> dict:
+    """Interrupts a run, and resumes it with another trainer."""
+    found = {}
+    for name, epochs in (("first", 2), ("second", 4)):
+        trainer = embedded(optimizer=tfqcomm.optimizers.QAdam(5e-3, min_size=100))
+        backup = tfqcomm.callbacks.BackupAndRestore(directory, delete_checkpoint=False)
+        watcher = StateWatcher()
+        trainer.fit(shards, epochs=epochs, callbacks=[backup, watcher], verbose=0)
+        found[name] = watcher.states
+    return found
+
+
+class StateWatcher(keras.callbacks.Callback):
+    """Notes weights, slots and what workers remember, on average."""
+
+    def __init__(self):
+        super().__init__()
+        self.states: dict[str, dict] = {}
+
+    def on_train_begin(self, logs=None):
+        self.note("begin")
+
+    def on_epoch_end(self, epoch, logs=None):
+        self.note(f"epoch {epoch}")
+
+    def note(self, when):
+        optimizer = self.model.optimizer
+        self.states[when] = {
+            "weights": self.model.get_weights(),
+            "slots": [np.array(v) for v in optimizer.variables],
+            "memory": exchange_of(optimizer).state(),
+        }

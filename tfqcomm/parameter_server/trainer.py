@@ -143,12 +143,12 @@ class Trainer:
             "seed": seed,
         }
         optimizers.options_of(optimizer, 1, **self._arguments)  # says what is wrong with them
-        self._weight_codec = _weight_codec(weight_compressor, optimizer)
+        self._weight_codec = weight_codec(weight_compressor, optimizer)
         # Connecting gives TensorFlow new devices: what was made before must be made again.
         optimizer, metrics = tf.nest.map_structure(_maker, (optimizer, metrics))
         self._cluster = connect(cluster_resolver, workers, parameter_servers)
         optimizer, metrics = tf.nest.map_structure(lambda make: make(), (optimizer, metrics))
-        _check_staleness(mode, max_staleness, len(self._cluster.workers))
+        check_staleness(mode, max_staleness, len(self._cluster.workers))
         self._mode = mode
         self._bound = {} if max_staleness is None else {"max_staleness": max_staleness}
         self._partitioner = variable_partitioner
@@ -407,7 +407,7 @@ def _maker(value) -> Callable:
     return functools.partial(type(value).from_config, config)
 
 
-def _weight_codec(weight_compressor, optimizer):
+def weight_codec(weight_compressor, optimizer):
     """What pulls are encoded with."""
     if isinstance(weight_compressor, SparseWeights):
         return weight_compressor
@@ -424,7 +424,7 @@ def _weight_codec(weight_compressor, optimizer):
         ) from error
 
 
-def _check_staleness(mode: str, max_staleness: int | None, workers: int) -> None:
+def check_staleness(mode: str, max_staleness: int | None, workers: int) -> None:
     if max_staleness is None:
         return
     if mode != "async":

@@ -1,0 +1,128 @@
+"""Messages that are applied as they come: none lost, none twice, none too old."""
+
+import functools
+import threading
+import time
+
+import numpy as np
+import pytest
+
+from tests.multi_process import run_workers
+from tests.parameter_server import runs
+from tfqcomm.parameter_server.asynchronous import Asynchronous
+
+WORKERS, EPOCHS = 4, 4
+MESSAGES = WORKERS * runs.STEPS  # of an epoch
+
+
+@functools.cache
+def trained():
+    arguments = [{}, {"max_staleness": 3, "weight_compressor": "uniform_grid"}]
+    (result,) = run_workers(
+        runs.asynchronous, workers=1, args={"arguments": arguments}, timeout=400
+    )
+    return result
+
+
+@pytest.mark.multi_process
+@pytest.mark.timeout(600)
+@pytest.mark.parametrize("bounded", [False, True])
+def test_learns(bounded):
+    result = trained()[bounded]
+    assert result["history"]["accuracy"][-1] > 0.85
+    assert result["history"]["loss"][-1] < result["history"]["loss"][0] / 2
+
+
+@pytest.mark.multi_process
+@pytest.mark.timeout(600)
+@pytest.mark.parametrize("bounded", [False, True])
+def test_counts_every_message_once(bounded):
+    result = trained()[bounded]
+    skipped = sum(record["skipped_steps"] for record in result["traffic"])
+    assert skipped > 0
+    assert result["iterations"] == EPOCHS * MESSAGES - skipped
+    assert [record["steps"] for record in result["traffic"]] == [MESSAGES] * EPOCHS
+    assert sum(worker["messages"] for worker in result["totals"]) == EPOCHS * MESSAGES
+    assert all(np.isfinite(weight).all() for weight in result["weights"])
+
+
+@pytest.mark.multi_process
+@pytest.mark.timeout(600)
+def test_staleness_is_logged_and_bounded():
+    free, bounded = trained()
+    assert max(free["history"]["staleness"]) > 0
+    assert max(bounded["history"]["max_staleness"]) <= 3
+
+
+class Report:
+    healthy = True
+
+    def __init__(self, version):
+        self.version = version
+
+
+class FakeWorker:
+    """Takes its time; one is much slower than the others."""
+
+    alive = True
+
+    def __init__(self, seconds):
+        self.seconds = seconds
+        self.report = None
+
+
+class FakeFleet:
+    """Counts versions, and forgets workers now and then."""
+
+    def __init__(self, seconds, losses=0):
+        self.workers = [FakeWorker(s) for s in seconds]
+        self.applied = self.skipped = self.returned = 0
+        self._losses = losses
+        self._lock = threading.Lock()
+
+    def alive(self):
+        return self.workers
+
+    def try_step(self, worker):
+        version = self.applied
+        time.sleep(worker.seconds)
+        with self._lock:
+            lost = self._losses > 0 and worker is self.workers[-1]
+            self._losses -= lost
+        worker.report = None if lost else Report(version)
+        return worker.report
+
+    def apply(self, workers):
+        self.applied += len(workers)
+
+    def bring_back(self, worker):
+        self.returned += 1
+
+
+@pytest.mark.parametrize("bound", [None, 2, 3, 5])
+def test_a_straggler_delays_only_as_far_as_the_bound_asks(bound):
+    fleet = FakeFleet([0.002, 0.002, 0.03])
+    driver = Asynchronous(fleet, bound)
+    driver.begin_epoch(30)
+    for _ in range(30):
+        driver.round()
+    driver.end_epoch()
+    staleness = driver.staleness()
+    driver.close()
+    assert fleet.applied == len(staleness) == 90
+    if bound is None:
+        assert max(staleness) > 5
+    else:
+        assert max(staleness) <= bound
+
+
+def test_a_lost_message_is_replaced_by_another():
+    fleet = FakeFleet([0.001] * 3, losses=4)
+    driver = Asynchronous(fleet, 2)
+    driver.begin_epoch(20)
+    for _ in range(20):
+        driver.round()
+    driver.end_epoch()
+    driver.close()
+    assert fleet.applied == 60
+    assert fleet.returned == 4
