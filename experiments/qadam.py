@@ -10,7 +10,8 @@ variants, `k` being that of the logarithmic grid of the updates:
     k0  k1  k2                       2, 3 and 3 bits for each entry on the way up
     k0_no_feedback                   what quantization leaves out is lost
     uniform2                         2 bits on a uniform grid, whose levels are those of k = 0
-    weights8  weights6               float32 updates, weights quantized on the way down
+    weights8  weights6               float32 updates, weights quantized on the way down: levels up
+                                     to the largest weight of each tensor, not up to 0.5
     k0_weights8                      both
     two_phase                        k = 0 on the way up; the mean update, with k = 0 and error
                                      feedback of its own, on the way down: Efficient-Adam

@@ -7,7 +7,6 @@ import pytest
 from tests.optimizers.reference import AdaptiveTopKReference
 from tests.replicas import apply_gradients, assert_replicas_equal, build, plain, random_gradients
 from tfqcomm.aggregators.exchange import exchange_of
-from tfqcomm.compressors.adaptive_top_k import RULES
 from tfqcomm.optimizers import AdaptiveTopKSGD
 
 SHAPES = [(12, 10), (7,), ()]
@@ -63,7 +62,7 @@ MOMENTUM = {
 }
 
 
-@pytest.mark.parametrize("world", [1, 2, 3])
+@pytest.mark.parametrize("world", [1, 3])
 @pytest.mark.parametrize(
     ("rule", "momentum"),
     [("fixed", "heavy ball"), ("norm", "heavy ball"), ("norm", "nesterov"), ("norm_ef", "none")],
@@ -76,8 +75,7 @@ def test_hundred_steps_are_those_of_the_reference(world, rule, momentum):
     assert len(set(result[-1].history)) > (1 if rule == "fixed" else 10)
 
 
-@pytest.mark.parametrize("world", [1, 2])
-@pytest.mark.parametrize("rule", ["fixed", "norm"])
+@pytest.mark.parametrize(("world", "rule"), [(1, "norm"), (2, "fixed"), (3, "norm")])
 def test_momentum_correction_forgets_what_was_sent(world, rule):
     gradients = gradients_of(100, world)
     options = {"rule": rule, "total_steps": 100, "momentum_correction": True}
@@ -140,8 +138,10 @@ def test_three_steps_of_momentum_correction_by_hand():
     np.testing.assert_array_equal(state.mean()["momentum/0"], [0, -0.25, 0])
 
 
-@pytest.mark.parametrize("rule", RULES)
-@pytest.mark.parametrize("momentum", MOMENTUM)
+@pytest.mark.parametrize(
+    ("rule", "momentum"),
+    [("fixed", "none"), ("norm", "heavy ball"), ("norm_ef", "nesterov"), ("threshold", "none")],
+)
 def test_with_all_entries_it_is_dense_sgd_to_the_bit(rule, momentum):
     gradients, options = gradients_of(30, 2), MOMENTUM[momentum]
     _, history, optimizer = run(2, gradients, budget=1.0, rule=rule, **options)
