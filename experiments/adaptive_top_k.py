@@ -143,7 +143,7 @@ def table(runs: Sequence[Mapping]) -> str:
             f"{max(run['kept']):,}",
             f"{run['test_accuracy']:.2%}",
             f"{run['mean_loss']:.4f}",
-            f"{run['mean_loss'] / fixed.get(run['budget'], np.nan):.3f}",
+            f"{run['mean_loss'] / fixed[run['budget']]:.3f}" if run["budget"] in fixed else "",
             f"{run['final_loss']:.4f}",
             f"{run['bits']:,}",
             f"{run['bytes_sent_per_step']:,.0f}",
