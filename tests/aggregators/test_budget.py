@@ -206,3 +206,21 @@ def test_an_endless_history_ends(monkeypatch):
     budget = Budget(AdaptiveTopK("50 entries/step"), N)
     kept = spend(budget, norms_of_a_training(10))
     np.testing.assert_array_equal(budget.kept, kept[-7:])
+
+
+@pytest.mark.parametrize("rule", RULES)
+def test_a_warm_up_keeps_more_on_top_of_the_budget(rule):
+    """A quarter of its steps each: 25%, 6.25%, 1.56%, 0.39%."""
+    steps, warm_up = 60, 20
+    budget = Budget(AdaptiveTopK(0.001, rule=rule, steps=steps, warm_up=warm_up), N)
+    kept = spend(budget, norms_of_a_training(steps), counts())
+    least = np.repeat([2500, 625, 156, 39], 5)
+    assert (kept[:warm_up] >= least).all()
+    assert (kept[:warm_up] <= least + 1).all()  # "threshold" would have 40 anyway
+    assert kept[warm_up:].sum() == 0.001 * N * (steps - warm_up)
+
+
+@pytest.mark.parametrize("warm_up", [-1, 2.5, True])
+def test_warm_up_must_be_a_number_of_steps(warm_up):
+    with pytest.raises(ValueError, match="`warm_up` must be a non-negative integer. Received"):
+        AdaptiveTopK(0.001, warm_up=warm_up)

@@ -22,6 +22,7 @@ import tensorflow as tf
 from tfqcomm import _tf_private
 from tfqcomm.compressors.adaptive_top_k import AdaptiveTopK
 
+WARM_UP = (0.25, 0.0625, 0.015625, 0.00390625)  # shares of a warm-up's quarters
 WINDOW = 50  # steps over which norms are averaged
 HORIZON = 1000  # steps over which an endless budget is balanced
 HISTORY = 10_000  # steps of an endless training that `kept` remembers
@@ -90,6 +91,20 @@ class Budget:
             norm: n_t, mean over the workers.
             reached: entries at or above `threshold`, mean over the workers; "threshold" only.
         """
+        k = self._within_budget(norm, reached)
+        return tf.where(self._warming_up, tf.maximum(k, self._of_warm_up()), k)
+
+    @property
+    def _warming_up(self):
+        return self._variables["step"] < self.compressor.warm_up
+
+    def _of_warm_up(self):
+        """Entries that a step of the warm-up keeps at least."""
+        stage = len(WARM_UP) * self._variables["step"] // max(self.compressor.warm_up, 1)
+        kept = tf.constant([max(1, round(share * self.n)) for share in WARM_UP], tf.int32)
+        return tf.gather(kept, tf.minimum(stage, len(WARM_UP) - 1))
+
+    def _within_budget(self, norm, reached):
         remaining, left = self._remaining()
         even = remaining / left
         k = {
@@ -140,7 +155,10 @@ class Budget:
         v = self._variables
         step = v["step"]
         remaining, left = self._remaining()
-        surplus = tf.math.log(tf.cast(k, tf.float64) / tf.maximum(remaining / left, 1))
+        even = tf.maximum(remaining / left, 1)
+        counted = tf.cast(k, tf.float64)
+        counted = tf.where(self._warming_up, tf.minimum(counted, tf.round(even)), counted)
+        surplus = tf.math.log(counted / even)
         drift = np.log(self.compressor.contraction) / 2  # of 1 / sqrt(w_t)
         moved = v["log_threshold"] + drift + self._gain(left) * tf.clip_by_value(surplus, -2.0, 2.0)
         begun = tf.math.log(tf.cast(magnitude, tf.float64))
@@ -151,7 +169,7 @@ class Budget:
             (v["kept"], tf.tensor_scatter_nd_update(v["kept"], [[index]], [k])),
             (v["norms"], self._with_norm(tf.cast(norm, tf.float64))),
             (v["log_threshold"], tf.where(self.first, begun, moved)),
-            (v["spent"], v["spent"] + tf.cast(k, tf.int64)),
+            (v["spent"], v["spent"] + tf.cast(counted, tf.int64)),
             (v["step"], step + 1),
         ]
 

@@ -37,6 +37,8 @@ class AdaptiveTopKSGD(CompressedOptimizer):
         total_steps: of the whole training; with it the budget is spent exactly. Needed for
             budgets in total.
         contraction, norm_decay: see `AdaptiveTopK`.
+        warm_up_steps: at the beginning, in which more is kept, as in Deep Gradient Compression:
+            see `AdaptiveTopK`.
         error_feedback: False loses what is not sent.
         momentum_correction: as above; needs error feedback.
         min_size: tensors with fewer elements, and those of rank <= 1, travel dense, and are not
@@ -70,6 +72,7 @@ class AdaptiveTopKSGD(CompressedOptimizer):
         total_steps: int | None = None,
         contraction: float = 1.0,
         norm_decay: float = 1.0,
+        warm_up_steps: int = 0,
         error_feedback: bool = True,
         momentum_correction: bool = False,
         min_size: int = 1024,
@@ -89,6 +92,7 @@ class AdaptiveTopKSGD(CompressedOptimizer):
             steps=total_steps,
             contraction=contraction,
             norm_decay=norm_decay,
+            warm_up=warm_up_steps,
         )
         super().__init__(
             learning_rate,
@@ -159,5 +163,6 @@ class AdaptiveTopKSGD(CompressedOptimizer):
             "total_steps": compressor.steps,
             "contraction": compressor.contraction,
             "norm_decay": compressor.norm_decay,
+            "warm_up_steps": compressor.warm_up,
             "momentum_correction": self.momentum_correction,
         }
