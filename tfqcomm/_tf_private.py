@@ -19,7 +19,7 @@ from tensorflow.python.distribute import (
     cross_device_utils,
     distribute_lib,
 )
-from tensorflow.python.eager import context
+from tensorflow.python.eager import context, executor
 from tensorflow.python.ops import collective_ops, control_flow_util, resource_variable_ops
 
 # ---------------------------------------------------------------------------- TensorFlow: graphs
@@ -397,6 +397,19 @@ def resume_at_epoch(model: keras.Model, epoch: int) -> None:
 
 
 # ------------------------------------------------------------------------------ Parameter servers
+
+
+@functools.cache
+def _executor(device: str) -> executor.Executor:
+    return executor.new_executor(enable_async=False)
+
+
+def executor_scope(device: str):
+    """Scope in which eager operations have a status of their own, one for each device.
+
+    Otherwise an operation that fails on a lost task makes those of other threads fail, too.
+    """
+    return context.executor_scope(_executor(device))
 
 
 def share_functions(chief: str = "chief") -> None:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import functools
 import os
+import time
 
 import keras
 import numpy as np
@@ -188,7 +189,7 @@ def fit_like_keras() -> dict:
         "evaluated": evaluated,
         "stopped": again.events,
         "iterations": int(trainer.optimizer.iterations),
-        "totals": trainer.traffic,
+        "totals": trainer.workers,
     }
 
 
@@ -252,7 +253,7 @@ def asynchronous(arguments: list[dict]) -> list[dict]:
                 "history": history.history,
                 "iterations": int(trainer.optimizer.iterations),
                 "traffic": traffic.history,
-                "totals": trainer.traffic,
+                "totals": trainer.workers,
                 "weights": trainer.model.get_weights(),
             }
         )
@@ -291,3 +292,68 @@ class StateWatcher(keras.callbacks.Callback):
             "slots": [np.array(v) for v in optimizer.variables],
             "memory": exchange_of(optimizer).state(),
         }
+
+
+def linear_model() -> keras.Model:
+    """One weight, whose gradient of the loss below is 1 whatever it is."""
+    dense = keras.layers.Dense(1, use_bias=False, kernel_initializer="zeros")
+    return keras.Sequential([keras.Input([1]), dense])
+
+
+def ones() -> tf.data.Dataset:
+    return tf.data.Dataset.from_tensors((tf.ones([4, 1]), tf.zeros([4, 1])))
+
+
+class Teller(keras.callbacks.Callback):
+    """Prints where training is, for tests that interfere, and ends it some epochs later."""
+
+    def __init__(self, epochs_after_fault: int, until_back: bool):
+        super().__init__()
+        self.trainer = None
+        self._until_back = until_back
+        self._left = epochs_after_fault
+        self._lost = False
+
+    def on_train_batch_end(self, batch, logs=None):
+        time.sleep(0.01)
+
+    def on_epoch_end(self, epoch, logs=None):
+        alive = sum(worker["alive"] for worker in self.trainer.workers)
+        print(f"epoch {epoch}: {alive} workers", flush=True)
+        self._lost |= alive < len(self.trainer.workers)
+        if self._lost and (alive == len(self.trainer.workers) or not self._until_back):
+            self._left -= 1
+            self.model.stop_training = self._left == 0
+
+
+def train_through_faults(mode: str, until_back: bool) -> dict:
+    """Trains until a worker was lost (or even is back), and then for some epochs.
+
+    Every message of the one weight is 1: the weight says how many the servers have applied.
+    """
+    teller = Teller(5, until_back)
+    teller.trainer = trainer = tfqcomm.parameter_server.Trainer(
+        linear_model,
+        optimizer=keras.optimizers.SGD(1.0),
+        loss=lambda y, y_pred: y_pred,
+        mode=mode,
+    )
+    history = trainer.fit(ones, epochs=10_000, steps_per_epoch=20, callbacks=[teller], verbose=0)
+    return {
+        "epochs": len(history.epoch),
+        "iterations": int(trainer.optimizer.iterations),
+        "weight": float(trainer.model.get_weights()[0][0, 0]),
+        "workers": trainer.workers,
+    }
+
+
+def train_until_it_fails(mode: str) -> str:
+    """Trains for ever; the error that ends it."""
+    teller = Teller(1, until_back=True)
+    teller.trainer = trainer = tfqcomm.parameter_server.Trainer(
+        linear_model, optimizer="sgd", loss="mse", mode=mode
+    )
+    try:
+        trainer.fit(ones, epochs=10_000, steps_per_epoch=20, callbacks=[teller], verbose=0)
+    except tfqcomm.parameter_server.ServerLost as error:
+        return str(error)

@@ -7,6 +7,8 @@ import threading
 from tfqcomm.parameter_server.fleet import Fleet
 from tfqcomm.parameter_server.worker import Worker
 
+POLL_SECONDS = 0.2  # between looks whether a lost worker is back
+
 
 class Asynchronous:
     """Workers that never wait for one another, unless staleness has a bound.
@@ -87,7 +89,7 @@ class Asynchronous:
         """The life of a worker, in a thread of its own."""
         try:
             while self._take(worker):
-                report = self._fleet.try_step(worker)
+                report = self._fleet.attempt(worker, worker.step)
                 with self._changed:
                     if report is None:
                         self._to_start += 1  # somebody else, or this one when it is back
@@ -95,8 +97,6 @@ class Asynchronous:
                         self._hand_in(worker)
                     del self._pulled[worker]
                     self._changed.notify_all()
-                if report is None:
-                    self._fleet.bring_back(worker)
         except BaseException as error:
             with self._changed:
                 self._error = self._error or error
@@ -105,10 +105,10 @@ class Asynchronous:
     def _take(self, worker: Worker) -> bool:
         """Waits for a step to do; False at the end."""
         with self._changed:
-            while not (self._to_start or self._closed):
-                self._changed.wait()
-            if self._closed:
-                return False
+            while not (self._to_start and worker.alive):
+                if self._closed:
+                    return False
+                self._changed.wait(None if worker.alive else POLL_SECONDS)
             self._to_start -= 1
             self._pulled[worker] = self._fleet.applied
             return True

@@ -6,9 +6,11 @@ over the loopback interface as real ones do. They cannot be stopped, so a proces
 
 from __future__ import annotations
 
+import contextlib
 import os
 import socket
 import time
+from collections.abc import Iterator
 
 import tensorflow as tf
 
@@ -16,6 +18,13 @@ from tfqcomm import _tf_private
 
 PATIENCE = 600  # seconds to wait for tasks that have not started yet
 _connected: Cluster | None = None
+
+
+@contextlib.contextmanager
+def on(device: str) -> Iterator[None]:
+    """Scope of eager operations on a task that may fail."""
+    with tf.device(device), _tf_private.executor_scope(device):
+        yield
 
 
 class ServerLost(RuntimeError):

@@ -15,9 +15,9 @@ import tensorflow as tf
 from absl import logging
 
 from tfqcomm import _tf_private
-from tfqcomm.parameter_server.cluster import Cluster, ServerLost
+from tfqcomm.parameter_server.cluster import Cluster, ServerLost, on
 from tfqcomm.parameter_server.server import Server
-from tfqcomm.parameter_server.worker import Report, Worker
+from tfqcomm.parameter_server.worker import Worker
 
 PATIENCE = 300  # seconds to wait for a worker when none is left
 RETRY_SECONDS = 1.0
@@ -59,25 +59,28 @@ class Fleet:
         """What the calls return."""
         return [future.result() for future in [self._pool.submit(call) for call in calls]]
 
-    def try_step(self, worker: Worker) -> Report | None:
-        """A worker's step; None if the worker was lost in it.
+    def attempt(self, worker: Worker, call: Callable):
+        """What a call that needs a worker returns; None if the worker is lost, or was in it.
 
         Raises:
             ServerLost: where that is the reason.
             tf.errors.OpError: from the user's own code.
         """
+        if not worker.alive:
+            return None
         try:
-            return worker.step()
+            return call()
         except tf.errors.OpError as error:
             self.check_servers(error)
             if worker.is_there():
                 raise
-            worker.alive = False
-            logging.warning(
-                "%s is lost, and its last message with it. Training goes on with the others.",
-                self._cluster.describe(worker.device),
-            )
-            return None
+        worker.alive = False
+        logging.warning(
+            "%s is lost, and its last message with it. Training goes on with the others.",
+            self._cluster.describe(worker.device),
+        )
+        threading.Thread(target=self._bring_back, args=(worker,), daemon=True).start()
+        return None
 
     def apply(self, workers: Sequence[Worker]) -> None:
         """One step of all servers with the messages of these workers."""
@@ -95,7 +98,7 @@ class Fleet:
         """Raises `ServerLost` if a parameter server does not answer any more."""
         for server in self.servers:
             try:
-                with tf.device(server.device):
+                with on(server.device):
                     server.optimizer.iterations.numpy()
             except tf.errors.OpError as error:
                 raise ServerLost(
@@ -104,7 +107,7 @@ class Fleet:
                     f"last backup. ({type(error).__name__})"
                 ) from (cause or error)
 
-    def bring_back(self, worker: Worker) -> None:
+    def _bring_back(self, worker: Worker) -> None:
         """Waits until a lost worker was started anew, and lets it begin from the beginning."""
         while not self._closed:
             try:

@@ -23,8 +23,11 @@ class _Memory:
 
     def _mean(self, wanted) -> dict[tuple[str, int], np.ndarray]:
         """Slot and variable -> its mean over the workers, in the variable's shape."""
-        workers = [worker for worker in self._fleet.workers if worker.alive]
-        mean = sum(worker.memory for worker in workers) / len(workers)
+        memories = [
+            self._fleet.attempt(worker, lambda w=worker: w.memory) for worker in self._fleet.workers
+        ]
+        memories = [memory for memory in memories if memory is not None]
+        mean = sum(memories) / len(memories)
         parts: dict[tuple[str, int], list[np.ndarray]] = {}
         for (piece, slot), place in self._program.slots.items():
             if wanted(slot):

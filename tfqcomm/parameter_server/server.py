@@ -16,6 +16,7 @@ import tensorflow as tf
 
 from tfqcomm.aggregators.base import decode_mean, split_words
 from tfqcomm.compressors.identity import Identity
+from tfqcomm.parameter_server.cluster import on
 from tfqcomm.parameter_server.optimizers import server_optimizer
 from tfqcomm.parameter_server.payload import Format
 
@@ -53,7 +54,7 @@ class Server:
         self.device = device
         self.format = format
         self._share = share
-        with tf.device(device):
+        with on(device):
             self.optimizer = server_optimizer(optimizer)
             self.variables = [
                 keras.Variable(np.asarray(value, np.float32), name=piece.name)
@@ -72,12 +73,12 @@ class Server:
 
     def step(self, workers: Sequence[int]) -> None:
         """One step with the mean of what these workers have pushed."""
-        with tf.device(self.device):
+        with on(self.device):
             self._graph_step([self.inboxes[w] for w in workers])
 
     def publish(self) -> None:
         """Fills the outbox, after the weights were changed from outside."""
-        with tf.device(self.device):
+        with on(self.device):
             self._graph_publish()
 
     def _step(self, inboxes):

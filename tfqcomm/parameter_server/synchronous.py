@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import threading
-
 from tfqcomm.parameter_server.fleet import Fleet
 
 
@@ -29,10 +27,7 @@ class Synchronous:
         """One step of each worker, and one of the servers."""
         fleet = self._fleet
         workers = fleet.alive()
-        reports = fleet.in_parallel([lambda w=worker: fleet.try_step(w) for worker in workers])
-        for worker, report in zip(workers, reports, strict=True):
-            if report is None:
-                threading.Thread(target=fleet.bring_back, args=(worker,), daemon=True).start()
+        reports = fleet.in_parallel([lambda w=w: fleet.attempt(w, w.step) for w in workers])
         arrived = [w for w, report in zip(workers, reports, strict=True) if report is not None]
         if not all(worker.report.healthy for worker in arrived):
             fleet.skipped += 1

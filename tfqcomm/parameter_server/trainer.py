@@ -20,7 +20,7 @@ from tfqcomm.parameter_server.partition import partition
 from tfqcomm.parameter_server.payload import Format
 from tfqcomm.parameter_server.sparse_weights import SparseWeights
 from tfqcomm.parameter_server.synchronous import Synchronous
-from tfqcomm.parameter_server.worker import Program, Worker, metric_states
+from tfqcomm.parameter_server.worker import Program, Worker
 from tfqcomm.traffic import Route, Traffic
 from tfqcomm.transport import LocalTransport
 
@@ -70,7 +70,8 @@ class Trainer:
     Attributes:
         model: a plain Keras model. It has the servers' weights, and its optimizer their slots, at
             the end of every epoch; what is loaded into it before `fit` is what `fit` starts from.
-        traffic: for each worker `messages`, `bytes_pushed` and `bytes_pulled` so far.
+        workers: for each of them whether it is `alive`, and its `messages`, `bytes_pushed` and
+            `bytes_pulled` so far.
 
     Worker faults: a worker that is killed takes its last message, residual and moments with it;
     training goes on with the others. Started again, it takes part again, with a new memory. No
@@ -167,10 +168,11 @@ class Trainer:
         return self.model.optimizer
 
     @property
-    def traffic(self) -> list[dict[str, int]]:
+    def workers(self) -> list[dict[str, int]]:
         """What each worker has sent and received so far."""
         return [
             {
+                "alive": worker.alive,
                 "messages": worker.messages,
                 "bytes_pushed": 4 * worker.pushed_words,
                 "bytes_pulled": 4 * worker.pulled_words,
@@ -244,6 +246,9 @@ class Trainer:
                 callback_list.on_epoch_end(epoch, logs)
                 if self.model.stop_training:
                     break
+        except tf.errors.OpError as error:
+            self._fleet.check_servers(error)
+            raise
         finally:
             driver.close()
         callback_list.on_train_end(logs)
@@ -259,7 +264,8 @@ class Trainer:
         """Makes servers and workers for the first `fit`; for a later one, new data."""
         if self._fleet is not None:
             for worker, maker in zip(self._fleet.workers, makers, strict=True):
-                worker.read(maker)
+                worker.dataset_fn = maker
+                self._fleet.attempt(worker, worker.read)
             return
         model, cluster = self.model, self._cluster
         _tf_private.build_from_spec(model, spec)
@@ -317,7 +323,7 @@ class Trainer:
         logs = {}
         self.model.reset_metrics()
         for worker in self._fleet.workers:
-            worker.reset_metrics(metric_states(self.model))
+            worker.reset_metrics()
         driver.begin_epoch(steps)
         learning_rate = None
         for step in range(steps):
@@ -425,6 +431,7 @@ def weight_codec(weight_compressor, optimizer):
 
 
 def check_staleness(mode: str, max_staleness: int | None, workers: int) -> None:
+    """Refuses a bound that cannot be kept."""
     if max_staleness is None:
         return
     if mode != "async":

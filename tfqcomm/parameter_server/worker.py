@@ -19,6 +19,7 @@ import tensorflow as tf
 
 from tfqcomm import _tf_private
 from tfqcomm.error_feedback import encode_with_feedback
+from tfqcomm.parameter_server.cluster import on
 from tfqcomm.parameter_server.data import endless
 from tfqcomm.parameter_server.optimizers import worker_half
 from tfqcomm.parameter_server.partition import Piece
@@ -64,6 +65,7 @@ class Program:
     Attributes:
         slots: where in a worker's memory a slot of a piece lies, by (piece, name).
         memory: of a worker at the beginning, float32[m].
+        metrics: the states of all metrics at the beginning of an epoch, float64.
     """
 
     def __init__(self, model: keras.Model, servers: Sequence[Server], pieces: Sequence[Piece]):
@@ -77,6 +79,7 @@ class Program:
         self.local = [v for v in model.non_trainable_variables if id(v) not in moving]
         self.large = [p for p in pieces if p in {q for s in servers for q in s.format.large}]
         self.slots, self.memory = self._lay_out_memory()
+        self.metrics = metric_states(model)
         self.step = tf.function(self._step, autograph=False)
 
     def _lay_out_memory(self) -> tuple[dict[tuple[Piece, str], slice], np.ndarray]:
@@ -92,7 +95,7 @@ class Program:
                 start += piece.size
         return slots, np.concatenate([np.zeros([0], np.float32), *initial])
 
-    def _step(self, iterator, memory, local, metrics, inboxes, seeds, accepted):
+    def _step(self, iterator, memory, local, metrics, inboxes, seeds, accepted, fresh):
         """One step of one worker.
 
         Args:
@@ -103,6 +106,7 @@ class Program:
             inboxes: a variable on each server.
             seeds: int32[large pieces], of stochastic codecs.
             accepted: bool scalar: the servers have taken the last message.
+            fresh: bool scalar: the metrics begin anew.
 
         Returns:
             float64[5 + metrics]: a `Report`.
@@ -118,6 +122,7 @@ class Program:
         version = tf.reduce_min(tf.stack(version))
 
         before = tf.concat(statistics, 0)
+        metrics.assign(tf.where(fresh, self.metrics, metrics.read_value()))
         gradients, moving = self._gradients(self._assemble(weights), before, batch, local, metrics)
         committed, pending = memory
         base = tf.cond(accepted, pending.read_value, committed.read_value)
@@ -236,10 +241,12 @@ class Worker:
     Attributes:
         index: among the workers.
         device: of the worker.
+        dataset_fn: makes its data.
         alive: False from the moment it is lost until it has started anew.
         pushed_words, pulled_words, messages: since the worker was first started.
         report: of its last step.
-        metrics: its share in the states of all metrics since they were reset.
+        metrics: its share in the states of all metrics since they were reset; also that of
+            steps before it was lost.
     """
 
     def __init__(self, index: int, device: str, program: Program, dataset_fn: Callable):
@@ -249,34 +256,31 @@ class Worker:
         self.pushed_words = self.pulled_words = self.messages = 0
         self.report: Report | None = None
         self._program = program
-        self._dataset_fn = dataset_fn
-        self.metrics = np.zeros([0])
+        self.dataset_fn = dataset_fn
+        self.reset_metrics()
         self.start()
 
     def start(self) -> None:
         """Creates the worker's variables and its data, also after it was started anew."""
         program = self._program
-        initial_metrics = metric_states(program.model)
         seeds = gradient_seeds(program.large, program.options, self.index)
-        with tf.device(self.device):
+        with on(self.device):
             self._memory = [tf.Variable(program.memory, trainable=False) for _ in range(2)]
-            self._metrics = tf.Variable(initial_metrics, trainable=False)
+            self._metrics = tf.Variable(program.metrics, trainable=False)
             self._local = [
                 tf.Variable(self._own_value(v), trainable=False, dtype=v.dtype)
                 for v in program.local
             ]
             self._seeds = tf.identity(tf.constant(seeds, tf.int32, [len(seeds)]))
             self._flags = {flag: tf.identity(tf.constant(flag)) for flag in (False, True)}
-        self.read(self._dataset_fn)
+        self.read()
         self._accepted = False
-        self._earlier_metrics = self.metrics if self.metrics.size else 0 * initial_metrics
-        self.metrics = self._earlier_metrics + initial_metrics
+        self._earlier_metrics = self.metrics - program.metrics
 
-    def read(self, dataset_fn: Callable) -> None:
+    def read(self) -> None:
         """Begins with the data that `dataset_fn()` gives."""
-        self._dataset_fn = dataset_fn
-        with tf.device(self.device):
-            self._iterator = iter(tf.function(endless, autograph=False)(dataset_fn))
+        with on(self.device):
+            self._iterator = iter(tf.function(endless, autograph=False)(self.dataset_fn))
 
     def _own_value(self, variable: keras.Variable) -> np.ndarray:
         """What a variable that is not shared begins with: seeds of dropout differ by worker."""
@@ -289,7 +293,7 @@ class Worker:
         """Pulls, computes and pushes to the inboxes of this worker."""
         program = self._program
         inboxes = [server.inboxes[self.index] for server in program.servers]
-        with tf.device(self.device):
+        with on(self.device):
             vector = program.step(
                 self._iterator,
                 self._memory,
@@ -298,9 +302,10 @@ class Worker:
                 inboxes,
                 self._seeds,
                 self._flags[self._accepted],
+                self._flags[self._fresh],
             )
             self.report = Report.from_vector(vector.numpy())
-        self._accepted = False
+        self._accepted = self._fresh = False
         self.messages += 1
         self.pushed_words += sum(sum(server.format.push_lengths) for server in program.servers)
         self.pulled_words += self.report.pulled_words
@@ -311,26 +316,28 @@ class Worker:
         """The servers have taken the last message: what it left out is owed from now on."""
         self._accepted = True
 
-    def reset_metrics(self, states: np.ndarray) -> None:
+    def reset_metrics(self) -> None:
         """Begins an epoch."""
-        self._earlier_metrics = 0 * states
-        self.metrics = states
-        self._metrics.assign(states)
+        self._fresh = True
+        self.metrics = self._program.metrics
+        self._earlier_metrics = 0 * self.metrics
 
     @property
     def memory(self) -> np.ndarray:
         """float32[m], as of the last message that was accepted."""
-        return self._memory[1 if self._accepted else 0].numpy()
+        with on(self.device):
+            return self._memory[1 if self._accepted else 0].numpy()
 
     @memory.setter
     def memory(self, value: np.ndarray) -> None:
-        for variable in self._memory:
-            variable.assign(value)
+        with on(self.device):
+            for variable in self._memory:
+                variable.assign(value)
 
     def is_there(self) -> bool:
         """Whether the worker answers, and is the one that was started."""
         try:
-            with tf.device(self.device):
+            with on(self.device):
                 self._metrics.read_value().numpy()
         except tf.errors.OpError:
             return False

@@ -1,0 +1,66 @@
+"""Killed tasks: training goes on without a worker, and is an error without a server."""
+
+import pytest
+
+from tests.multi_process import start_workers
+from tests.parameter_server import runs
+from tests.parameter_server.cluster import ServerProcesses
+
+pytestmark = [pytest.mark.multi_process, pytest.mark.slow, pytest.mark.timeout(900)]
+
+PATIENCE = 240  # processes that import TensorFlow on a busy machine
+
+
+def train_and(interfere, function, **args):
+    """The result of a chief that trains while somebody interferes with its cluster."""
+    with (
+        ServerProcesses(workers=2, parameter_servers=2) as cluster,
+        start_workers(function, workers=1, args=args, env=cluster.chief_environment) as chief,
+    ):
+        chief.wait_for_output(0, "epoch 2: 2 workers", timeout=PATIENCE)
+        interfere(cluster, chief)
+        return chief.wait(timeout=PATIENCE)[0]
+
+
+def assert_no_message_counts_twice(result, mode):
+    """Every message is 1: in a round their mean counts, else each of two workers' a half."""
+    share = 1.0 if mode == "sync" else 0.5
+    assert result["weight"] == -share * result["iterations"]
+    messages = sum(worker["messages"] for worker in result["workers"])
+    if mode == "sync":
+        assert result["iterations"] == 20 * result["epochs"]
+        assert result["iterations"] < messages < 2 * result["iterations"]
+    else:
+        assert result["iterations"] == messages == 40 * result["epochs"]
+
+
+@pytest.mark.parametrize("mode", ["sync", "async"])
+def test_a_killed_worker_is_done_without(mode):
+    def kill(cluster, chief):
+        cluster.kill("worker", 1)
+
+    result = train_and(kill, runs.train_through_faults, mode=mode, until_back=False)
+    assert [worker["alive"] for worker in result["workers"]] == [True, False]
+    assert_no_message_counts_twice(result, mode)
+
+
+@pytest.mark.parametrize("mode", ["sync", "async"])
+def test_a_worker_that_is_started_again_takes_part_again(mode):
+    def kill_and_restart(cluster, chief):
+        cluster.kill("worker", 0)
+        chief.wait_for_output(0, ": 1 workers", timeout=PATIENCE)
+        cluster.start("worker", 0)
+
+    result = train_and(kill_and_restart, runs.train_through_faults, mode=mode, until_back=True)
+    assert [worker["alive"] for worker in result["workers"]] == [True, True]
+    assert_no_message_counts_twice(result, mode)
+
+
+@pytest.mark.parametrize(("mode", "server"), [("sync", 0), ("sync", 1), ("async", 0)])
+def test_a_killed_parameter_server_is_an_error(mode, server):
+    def kill(cluster, chief):
+        cluster.kill("ps", server)
+
+    message = train_and(kill, runs.train_until_it_fails, mode=mode)
+    assert message.startswith(f"Parameter server {server} (127.0.0.1:")
+    assert "is gone, and its weights with it. Restart the cluster" in message
