@@ -86,6 +86,10 @@ class Residuals:
             )
         return self._variables[replica, slot]
 
+    def existing(self, replica: int, slot: Slot) -> tf.Variable | None:
+        """That variable if there is one: what travels dense has none."""
+        return self._variables.get((replica, slot))
+
     def norm(self) -> float:
         """Euclidean norm of the first local replica's own residuals."""
         squares = [

@@ -174,7 +174,7 @@ class GradientExchange:
         for replica in range(self.transport.local):
             for message in messages:
                 slot = Slot("worker", message.key, message.size, 0, message.size)
-                value = new.get(id(self.residuals.variable(replica, slot)))
+                value = new.get(id(self.residuals.existing(replica, slot)))
                 if value is not None:
                     found[replica, message.key] = tf.reshape(value, message.shape)
         return found
