@@ -207,7 +207,7 @@ def compare_pulls() -> dict:
     found = {}
     for name, codec in PULLS.items():
         trainer = embedded(
-            optimizer=tfqcomm.optimizers.QCMDAdagrad(0.05, 3e-3, min_size=100),
+            optimizer=tfqcomm.optimizers.QRDAAdagrad(0.05, 1e-2, center="initial", min_size=100),
             weight_compressor=codec,
             metrics=["accuracy"],
         )

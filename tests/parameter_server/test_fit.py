@@ -89,9 +89,9 @@ def test_sparse_weights_are_exact_and_shorter():
     sparse, dense = pulls()["sparse"], pulls()["dense"]
     for a, b in zip(sparse["weights"], dense["weights"], strict=True):
         np.testing.assert_array_equal(a, b)
-    zeros = np.mean([np.mean(sparse["weights"][i] == 0) for i in (0, 6)])
-    assert zeros > 0.2
-    assert sparse["pulled"][-1] < dense["pulled"][-1] * (1 - 0.5 * zeros)
+    kernels = [sparse["weights"][i] for i in (0, 6)]
+    assert [np.mean(kernel == 0) > 0.1 for kernel in kernels] == [True, True]
+    assert sparse["pulled"][-1] < 0.8 * dense["pulled"][-1]
 
 
 def test_parts_of_a_variable_are_as_good_as_the_whole():
