@@ -1,0 +1,33 @@
+"""The parameter-server experiment runs from its command line and writes what it promises."""
+
+import json
+
+import pytest
+
+from tests.experiments.test_smoke import run
+
+pytestmark = pytest.mark.multi_process
+
+
+def test_parameter_server(tmp_path):
+    printed = run(
+        "experiments.parameter_server",
+        "--dataset=digits",
+        "--workers=2",
+        "--epochs=2",
+        "--runs=dense,quantized,qrda-async",
+        f"--out={tmp_path}",
+    )
+    runs = json.loads((tmp_path / "results.json").read_text())["runs"]
+    assert [*runs] == ["dense", "quantized", "qrda-async"]
+    dense, quantized, sparse = (result["epochs"] for result in runs.values())
+    assert [epoch["steps"] for epoch in dense] == [44, 44]
+    assert [epoch["steps"] for epoch in sparse] == [88, 88]
+    kernels, biases = 64 * 128 + 128 * 10, 128 + 10
+    assert dense[0]["bytes_sent"] == 44 * 4 * (kernels + biases)
+    assert quantized[0]["bytes_sent"] == 44 * 4 * (2 * kernels // 32 + 2 + biases)
+    assert quantized[0]["bytes_pulled"] < dense[0]["bytes_pulled"] / 3.5
+    assert sparse[1]["bytes_pulled"] < dense[1]["bytes_pulled"]
+    assert all(result["test_accuracy"] > 0.6 for result in runs.values())
+    assert "| quantized  |" in printed
+    assert (tmp_path / "accuracy.png").stat().st_size > 10_000
