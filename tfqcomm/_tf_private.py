@@ -7,9 +7,10 @@ it breaks here: the functions below are the whole surface, and no other file may
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import weakref
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 
 import keras
 import tensorflow as tf
@@ -404,12 +405,19 @@ def _executor(device: str) -> executor.Executor:
     return executor.new_executor(enable_async=False)
 
 
-def executor_scope(device: str):
+@contextlib.contextmanager
+def executor_scope(device: str) -> Iterator[None]:
     """Scope in which eager operations have a status of their own, one for each device.
 
     Otherwise an operation that fails on a lost task makes those of other threads fail, too.
     """
-    return context.executor_scope(_executor(device))
+    own = _executor(device)
+    try:
+        with context.executor_scope(own):
+            yield
+    except tf.errors.OpError:
+        own.clear_error()  # it would be raised once more when the process ends
+        raise
 
 
 def share_functions(chief: str = "chief") -> None:

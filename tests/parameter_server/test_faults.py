@@ -1,8 +1,12 @@
 """Killed tasks: training goes on without a worker, and is an error without a server."""
 
+import os
+import subprocess
+import sys
+
 import pytest
 
-from tests.multi_process import start_workers
+from tests.multi_process import ROOT, start_workers
 from tests.parameter_server import runs
 from tests.parameter_server.cluster import ServerProcesses
 
@@ -64,3 +68,29 @@ def test_a_killed_parameter_server_is_an_error(mode, server):
     message = train_and(kill, runs.train_until_it_fails, mode=mode)
     assert message.startswith(f"Parameter server {server} (127.0.0.1:")
     assert "is gone, and its weights with it. Restart the cluster" in message
+
+
+@pytest.mark.parametrize("mode", ["sync", "async"])
+def test_a_chief_that_lost_a_worker_for_good_ends_by_itself(mode):
+    script = f"""
+from tests.parameter_server import runs
+runs.train_through_faults({mode!r}, until_back=False)
+print("trained", flush=True)
+"""
+    with ServerProcesses(workers=2, parameter_servers=2) as cluster:
+        chief = subprocess.Popen(
+            [sys.executable, "-c", script],
+            env={**os.environ, **cluster.chief_environment},
+            cwd=ROOT,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
+        )
+        with chief:
+            lines = []
+            for line in chief.stdout:
+                lines.append(line)
+                if line.startswith("epoch 2: 2 workers"):
+                    cluster.kill("worker", 1)
+            assert chief.wait(timeout=PATIENCE) == 0, "".join(lines)
+    assert "trained\n" in lines

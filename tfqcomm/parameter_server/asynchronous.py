@@ -8,6 +8,7 @@ from tfqcomm.parameter_server.fleet import Fleet
 from tfqcomm.parameter_server.worker import Worker
 
 POLL_SECONDS = 0.2  # between looks whether a lost worker is back
+CLOSE_SECONDS = 60.0  # that a step may still take at the end
 
 
 class Asynchronous:
@@ -35,8 +36,12 @@ class Asynchronous:
         self._staleness: list[int] = []
         self._error: BaseException | None = None
         self._closed = False
-        for worker in fleet.workers:
-            threading.Thread(target=self._work, args=(worker,), daemon=True).start()
+        self._threads = [
+            threading.Thread(target=self._work, args=(worker,), daemon=True)
+            for worker in fleet.workers
+        ]
+        for thread in self._threads:
+            thread.start()
 
     @staticmethod
     def share(workers: int) -> float:
@@ -79,11 +84,13 @@ class Asynchronous:
             return seen
 
     def close(self) -> None:
-        """Lets workers finish what they are at."""
+        """Lets workers finish what they are at, and waits for it."""
         with self._changed:
             self._closed = True
             self._to_start = 0
             self._changed.notify_all()
+        for thread in self._threads:  # one that outlives the interpreter would abort it
+            thread.join(CLOSE_SECONDS)
 
     def _work(self, worker: Worker) -> None:
         """The life of a worker, in a thread of its own."""

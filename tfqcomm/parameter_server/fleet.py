@@ -39,7 +39,6 @@ class Fleet:
         self._cluster = cluster
         self._pool = ThreadPoolExecutor(len(servers) + len(workers))
         self._reconnecting = threading.Lock()
-        self._closed = False
 
     def alive(self) -> list[Worker]:
         """Those that take part; waits while there are none."""
@@ -109,7 +108,7 @@ class Fleet:
 
     def _bring_back(self, worker: Worker) -> None:
         """Waits until a lost worker was started anew, and lets it begin from the beginning."""
-        while not self._closed:
+        while True:
             try:
                 with self._reconnecting:
                     _tf_private.reconnect()
@@ -127,8 +126,3 @@ class Fleet:
                 worker.alive = True
                 logging.warning("%s is back.", self._cluster.describe(worker.device))
                 return
-
-    def close(self) -> None:
-        """Ends the threads; waits for no worker that is lost."""
-        self._closed = True
-        self._pool.shutdown(wait=False)
