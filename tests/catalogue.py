@@ -315,7 +315,7 @@ OPTIMIZERS = [
         label="two_phase-weights",
         slow=True,
     ),
-    _optimizer("QCMDAdagrad", 0.1, l1=1e-3, l1_on_vectors=True),
+    _optimizer("QCMDAdagrad", 0.1, l1=1e-3, l1_on_vectors=True, slow=True),
     _optimizer("QRDAAdagrad", 0.1, l1=1e-4, center="initial"),
     _optimizer("AdaptiveTopKSGD", 0.05, 0.9, budget=0.2, rule="norm_ef"),
     _optimizer(

@@ -13,7 +13,7 @@ from tests.multi_process import run_workers
 from tests.network import network
 from tests.replicas import plain
 
-pytestmark = [pytest.mark.multi_process, pytest.mark.timeout(600)]
+pytestmark = [pytest.mark.multi_process, pytest.mark.timeout(600), pytest.mark.slow]
 
 PARAMETERS = 64 * 32 + 32 + 2 * 32 + 32 * 10 + 10
 
@@ -76,7 +76,6 @@ def test_workers_must_agree_on_the_period(two):
         assert "worker 0" in message and "worker 1" in message
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize("name", functions.OPTIMIZERS)
 def test_four_replicas_on_two_workers_train_and_agree(four, name):
     """Groups are machines here: what local pulls send does not leave them."""
@@ -96,7 +95,6 @@ def four():
     return Found(run_workers(functions.with_two_devices_each, devices=2, timeout=500))
 
 
-@pytest.mark.slow
 @pytest.mark.network
 @pytest.mark.parametrize(("compressor", "bytes_each"), [(None, 4), ("bfloat16", 2)])
 def test_a_pull_sends_one_model_and_no_more(compressor, bytes_each):

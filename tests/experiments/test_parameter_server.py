@@ -6,7 +6,7 @@ import pytest
 
 from tests.experiments.test_smoke import run
 
-pytestmark = pytest.mark.multi_process
+pytestmark = [pytest.mark.multi_process, pytest.mark.slow]
 
 
 def test_parameter_server(tmp_path):

@@ -65,6 +65,7 @@ def test_speedup(tmp_path):
     assert (tmp_path / "speedup.png").exists()
 
 
+@pytest.mark.slow
 def test_adagrad(tmp_path):
     printed = run(
         "experiments.adagrad",
@@ -94,6 +95,7 @@ def test_adagrad(tmp_path):
     assert (tmp_path / "adagrad.png").stat().st_size > 10_000
 
 
+@pytest.mark.slow
 def test_qadam(tmp_path):
     printed = run(
         "experiments.qadam",
@@ -116,6 +118,7 @@ def test_qadam(tmp_path):
     assert (tmp_path / "qadam.png").stat().st_size > 10_000
 
 
+@pytest.mark.slow
 def test_adaptive_top_k(tmp_path):
     printed = run(
         "experiments.adaptive_top_k",
@@ -163,6 +166,7 @@ def leader_sgd(out: pathlib.Path, *arguments: str) -> dict:
     return json.loads((out / "results.json").read_text())["runs"]
 
 
+@pytest.mark.slow
 def test_leader_sgd_on_images(tmp_path):
     runs = leader_sgd(tmp_path, "--dataset=digits", "--epochs=2", "--local_batch=16", "--period=10")
     assert [*runs] == ["leader_sgd", "elastic_averaging", "periodic_averaging", "synchronous"]
@@ -176,6 +180,7 @@ def test_leader_sgd_on_images(tmp_path):
     assert (tmp_path / "images.png").stat().st_size > 10_000
 
 
+@pytest.mark.slow
 def test_leader_sgd_on_the_papers_toys(tmp_path):
     """All workers reach the global minimum of the sinc, those that are averaged do not."""
     sinc = leader_sgd(tmp_path, "--experiment=sinc")

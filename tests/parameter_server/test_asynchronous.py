@@ -26,7 +26,7 @@ def trained():
 
 @pytest.mark.multi_process
 @pytest.mark.timeout(600)
-@pytest.mark.parametrize("bounded", [False, True])
+@pytest.mark.parametrize("bounded", [pytest.param(False, marks=pytest.mark.slow), True])
 def test_learns(bounded):
     result = trained()[bounded]
     assert result["history"]["accuracy"][-1] > 0.85
