@@ -72,12 +72,7 @@ def distributed_step(
         ValueError: where compression cannot work, saying what to do instead.
     """
     _refuse_impossible(optimizer)
-    context = tf.distribute.get_replica_context()
-    if context is None:
-        raise ValueError(
-            f"`{optimizer.name}.apply` must be called in a replica context: inside "
-            "`strategy.run(...)`, not directly under `strategy.scope()`."
-        )
+    context = require_replica_context(optimizer, "apply")
     variables = list(variables)
     # By position: Keras may call the same layer `dense` in one run and `dense_2` in the next.
     keys = [str(_tf_private.variable_index(optimizer, v)) for v in variables]
@@ -95,6 +90,21 @@ def distributed_step(
         _apply(optimizer, exchange, strategy, messages, (worker, memory), variables, learning_rate)
 
     context.merge_call(merged, args=(list(gradients), learning_rate))
+
+
+def require_replica_context(optimizer, method: str) -> tf.distribute.ReplicaContext:
+    """The replica context.
+
+    Raises:
+        ValueError: outside of one.
+    """
+    context = tf.distribute.get_replica_context()
+    if context is None:
+        raise ValueError(
+            f"`{optimizer.name}.{method}` must be called in a replica context: inside "
+            "`strategy.run(...)`, not directly under `strategy.scope()`."
+        )
+    return context
 
 
 def _apply(optimizer, exchange, strategy, messages, memory, variables, learning_rate):

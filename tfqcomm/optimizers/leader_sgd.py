@@ -12,8 +12,8 @@ from tfqcomm.optimizers.leader_vote import VOTE_WORDS, choose_leaders, push_loss
 from tfqcomm.optimizers.local_sgd import (
     LocalSGDOptimizer,
     check_period,
-    require_replica_context,
 )
+from tfqcomm.step import require_replica_context
 
 
 def leader_sgd_pull(x, pulls):

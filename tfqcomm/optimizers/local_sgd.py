@@ -18,6 +18,7 @@ from tfqcomm.aggregators.options import ExchangeOptions
 from tfqcomm.optimizers.base import check_fraction
 from tfqcomm.optimizers.pulls import Pullable, SharedState
 from tfqcomm.replicas import copies
+from tfqcomm.step import require_replica_context
 from tfqcomm.traffic import Route
 from tfqcomm.transport import transport_for
 
@@ -180,21 +181,6 @@ class LocalSGDOptimizer(_tf_private.OptimizerSeam):
     def get_config(self):
         """Serializable arguments."""
         return {**super().get_config(), "momentum": self.momentum, "nesterov": self.nesterov}
-
-
-def require_replica_context(optimizer, method: str) -> tf.distribute.ReplicaContext:
-    """The replica context.
-
-    Raises:
-        ValueError: outside of one.
-    """
-    context = tf.distribute.get_replica_context()
-    if context is None:
-        raise ValueError(
-            f"`{optimizer.name}.{method}` must be called in a replica context: inside "
-            "`strategy.run(...)`, not directly under `strategy.scope()`."
-        )
-    return context
 
 
 def check_period(name: str, value: int) -> None:
