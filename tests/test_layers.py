@@ -2,7 +2,7 @@
 
 L0 numerics, wire, agreement, sparsity, _tf_private; selection and least_squares on top of them
 L1 compressors
-L2 traffic, transport, statistics, replicas; error_feedback, worker_state on top of them
+L2 traffic, transport, statistics, replicas; error_feedback, worker_state, leader_vote on top of them
 L3 aggregators; verification and step on top of them
 L4 distribute, optimizers, callbacks, launch, parameter_server
 L5 tfqcomm itself
@@ -26,7 +26,7 @@ LAYERS = [  # a module imports from the lines above its own, and from its own fo
     {"selection", "least_squares"},
     {"compressors"},
     {"traffic", "transport", "statistics", "replicas"},
-    {"error_feedback", "worker_state"},
+    {"error_feedback", "worker_state", "leader_vote"},
     {"aggregators"},
     {"verification"},
     {"step"},

@@ -51,6 +51,12 @@ class Traffic:
     gradient_norm: float
     bytes_pulled: int = 0
 
+    def since(self, earlier: Traffic) -> Traffic:
+        """What came after `earlier`."""
+        counts = ("steps", "skipped_steps", "bytes_sent", "dense_bytes", "bytes_pulled")
+        new = {name: getattr(self, name) - getattr(earlier, name) for name in counts}
+        return dataclasses.replace(self, **new)
+
 
 class Meter:
     """In-graph counters; exact in int64."""

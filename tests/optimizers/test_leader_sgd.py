@@ -16,7 +16,7 @@ from tfqcomm.aggregators.exchange import exchange_of
 from tfqcomm.compressors import BlockSign, Identity, TopK
 from tfqcomm.optimizers import LeaderSGD
 from tfqcomm.optimizers.leader_sgd import leader_sgd_pull
-from tfqcomm.optimizers.leader_vote import choose_leaders, mean_loss
+from tfqcomm.leader_vote import choose_leaders, mean_loss
 
 STEPS = 40
 

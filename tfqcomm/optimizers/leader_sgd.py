@@ -6,9 +6,9 @@ import numpy as np
 import tensorflow as tf
 
 from tfqcomm import _tf_private, compressors
+from tfqcomm.leader_vote import VOTE_WORDS, choose_leaders, push_loss, vote
 from tfqcomm.optimizers.base import register
 from tfqcomm.optimizers.leader_broadcast import Level, broadcast_leaders, remember_leaders
-from tfqcomm.optimizers.leader_vote import VOTE_WORDS, choose_leaders, push_loss, vote
 from tfqcomm.optimizers.local_sgd import (
     LocalSGDOptimizer,
     check_period,

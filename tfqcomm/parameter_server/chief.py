@@ -9,6 +9,7 @@ import numpy as np
 
 from tfqcomm import _tf_private
 from tfqcomm.parameter_server import optimizers
+from tfqcomm.parameter_server.model_step import assign_flat, flat_values
 from tfqcomm.parameter_server.partition import Piece
 from tfqcomm.parameter_server.server import Server
 
@@ -39,7 +40,7 @@ class ChiefCopy:
         for index, device in enumerate(devices):
             own = tuple(p for p in pieces if p.server == index)
             variables = [model.trainable_variables[p.variable] for p in own]
-            statistics = self._moving() if index == 0 else np.zeros([0], np.float32)
+            statistics = flat_values(self._statistics) if index == 0 else np.zeros([0], np.float32)
             self.servers.append(
                 Server(
                     device,
@@ -69,7 +70,7 @@ class ChiefCopy:
                     slots.get(piece.name, []), self._slots[piece.variable], strict=True
                 ):
                     there.assign(piece.cut(here.numpy()) if piece.shape else here.numpy())
-        self.servers[0].statistics.assign(self._moving())
+        self.servers[0].statistics.assign(flat_values(self._statistics))
         for server in self.servers:
             server.publish()
 
@@ -99,7 +100,7 @@ class ChiefCopy:
         for here, there in zip(self._shared, shared, strict=True):
             if here is not _learning_rate(self._model.optimizer):
                 here.assign(there.numpy())
-        self._set_moving(self.servers[0].statistics.numpy())
+        assign_flat(self._statistics, self.servers[0].statistics.numpy())
 
     def send_learning_rate(self, last: float | None) -> float | None:
         """Passes on what a callback may have set, if it is not `last`; None with a schedule."""
@@ -110,17 +111,6 @@ class ChiefCopy:
             for server in self.servers:
                 server.optimizer.learning_rate.assign(value)
         return value
-
-    def _moving(self) -> np.ndarray:
-        flat = [np.asarray(v, np.float32).ravel() for v in self._statistics]
-        return np.concatenate([np.zeros([0], np.float32), *flat])
-
-    def _set_moving(self, values: np.ndarray) -> None:
-        start = 0
-        for variable in self._statistics:
-            size = int(np.prod(variable.shape))
-            variable.assign(values[start : start + size].reshape(variable.shape))
-            start += size
 
 
 def _learning_rate(optimizer: keras.optimizers.Optimizer) -> keras.Variable | None:

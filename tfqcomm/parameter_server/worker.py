@@ -19,8 +19,9 @@ import tensorflow as tf
 
 from tfqcomm import _tf_private
 from tfqcomm.error_feedback import encode_with_feedback
+from tfqcomm.parameter_server.base_worker import BaseWorker
 from tfqcomm.parameter_server.cluster import on
-from tfqcomm.parameter_server.data import endless
+from tfqcomm.parameter_server.model_step import ModelStep
 from tfqcomm.parameter_server.optimizers import worker_half
 from tfqcomm.parameter_server.partition import Piece
 from tfqcomm.parameter_server.payload import gradient_seeds
@@ -58,14 +59,14 @@ class Program:
     """The graph of a step.
 
     Args:
-        model: compiled and built; its variables are never touched.
+        model: compiled and built.
         servers: all of them.
         pieces: in the order of the model's trainable variables.
 
     Attributes:
         slots: where in a worker's memory a slot of a piece lies, by (piece, name).
         memory: of a worker at the beginning, float32[m].
-        metrics: the states of all metrics at the beginning of an epoch, float64.
+        model_step: its forward and backward pass.
     """
 
     def __init__(self, model: keras.Model, servers: Sequence[Server], pieces: Sequence[Piece]):
@@ -74,12 +75,9 @@ class Program:
         self.pieces = list(pieces)
         self.options = servers[0].format.options
         self.half = worker_half(model.optimizer)
-        self.statistics = _tf_private.statistics(model)
-        moving = {id(v) for v in self.statistics}
-        self.local = [v for v in model.non_trainable_variables if id(v) not in moving]
+        self.model_step = ModelStep(model)
         self.large = [p for p in pieces if p in {q for s in servers for q in s.format.large}]
         self.slots, self.memory = self._lay_out_memory()
-        self.metrics = metric_states(model)
         self.step = tf.function(self._step, autograph=False)
 
     def _lay_out_memory(self) -> tuple[dict[tuple[Piece, str], slice], np.ndarray]:
@@ -122,8 +120,11 @@ class Program:
         version = tf.reduce_min(tf.stack(version))
 
         before = tf.concat(statistics, 0)
-        metrics.assign(tf.where(fresh, self.metrics, metrics.read_value()))
-        gradients, moving = self._gradients(self._assemble(weights), before, batch, local, metrics)
+        metrics.assign(tf.where(fresh, self.model_step.metrics, metrics.read_value()))
+        gradients, moving, _ = self.model_step.gradients(
+            self._assemble(weights), before, batch, local, metrics
+        )
+        gradients = self._clip(gradients)
         committed, pending = memory
         base = tf.cond(accepted, pending.read_value, committed.read_value)
         committed.assign(base)
@@ -162,37 +163,11 @@ class Program:
             for part, variable in zip(parts, self.model.trainable_variables, strict=True)
         ]
 
-    def _gradients(self, weights, statistics, batch, local, metrics):
-        """Clipped gradients and new moving statistics; updates `local` and `metrics`.
-
-        As under a strategy of W replicas, where the loss is divided by W, clipping bounds the
-        W-th part of a worker's gradient.
-        """
-        x, y, sample_weight = batch
-        model, variables = self.model, self.model.metrics_variables
-        mapping = [
-            *zip(model.trainable_variables, weights, strict=True),
-            *zip(self.statistics, _split_like(statistics, self.statistics), strict=True),
-            *zip(self.local, [v.read_value() for v in local], strict=True),
-            *zip(variables, _split_like(metrics.read_value(), variables), strict=True),
-        ]
-        with tf.GradientTape(watch_accessed_variables=False) as tape:
-            tape.watch(weights)
-            with keras.StatelessScope(mapping, collect_losses=True) as scope:
-                y_pred = model(x, training=True)
-                loss = model.compute_loss(x, y, y_pred, sample_weight, training=True)
-                with tape.stop_recording():
-                    rows = tf.shape(tf.nest.flatten(x)[0])[0]
-                    _tf_private.loss_tracker(model).update_state(loss, sample_weight=rows)
-                    model.compute_metrics(x, y, y_pred, sample_weight)
-        gradients = tape.gradient(loss, weights, unconnected_gradients="zero")
-        gradients = [tf.cast(tf.convert_to_tensor(g), tf.float32) for g in gradients]
-        for variable, reference in zip(local, self.local, strict=True):
-            variable.assign(scope.get_current_value(reference))
-        metrics.assign(_join(variables, scope, tf.float64))
+    def _clip(self, gradients):
+        """As under a strategy of W replicas, where the loss is divided by W: bounds the W-th part."""
         workers = len(self.servers[0].inboxes)
-        clipped = _tf_private.clip_gradients(model.optimizer, [g / workers for g in gradients])
-        return [g * workers for g in clipped], _join(self.statistics, scope, tf.float32)
+        clipped = _tf_private.clip_gradients(self.model.optimizer, [g / workers for g in gradients])
+        return [g * workers for g in clipped]
 
     def _messages(self, gradients, memory, version):
         """The worker's half of the optimizer: for each piece its message, and its new slots."""
@@ -235,59 +210,26 @@ class Program:
         return tf.concat([tf.zeros([0]), *flat], 0)
 
 
-class Worker:
-    """One worker: its variables, its data, and what the chief knows of it.
+class Worker(BaseWorker):
+    """One worker of a `Trainer`.
 
     Attributes:
-        index: among the workers.
-        device: of the worker.
-        dataset_fn: makes its data.
-        alive: False from the moment it is lost until it has started anew.
-        pushed_words, pulled_words, messages: since the worker was first started.
         report: of its last step.
-        metrics: its share in the states of all metrics since they were reset; also that of
-            steps before it was lost.
     """
 
     def __init__(self, index: int, device: str, program: Program, dataset_fn: Callable):
-        self.index = index
-        self.device = device
-        self.alive = True
-        self.pushed_words = self.pulled_words = self.messages = 0
         self.report: Report | None = None
         self._program = program
-        self.dataset_fn = dataset_fn
-        self.reset_metrics()
-        self.start()
+        super().__init__(index, device, program.model_step, dataset_fn)
 
     def start(self) -> None:
-        """Creates the worker's variables and its data, also after it was started anew."""
         program = self._program
         seeds = gradient_seeds(program.large, program.options, self.index)
         with on(self.device):
             self._memory = [tf.Variable(program.memory, trainable=False) for _ in range(2)]
-            self._metrics = tf.Variable(program.metrics, trainable=False)
-            self._local = [
-                tf.Variable(self._own_value(v), trainable=False, dtype=v.dtype)
-                for v in program.local
-            ]
             self._seeds = tf.identity(tf.constant(seeds, tf.int32, [len(seeds)]))
-            self._flags = {flag: tf.identity(tf.constant(flag)) for flag in (False, True)}
-        self.read()
         self._accepted = False
-        self._earlier_metrics = self.metrics - program.metrics
-
-    def read(self) -> None:
-        """Begins with the data that `dataset_fn()` gives."""
-        with on(self.device):
-            self._iterator = iter(tf.function(endless, autograph=False)(self.dataset_fn))
-
-    def _own_value(self, variable: keras.Variable) -> np.ndarray:
-        """What a variable that is not shared begins with: seeds of dropout differ by worker."""
-        value = np.array(variable)
-        if value.dtype == np.uint32:
-            value = value + np.uint32(self.index * 0x9E3779B9 & 0xFFFFFFFF)
-        return value
+        super().start()
 
     def step(self) -> Report:
         """Pulls, computes and pushes to the inboxes of this worker."""
@@ -305,22 +247,29 @@ class Worker:
                 self._flags[self._fresh],
             )
             self.report = Report.from_vector(vector.numpy())
-        self._accepted = self._fresh = False
-        self.messages += 1
+        self._accepted = False
         self.pushed_words += sum(sum(server.format.push_lengths) for server in program.servers)
         self.pulled_words += self.report.pulled_words
-        self.metrics = self._earlier_metrics + self.report.metrics
+        self._took_step(self.report.metrics)
         return self.report
+
+    @property
+    def message_norm(self) -> float:
+        """Of the last message."""
+        return self.report.message_norm if self.report else 0.0
+
+    def summary(self) -> dict[str, int]:
+        """For people."""
+        return {
+            "alive": self.alive,
+            "messages": self.steps,
+            "bytes_pushed": 4 * self.pushed_words,
+            "bytes_pulled": 4 * self.pulled_words,
+        }
 
     def accept(self) -> None:
         """The servers have taken the last message: what it left out is owed from now on."""
         self._accepted = True
-
-    def reset_metrics(self) -> None:
-        """Begins an epoch."""
-        self._fresh = True
-        self.metrics = self._program.metrics
-        self._earlier_metrics = 0 * self.metrics
 
     @property
     def memory(self) -> np.ndarray:
@@ -333,33 +282,3 @@ class Worker:
         with on(self.device):
             for variable in self._memory:
                 variable.assign(value)
-
-    def is_there(self) -> bool:
-        """Whether the worker answers, and is the one that was started."""
-        try:
-            with on(self.device):
-                self._metrics.read_value().numpy()
-        except tf.errors.OpError:
-            return False
-        return True
-
-
-def metric_states(model: keras.Model) -> np.ndarray:
-    """All metrics' variables in a row, float64."""
-    flat = [np.asarray(v, np.float64).ravel() for v in model.metrics_variables]
-    return np.concatenate([np.zeros([0]), *flat])
-
-
-def _split_like(vector: tf.Tensor, variables: Sequence[keras.Variable]) -> list[tf.Tensor]:
-    """Cuts a vector into tensors of the variables' shapes and dtypes."""
-    sizes = [int(np.prod(v.shape)) for v in variables]
-    return [
-        tf.cast(tf.reshape(part, v.shape), v.dtype)
-        for part, v in zip(tf.split(vector, sizes) if sizes else [], variables, strict=True)
-    ]
-
-
-def _join(variables: Sequence[keras.Variable], scope, dtype) -> tf.Tensor:
-    """The variables' values in a scope as one vector."""
-    flat = [tf.cast(tf.reshape(scope.get_current_value(v), [-1]), dtype) for v in variables]
-    return tf.concat([tf.zeros([0], dtype), *flat], 0)
