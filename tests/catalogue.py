@@ -101,11 +101,11 @@ def _planes(bits: int, n: int) -> int:
     return bits * math.ceil(n / 32)
 
 
-def _ternary(clip: float | None) -> CompressorCase:
+def _ternary(clip: float | None, **kwargs) -> CompressorCase:
     # The mean of (C(x) - x)^2 is s|x| - x^2 <= s^2 / 8 + x^2, and clipping makes s^2 at most clip^2
     # times the mean of x^2. Without it s |x|_1 / |x|_2^2 is largest for a large entry among equals.
     return CompressorCase(
-        compressors.Ternary(clip=clip),
+        compressors.Ternary(clip=clip, **kwargs),
         words=lambda n: min(n, 1) + _planes(2, n),
         variance=lambda n: 1 + clip**2 / 8 if clip else (math.sqrt(n) - 1) / 2,
         idempotent=clip is None,  # a sparser vector has a smaller deviation
@@ -190,6 +190,7 @@ COMPRESSORS = [
     _block_sign(1000),
     _ternary(2.5),
     _ternary(None),
+    _ternary(2.5, shared_scale=True),
     _qsgd(4, 512),
     _qsgd(2, 100),
     _qsgd(8, None),
@@ -254,6 +255,10 @@ AGGREGATORS = [
     AggregatorCase(aggregators.AllGatherMean, compressors.UniformGrid(4), slow=True),
     AggregatorCase(aggregators.AllGatherMean, compressors.ThresholdQuantizer("optimal")),
     AggregatorCase(aggregators.AllGatherMean, compressors.BlockInt8(), slow=True),
+    AggregatorCase(aggregators.IntegerMean, compressors.Ternary(shared_scale=True), 1e-6),
+    AggregatorCase(
+        aggregators.IntegerMean, compressors.Ternary(clip=None, shared_scale=True), 1e-6, slow=True
+    ),
     AggregatorCase(aggregators.TwoPhaseMean, compressors.BFloat16(), slow=True),
     AggregatorCase(aggregators.TwoPhaseMean, compressors.TopK(0.3)),
     AggregatorCase(aggregators.TwoPhaseMean, compressors.RandomK(0.3)),

@@ -44,6 +44,31 @@ def test_levels_are_planes_of_the_twos_complement(n, bits):
     np.testing.assert_array_equal(wire.unpack_levels(words, bits, n), levels)
 
 
+@pytest.mark.parametrize("bits", [1, 2, 3, 4, 7, 8, 16, 17, 31])
+@pytest.mark.parametrize("n", SIZES)
+def test_fields_fill_words_from_below(n, bits):
+    values = np.random.default_rng(n).integers(0, 2**bits, size=n)
+    words = wire.pack_fields(tf.constant(values, tf.int32), bits)
+    fields = 32 // bits
+    assert words.shape == [wire.num_field_words(n, bits)] == [-(-n // fields)]
+    rows = np.pad(values, (0, -n % fields)).reshape(fields, -1)
+    expected = sum(row << bits * i for i, row in enumerate(rows))
+    np.testing.assert_array_equal(words.numpy().view(np.uint32), expected)
+    np.testing.assert_array_equal(wire.unpack_fields(words, bits, n), values)
+
+
+@pytest.mark.parametrize("world", [1, 2, 3, 4, 5, 64, 100])
+@pytest.mark.parametrize("n", SIZES)
+def test_sums_of_fields_are_fields_of_sums(n, world):
+    """Also where the sum reaches the sign bit: with 4 and 64, whose fields fill a word."""
+    bits = (2 * world).bit_length()
+    values = np.random.default_rng(n).integers(0, 3, size=[world, n])
+    values[:, ::3] = 2  # the largest sum
+    words = [wire.pack_fields(tf.constant(of_one, tf.int32), bits) for of_one in values]
+    total = wire.unpack_fields(tf.add_n(words), bits, n)
+    np.testing.assert_array_equal(total, values.sum(axis=0))
+
+
 @pytest.mark.parametrize("n", SIZES)
 def test_bytes_first_is_lowest(n):
     octets = np.random.default_rng(n).integers(-128, 128, size=n).astype(np.int8)

@@ -63,7 +63,7 @@ class Transport(abc.ABC):
             return tf.reshape(gathered, [self.world, _static_length(words[0])])
 
     def all_reduce(self, values: Sequence[tf.Tensor]) -> tf.Tensor:
-        """Sums float vectors over all replicas, in a fixed order: L times [n] -> [n]."""
+        """Sums vectors over all replicas, in a fixed order: L times [n] -> [n]."""
         with tf.device(self.device):
             total = values[0]
             for value in values[1:]:

@@ -139,6 +139,34 @@ def unpack_levels(words: tf.Tensor, bits: int, n: int) -> tf.Tensor:
     return tf.reduce_sum(planes * tf.constant(weights)[:, None], axis=0)
 
 
+def num_field_words(n: int, bits: int) -> int:
+    """Words that `n` fields of `bits` bits take: as many to a word as there is room for."""
+    return -(-n // (WORD_BITS // bits))
+
+
+def pack_fields(values: tf.Tensor, bits: int) -> tf.Tensor:
+    """Small integers, such that sums of words hold the sums of the values.
+
+    Args:
+        values: int32[n], not negative, and neither are the sums 2^bits or more.
+        bits: of a field, 1 to 32.
+
+    Returns:
+        int32[num_field_words(n, bits)]: w words hold the first w values in their lowest fields,
+        the next w in the fields above, and so on; padded with zeros.
+    """
+    n, fields = values.shape[0], WORD_BITS // bits
+    padding = num_field_words(n, bits) * fields - n
+    rows = tf.reshape(tf.pad(values, [[0, padding]]), [fields, -1])
+    return tf.reduce_sum(tf.bitwise.left_shift(rows, _field_shifts(bits)), axis=0)
+
+
+def unpack_fields(words: tf.Tensor, bits: int, n: int) -> tf.Tensor:
+    """Inverse of `pack_fields`: int32[n], not negative."""
+    rows = tf.bitwise.right_shift(words, _field_shifts(bits))  # copies of the sign are masked
+    return tf.reshape(tf.bitwise.bitwise_and(rows, (1 << bits) - 1), [-1])[:n]
+
+
 def num_position_words(k: int, n: int) -> int:
     """Words that `k` positions below `n` take."""
     return _num_counts(n) + num_words(k, 16)
@@ -180,6 +208,10 @@ def entries_to_words(positions: tf.Tensor, values: tf.Tensor, n: int) -> tf.Tens
 def words_to_entries(words: tf.Tensor, k: int | tf.Tensor, n: int) -> tuple[tf.Tensor, tf.Tensor]:
     """Inverse of `entries_to_words`: positions int32[k] and values float32[k], k > 0."""
     return words_to_positions(words[:-k], k, n), words_to_floats(words[-k:])
+
+
+def _field_shifts(bits: int) -> tf.Tensor:
+    return tf.range(0, WORD_BITS // bits * bits, bits)[:, None]
 
 
 def _num_counts(n: int) -> int:

@@ -105,13 +105,12 @@ class Restatement:
         """The mean of all messages; residuals move on."""
         means = [np.zeros(n, np.float32) for n in self.sizes]
         for tensor, owner, part in self._parts():
-            decoded = []
-            for rank in range(self.world):
-                residual = self.worker[rank][tensor][part]
-                target = messages[rank][tensor][part] + residual
-                decoded.append(self._round_trip(target, step, tensor, rank, "worker"))
-                if self.error_feedback:
-                    residual[:] = target - decoded[-1]
+            residuals = [of_rank[tensor][part] for of_rank in self.worker]
+            targets = [m[tensor][part] + r for m, r in zip(messages, residuals, strict=True)]
+            decoded = self._round_trips(targets, step, tensor)
+            if self.error_feedback:
+                for residual, target, sent in zip(residuals, targets, decoded, strict=True):
+                    residual[:] = target - sent
             # TensorFlow's optimizer turns the division by a constant into this product.
             mean = np.sum(decoded, axis=0, dtype=np.float32) * np.float32(1 / self.world)
             if owner is not None:
@@ -134,6 +133,17 @@ class Restatement:
                 high = min(stop, starts[-1] * (owner + 1) // self.world)
                 if low < high:
                     yield tensor, owner, slice(low - start, high - start)
+
+    def _round_trips(self, targets, step, tensor):
+        """What arrives of every worker's target."""
+        if not isinstance(self.aggregator, aggregators.IntegerMean):
+            return [self._round_trip(x, step, tensor, r, "worker") for r, x in enumerate(targets)]
+        codec, seeds = self.aggregator.compressor, self.aggregator.codec_seed
+        scale = np.max([codec.scale(tf.constant(x)) for x in targets], axis=0)
+        return [
+            scale * codec.levels(tf.constant(x), scale, seeds(step, tensor, rank)).numpy()
+            for rank, x in enumerate(targets)
+        ]
 
     def _round_trip(self, x, step, tensor, rank, phase):
         codec, seeds = self.aggregator.compressor, self.aggregator.codec_seed

@@ -7,10 +7,11 @@ import tensorflow as tf
 
 from tfqcomm.aggregators import ExchangeOptions
 from tfqcomm.aggregators.exchange import GradientExchange, Message, exchange_for, exchange_of
-from tfqcomm.compressors import BlockSign, TopK
+from tfqcomm.compressors import BlockSign, Ternary, TopK
 from tfqcomm.transport import LocalTransport
 
 STEP = tf.constant(0)
+COMPRESSORS = ["top_k", "block_sign", "float16", "random_k", Ternary(shared_scale=True), None]
 
 
 class SpyTransport(LocalTransport):
@@ -192,6 +193,19 @@ def test_collectives_do_not_grow_with_the_layers(schedule, collectives, granular
         assert exchange.transport.calls == [*collectives, "reduce"]
 
 
+def test_a_shared_scale_takes_three_collectives_however_many_layers():
+    """Scales, levels, and what is not compressed."""
+    for layers in (1, 5):
+        exchange = exchange_of_replicas(2, Ternary(shared_scale=True), min_size=64)
+        kernels = [message(f"kernel{i}", (8, 8 + i), 2) for i in range(layers)]
+        biases = [message(f"bias{i}", (8,), 2) for i in range(layers)]
+        exchange.reduce(kernels + biases, STEP)
+        assert exchange.transport.calls == ["gather", "reduce", "reduce"]
+        codec = "Ternary(clip=2.5, shared_scale=True)"
+        assert routes(exchange)["kernel0"] == ("integer", codec)
+        assert str(exchange.routes[0]) == f"kernel0 [8, 8]: {codec}, integer"
+
+
 def test_meter_counts_the_formulas():
     """W = 3 workers: 1200 entries compressed, 3000 + 10 not, and the health word of each group."""
     sent = [message("kernel", (40, 30), 3), message("bias", (3010,), 3)]
@@ -201,6 +215,7 @@ def test_meter_counts_the_formulas():
         (TopK(0.01), "all_gather", 2 * 4 * (1 + 6 + 12)),
         (BlockSign(), "all_gather", 2 * 4 * (1 + 1 + 38)),
         (BlockSign(), "two_phase", 2 * 2 * 4 * (1 + 1 + 13)),  # chunks of 400
+        (Ternary(shared_scale=True), "auto", 2 * 4 + 2 * 2 * 4 * (1 + 120) // 3),  # ten to a word
     ]:
         exchange = exchange_of_replicas(3, compressor, schedule=schedule)
         for step in (1, 2):
@@ -212,7 +227,7 @@ def test_meter_counts_the_formulas():
             assert traffic.gradient_norm == pytest.approx(gradient_norm, rel=1e-6)
 
 
-@pytest.mark.parametrize("compressor", ["top_k", "block_sign", "float16", "random_k", None])
+@pytest.mark.parametrize("compressor", COMPRESSORS)
 @pytest.mark.parametrize("bad", [np.nan, np.inf, -np.inf], ids=str)
 def test_one_bad_number_on_one_replica_changes_nothing(compressor, bad):
     exchange = exchange_of_replicas(3, compressor)

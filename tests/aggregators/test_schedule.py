@@ -4,7 +4,7 @@ import pytest
 
 from tfqcomm.aggregators import ExchangeOptions
 from tfqcomm.aggregators import schedule as schedules
-from tfqcomm.compressors import BFloat16, BlockSign, Float16, Identity, RandomK, TopK
+from tfqcomm.compressors import BFloat16, BlockSign, Float16, Identity, RandomK, Ternary, TopK
 
 
 @pytest.mark.parametrize(
@@ -31,6 +31,8 @@ def test_one_worker_sends_nothing(schedule):
         (Float16(), 2, "dense"),
         (BFloat16(), 16, "dense"),
         (RandomK(0.01), 16, "dense"),
+        (Ternary(), 2, "all_gather"),
+        (Ternary(), 16, "two_phase"),
         (BlockSign(), 1, "all_gather"),
         (BlockSign(), 2, "all_gather"),  # p against p: one round and one lossy step
         (BlockSign(), 3, "two_phase"),  # 2p against 4/3 p
@@ -56,6 +58,18 @@ def test_auto_sends_the_fewest_bytes(compressor, world, expected):
         others = ("all_gather", "dense") if compressor.sparse else ("all_gather", "two_phase")
         costs = [schedules.bytes_per_worker(s, payload, sum(sizes), world) for s in others]
         assert schedules.bytes_per_worker(chosen, payload, sum(sizes), world) == min(costs)
+
+
+@pytest.mark.parametrize("world", [1, 2, 16])
+def test_a_shared_scale_means_sums_of_integers(world):
+    assert schedules.choose("auto", Ternary(shared_scale=True), [1000], world) == "integer"
+
+
+@pytest.mark.parametrize("schedule", ["dense", "all_gather", "two_phase"])
+def test_a_shared_scale_admits_nothing_else(schedule):
+    text = f"must be 'auto' for .* share. Received: schedule='{schedule}', .*shared_scale=True"
+    with pytest.raises(ValueError, match=text):
+        ExchangeOptions(Ternary(shared_scale=True), schedule=schedule)
 
 
 @pytest.mark.parametrize("schedule", ["dense", "all_gather", "two_phase"])

@@ -85,6 +85,7 @@ def test_capabilities_are_consistent():
         codec = case.compressor
         assert codec.linear == (codec.sum_dtype is not None)
         assert not (codec.linear and codec.sparse)
+        assert codec.linear + codec.adaptive + codec.integer <= 1
 
 
 @pytest.mark.parametrize(

@@ -2,6 +2,7 @@
 
 import numpy as np
 import pytest
+import tensorflow as tf
 
 from tfqcomm.compressors import Ternary
 from tfqcomm.numerics import FUSE_FROM
@@ -82,6 +83,35 @@ def test_large_entries_do_not_make_noise_of_the_others():
 def test_is_unbiased_without_clipping_only():
     assert Ternary(clip=None).unbiased
     assert not Ternary().unbiased
+
+
+def test_alone_a_shared_scale_changes_nothing():
+    x = normal(1000)
+    np.testing.assert_array_equal(Ternary(shared_scale=True).encode(x, 3), Ternary().encode(x, 3))
+    assert Ternary(clip=None, shared_scale=True).unbiased
+    assert Ternary(shared_scale=True).integer and not Ternary().integer
+
+
+def test_levels_of_a_larger_scale():
+    """Means x / s, clipped to s; words are these levels."""
+    x, codec = normal(2000), Ternary()
+    scale = codec.scale(tf.constant(x)).numpy()
+    np.testing.assert_allclose(scale, [abs(clipped(x, 2.5)).max()], rtol=1e-6)
+    seed = tf.constant([3, 0])
+    of_own = codec.levels(tf.constant(x), scale, seed)
+    np.testing.assert_array_equal(scale * of_own.numpy(), decoded(codec, x, 3))
+    of_twice = codec.levels(tf.constant(x), 2 * scale, seed)
+    assert of_twice.dtype == tf.int8
+    # The same draws: what rounds up at half the probability would have at the whole.
+    assert (np.abs(of_twice) <= np.abs(of_own)).all()
+    share = np.abs(clipped(x, 2.5)).mean() / (2 * scale[0])
+    assert abs(np.abs(of_twice).mean() - share) <= 5 * np.sqrt(share / 2000)
+
+
+@pytest.mark.parametrize("shared_scale", [None, 1, "yes"])
+def test_shared_scale_errors(shared_scale):
+    with pytest.raises(ValueError, match="Argument `shared_scale` must be a bool. Received: sh"):
+        Ternary(clip=None, shared_scale=shared_scale)
 
 
 @pytest.mark.parametrize("clip", [0, -1.0, True, "2.5", float("nan"), float("inf")])

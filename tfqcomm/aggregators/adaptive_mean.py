@@ -29,7 +29,7 @@ class AdaptiveMean(Aggregator):
         targets, facts = [], []
         for replica, tensors in enumerate(messages):
             with tf.device(self.transport.devices[replica]):
-                target = tf.concat(self._targets(replica, tensors), 0)
+                target = tf.concat(self.targets(replica, tensors), 0)
                 targets.append(target)
                 facts.append(self._facts(target, healthy[replica]))
         total = self.transport.all_reduce(facts)
@@ -50,10 +50,6 @@ class AdaptiveMean(Aggregator):
         sent = self.transport.bytes_all_gather(tf.shape(gathered, tf.int64)[1])
         sent += self.transport.bytes_all_reduce(3)
         return Aggregate(tf.split(mean, self.sizes), all_healthy, updates, sent)
-
-    def _targets(self, replica, tensors):
-        residuals = [self.worker_residual(replica, index) for index in range(len(tensors))]
-        return [t if r is None else t + r for t, r in zip(tensors, residuals, strict=True)]
 
     def _facts(self, target, healthy):
         """float32[3] of one replica."""

@@ -84,6 +84,11 @@ class Aggregator(abc.ABC):
         size = self.sizes[tensor]
         return self.residuals.variable(replica, Slot("worker", self.keys[tensor], size, 0, size))
 
+    def targets(self, replica: int, tensors: Sequence[tf.Tensor]) -> list[tf.Tensor]:
+        """The messages of a local replica plus what is owed from before."""
+        residuals = [self.worker_residual(replica, index) for index in range(len(tensors))]
+        return [t if r is None else t + r for t, r in zip(tensors, residuals, strict=True)]
+
     def codec_seed(
         self, step: tf.Tensor, tensor: int, replica: int, *, phase: str = "worker"
     ) -> tf.Tensor:

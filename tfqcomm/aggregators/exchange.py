@@ -3,7 +3,8 @@
     messages --+-- IndexedSlices ----------------------> gathered as they are
                +-- rank <= 1, small, statistics --fused--> DenseMean(Identity)
                +-- the rest --fused--> AllGatherMean | TwoPhaseMean | DenseMean, by `schedule`;
-                                       AdaptiveMean for adaptive top-k
+                                       AdaptiveMean for adaptive top-k,
+                                       IntegerMean for a scale that all replicas share
 
 Each group is one payload, so the number of collectives does not grow with the number of layers.
 """
@@ -24,6 +25,7 @@ from tfqcomm.aggregators.all_gather_mean import AllGatherMean
 from tfqcomm.aggregators.base import Aggregate, Aggregator
 from tfqcomm.aggregators.budget import Budget
 from tfqcomm.aggregators.dense_mean import DenseMean
+from tfqcomm.aggregators.integer_mean import IntegerMean
 from tfqcomm.aggregators.options import ExchangeOptions
 from tfqcomm.aggregators.two_phase_mean import TwoPhaseMean
 from tfqcomm.compressors.identity import Identity
@@ -32,7 +34,12 @@ from tfqcomm.traffic import Meter, Route
 from tfqcomm.transport import Transport
 from tfqcomm.worker_state import WorkerState
 
-_AGGREGATORS = {"dense": DenseMean, "all_gather": AllGatherMean, "two_phase": TwoPhaseMean}
+_AGGREGATORS = {
+    "dense": DenseMean,
+    "all_gather": AllGatherMean,
+    "two_phase": TwoPhaseMean,
+    "integer": IntegerMean,
+}
 
 
 @dataclasses.dataclass(frozen=True)

@@ -27,6 +27,7 @@ def choose(schedule: str, compressor: Compressor, sizes: list[int], world: int) 
     """Resolves "auto" to the schedule that sends the fewest bytes.
 
     * An adaptive codec has a schedule of its own: k first, then an all-gather.
+    * So has one with a scale that all replicas share: levels are summed as integers.
     * Codecs whose words may be summed are summed: a ring all-reduce of the payload.
     * Two-phase encodes the mean again. A sparse codec would lose most of the mean's entries in
       that, so for those the choice is between gathering and not compressing at all.
@@ -38,6 +39,8 @@ def choose(schedule: str, compressor: Compressor, sizes: list[int], world: int) 
     """
     if compressor.adaptive:
         return "adaptive"
+    if compressor.integer:
+        return "integer"
     if schedule != "auto":
         return schedule
     if compressor.linear:
@@ -60,6 +63,11 @@ def check(schedule: str, compressor: Compressor) -> None:
     if compressor.adaptive and schedule in ("dense", "two_phase"):
         raise ValueError(
             "Argument `schedule` must be 'auto' or 'all_gather' for a compressor that adapts. "
+            f"Received: schedule={schedule!r}, compressor={compressor}"
+        )
+    if compressor.integer and schedule != "auto":
+        raise ValueError(
+            "Argument `schedule` must be 'auto' for a compressor whose scale all replicas share. "
             f"Received: schedule={schedule!r}, compressor={compressor}"
         )
     if schedule == "dense" and not compressor.linear:

@@ -33,6 +33,8 @@ class Compressor(abc.ABC):
     sparse: ClassVar[bool] = False
     # Used in an exchange, it keeps a number of entries that all replicas choose at every step.
     adaptive: ClassVar[bool] = False
+    # Used in an exchange, it has one `scale` for all replicas, and sums of integer `levels`.
+    integer: ClassVar[bool] = False
     # Linear codecs only: what the body is made of ...
     sum_dtype: ClassVar[tf.DType | None] = None
     # ... after this many leading words, equal on all replicas and not summed.

@@ -1,0 +1,80 @@
+"""Ring all-reduce of integer levels whose scale all replicas share: 2 (W - 1) / W p bytes."""
+
+from __future__ import annotations
+
+import tensorflow as tf
+
+from tfqcomm import numerics, wire
+from tfqcomm.aggregators.base import Aggregate, Aggregator, health_word
+from tfqcomm.compressors import rounding
+
+
+class IntegerMean(Aggregator):
+    """Sums levels -1, 0, 1, after the replicas have agreed on what a level stands for.
+
+    First every replica sends its scale of each tensor to all; the largest counts. Then the levels
+    of all tensors, plus one, travel in fields with room for the sum of W of them, in one payload
+
+        [health] [fields of levels, as many to a word as there is room for]
+
+    There is one lossy step, at the worker. TernGrad's "scaler sharing" (arXiv 1705.07878).
+    """
+
+    def aggregate(self, messages, healthy, step):
+        targets, own = [], []
+        for replica, tensors in enumerate(messages):
+            with tf.device(self.transport.devices[replica]):
+                targets.append(self.targets(replica, tensors))
+                scales = tf.concat([self.compressor.scale(t) for t in targets[-1]], 0)
+                own.append(wire.floats_to_words(scales))
+        gathered = self.transport.all_gather(own)  # [W, T], T tensors
+        with tf.device(self.transport.device):
+            scales = tf.reduce_max(wire.words_to_floats(gathered), axis=0)
+        payloads, updates = [], []
+        for replica, of_replica in enumerate(targets):
+            with tf.device(self.transport.devices[replica]):
+                levels, residuals = self._encode(replica, of_replica, scales, step)
+                fields = numerics.fuse(_pack, sum(self.sizes))(levels, self._bits)
+                payloads.append(tf.concat([health_word(healthy[replica]), fields], 0))
+                updates += residuals
+        total = self.transport.all_reduce(payloads)  # [1 + w]
+        with tf.device(self.transport.device):
+            means = self._decode(total[1:], scales)
+            all_healthy = tf.equal(total[0], 0)
+        sent = self.transport.bytes_all_gather(len(self.sizes))
+        sent += self.transport.bytes_all_reduce(total.shape[0])
+        return Aggregate(means, all_healthy, updates, sent)
+
+    @property
+    def _bits(self) -> int:
+        """Of a field: sums of levels plus one are from 0 to 2 W."""
+        return (2 * self.transport.world).bit_length()
+
+    def _encode(self, replica, targets, scales, step):
+        """int8 levels of all tensors, and the new residuals."""
+        levels, updates = [], []
+        for index, target in enumerate(targets):
+            scale = scales[index : index + 1]
+            seed = self.codec_seed(step, index, replica)
+            levels.append(self.compressor.levels(target, scale, seed))
+            residual = self.worker_residual(replica, index)
+            if residual is not None:
+                updates.append((residual, target - scale * tf.cast(levels[-1], tf.float32)))
+        return tf.concat(levels, 0), updates
+
+    def _decode(self, words, scales):
+        world, n = self.transport.world, sum(self.sizes)
+        totals = numerics.fuse(_unpack, n)(words, self._bits, n, world)
+        return [
+            rounding.level_values(total, world, scales[index])
+            for index, total in enumerate(tf.split(totals, self.sizes))
+        ]
+
+
+def _pack(levels, bits):
+    return wire.pack_fields(tf.cast(levels, tf.int32) + 1, bits)
+
+
+def _unpack(words, bits, n, world):
+    """Sums of `world` levels: int32[n]."""
+    return wire.unpack_fields(words, bits, n) - world
