@@ -14,9 +14,9 @@ from tests.optimizers.local_sgd_reference import LeaderReference
 from tests.replicas import build, copies, plain, random_gradients
 from tfqcomm.aggregators.exchange import exchange_of
 from tfqcomm.compressors import BlockSign, Identity, TopK
+from tfqcomm.leader_vote import choose_leaders, mean_loss
 from tfqcomm.optimizers import LeaderSGD
 from tfqcomm.optimizers.leader_sgd import leader_sgd_pull
-from tfqcomm.leader_vote import choose_leaders, mean_loss
 
 STEPS = 40
 

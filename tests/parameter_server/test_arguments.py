@@ -121,7 +121,7 @@ def test_every_worker_has_data_of_its_own():
 
 
 def test_sparse_weights_are_the_default_with_l1():
-    from tfqcomm.parameter_server.trainer import weight_codec
+    from tfqcomm.parameter_server.payload import weight_codec
 
     assert weight_codec(None, optimizers.QRDAAdagrad(0.1, l1=1e-3)) == SparseWeights()
     assert weight_codec(None, optimizers.QRDAAdagrad(0.1)).lossless

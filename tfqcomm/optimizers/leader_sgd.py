@@ -151,6 +151,10 @@ class LeaderSGD(LocalSGDOptimizer):
         pulls = [f"{level.name} every {level.period} steps" for level in self.levels]
         return f"{self.leader_compressor}, {', '.join(pulls)}", "broadcast"
 
+    def pull(self, x, pulls):
+        """`leader_sgd_pull`, for those who hold the parameters themselves."""
+        return leader_sgd_pull(x, pulls)
+
     def scale_loss(self, loss):
         """Observes the loss, as Keras shows it to the optimizer in each training step."""
         self.observe_loss(loss)

@@ -146,14 +146,22 @@ class LocalSGDOptimizer(_tf_private.OptimizerSeam):
 
         def update():
             for step in steps:
-                self._update(*step, learning_rate)
+                self.update_copy(*step, learning_rate)
             return tf.constant(True)
 
         with tf.device(exchange.transport.devices[replica]):
             finite = tf.reduce_all([tf.reduce_all(tf.math.is_finite(g)) for g in gradients])
             return tf.cond(finite, update, lambda: tf.constant(False))
 
-    def _update(self, variable, buffer, gradient, decays, learning_rate):
+    def update_copy(self, variable, buffer, gradient, decays, learning_rate):
+        """Takes a local step with one replica's copy of a variable.
+
+        Args:
+            variable, buffer: updated; `buffer` is its momentum, None without momentum.
+            gradient: of the replica's own loss.
+            decays: whether weight decay acts on the variable.
+            learning_rate: scalar.
+        """
         rate = tf.cast(learning_rate, variable.dtype)
         gradient = tf.cast(gradient, variable.dtype)
         if decays:

@@ -1,7 +1,8 @@
 """Training with parameter servers: quantized weights on the way down, quantized updates up."""
 
 from tfqcomm.parameter_server.cluster import ServerLost
+from tfqcomm.parameter_server.leader import LeaderTrainer
 from tfqcomm.parameter_server.sparse_weights import SparseWeights
 from tfqcomm.parameter_server.trainer import Trainer
 
-__all__ = ["ServerLost", "SparseWeights", "Trainer"]
+__all__ = ["LeaderTrainer", "ServerLost", "SparseWeights", "Trainer"]

@@ -97,11 +97,11 @@ class Asynchronous:
         try:
             while self._take(worker):
                 report = self._fleet.attempt(worker, worker.step)
+                if report is not None:
+                    self._hand_in(worker)
                 with self._changed:
                     if report is None:
-                        self._to_start += 1  # somebody else, or this one when it is back
-                    else:
-                        self._hand_in(worker)
+                        self._give_back(worker)
                     del self._pulled[worker]
                     self._changed.notify_all()
         except BaseException as error:
@@ -120,15 +120,21 @@ class Asynchronous:
             self._pulled[worker] = self._fleet.applied
             return True
 
+    def _give_back(self, worker: Worker) -> None:
+        """It was lost in its step: somebody else is to do it, or this one when it is back."""
+        self._to_start += 1
+
     def _hand_in(self, worker: Worker) -> None:
-        if worker.report.healthy:
-            while not self._may_go(worker):
-                self._changed.wait()
-            self._staleness.append(self._fleet.applied - worker.report.version)
-            self._fleet.apply([worker])
-        else:
-            self._fleet.skipped += 1
-        self._handled += 1
+        """It has taken its step."""
+        with self._changed:
+            if worker.report.healthy:
+                while not self._may_go(worker):
+                    self._changed.wait()
+                self._staleness.append(self._fleet.applied - worker.report.version)
+                self._fleet.apply([worker])
+            else:
+                self._fleet.skipped += 1
+            self._handled += 1
 
     def _may_go(self, worker: Worker) -> bool:
         """Whether all others under way could still keep to the bound, one after the other."""

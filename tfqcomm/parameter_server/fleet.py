@@ -15,9 +15,8 @@ import tensorflow as tf
 from absl import logging
 
 from tfqcomm import _tf_private
-from tfqcomm.parameter_server.cluster import Cluster, ServerLost, on
-from tfqcomm.parameter_server.server import Server
-from tfqcomm.parameter_server.worker import Worker
+from tfqcomm.parameter_server.base_worker import BaseWorker
+from tfqcomm.parameter_server.cluster import Cluster, ServerLost
 
 PATIENCE = 300  # seconds to wait for a worker when none is left
 RETRY_SECONDS = 1.0
@@ -26,12 +25,17 @@ RETRY_SECONDS = 1.0
 class Fleet:
     """Runs steps of workers and servers, in threads of its own.
 
+    Args:
+        cluster: their names, for people.
+        servers: each with a `device`, and a `ping` that raises `tf.errors.OpError` if it is gone.
+        workers: all of them.
+
     Attributes:
         applied: messages, or means of messages, that the servers have taken: their version.
         skipped: that were not finite.
     """
 
-    def __init__(self, cluster: Cluster, servers: Sequence[Server], workers: Sequence[Worker]):
+    def __init__(self, cluster: Cluster, servers: Sequence, workers: Sequence[BaseWorker]):
         self.servers = list(servers)
         self.workers = list(workers)
         self.applied = 0
@@ -40,7 +44,7 @@ class Fleet:
         self._pool = ThreadPoolExecutor(len(servers) + len(workers))
         self._reconnecting = threading.Lock()
 
-    def alive(self) -> list[Worker]:
+    def alive(self) -> list[BaseWorker]:
         """Those that take part; waits while there are none."""
         deadline = time.monotonic() + PATIENCE
         while not (alive := [w for w in self.workers if w.alive]):
@@ -58,7 +62,7 @@ class Fleet:
         """What the calls return."""
         return [future.result() for future in [self._pool.submit(call) for call in calls]]
 
-    def attempt(self, worker: Worker, call: Callable):
+    def attempt(self, worker: BaseWorker, call: Callable):
         """What a call that needs a worker returns; None if the worker is lost, or was in it.
 
         Raises:
@@ -81,7 +85,7 @@ class Fleet:
         threading.Thread(target=self._bring_back, args=(worker,), daemon=True).start()
         return None
 
-    def apply(self, workers: Sequence[Worker]) -> None:
+    def apply(self, workers: Sequence[BaseWorker]) -> None:
         """One step of all servers with the messages of these workers."""
         indices = [worker.index for worker in workers]
         try:
@@ -97,8 +101,7 @@ class Fleet:
         """Raises `ServerLost` if a parameter server does not answer any more."""
         for server in self.servers:
             try:
-                with on(server.device):
-                    server.optimizer.iterations.numpy()
+                server.ping()
             except tf.errors.OpError as error:
                 raise ServerLost(
                     f"{self._cluster.describe(server.device)} is gone, and its weights with it. "
@@ -106,7 +109,7 @@ class Fleet:
                     f"last backup. ({type(error).__name__})"
                 ) from (cause or error)
 
-    def _bring_back(self, worker: Worker) -> None:
+    def _bring_back(self, worker: BaseWorker) -> None:
         """Waits until a lost worker was started anew, and lets it begin from the beginning."""
         while True:
             try:

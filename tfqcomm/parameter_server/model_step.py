@@ -34,7 +34,7 @@ class ModelStep:
         """One batch; updates `local` and `metrics`.
 
         Args:
-            weights: tensors like the trainable variables.
+            weights: tensors of the trainable variables' shapes, which are cast to their dtypes.
             statistics: float32[s].
             batch: (x, y, sample_weight).
             local: variables like those of `local`.
@@ -45,6 +45,9 @@ class ModelStep:
         """
         x, y, sample_weight = batch
         model, variables = self.model, self.model.metrics_variables
+        weights = [
+            tf.cast(w, v.dtype) for w, v in zip(weights, model.trainable_variables, strict=True)
+        ]
         mapping = [
             *zip(model.trainable_variables, weights, strict=True),
             *zip(self.statistics, _split_like(statistics, self.statistics), strict=True),

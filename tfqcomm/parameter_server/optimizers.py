@@ -26,19 +26,10 @@ def check(optimizer: keras.optimizers.Optimizer) -> None:
             "Argument `optimizer` must be one whose workers send messages, such as CompAMS, QAdam, "
             "QCMDAdagrad, QRDAAdagrad, AdaptiveTopKSGD or any optimizer of Keras: the workers of "
             f"{name} train on their own. Use it under a MirroredStrategy or "
-            f"`tfqcomm.distribute.MultiWorkerMirroredStrategy`. Received: optimizer={name}"
+            "`tfqcomm.distribute.MultiWorkerMirroredStrategy`; for LeaderSGD there is "
+            f"`tfqcomm.parameter_server.LeaderTrainer`. Received: optimizer={name}"
         )
-    if isinstance(optimizer, keras.optimizers.LossScaleOptimizer):
-        raise ValueError(
-            "Argument `optimizer` must not scale losses: a message that is not finite is skipped "
-            f"anyway. Use its inner optimizer. Received: optimizer={name}"
-        )
-    for argument in ("use_ema", "gradient_accumulation_steps"):
-        if getattr(optimizer, argument):
-            raise ValueError(
-                f"Argument `{argument}` of the optimizer is not supported with parameter servers. "
-                f"Received: {argument}={getattr(optimizer, argument)}"
-            )
+    _check_arguments(optimizer)
     options = getattr(optimizer, "options", None)
     if options is not None and options.granularity != "tensor":
         raise ValueError(
@@ -50,6 +41,43 @@ def check(optimizer: keras.optimizers.Optimizer) -> None:
             "Argument `schedule` of the optimizer must be 'auto' or 'all_gather' with parameter "
             f"servers, which replace collectives. Received: schedule={options.schedule!r}"
         )
+
+
+def check_leader(optimizer: keras.optimizers.Optimizer) -> None:
+    """Refuses what does not elect leaders.
+
+    Raises:
+        ValueError: saying what to use instead.
+    """
+    name = type(optimizer).__name__
+    if not hasattr(optimizer, "leader_compressor"):
+        raise ValueError(
+            "Argument `optimizer` must be a `tfqcomm.optimizers.LeaderSGD`. For other optimizers "
+            f"there is `tfqcomm.parameter_server.Trainer`. Received: optimizer={name}"
+        )
+    if not optimizer.leader_compressor.lossless:
+        raise ValueError(
+            "Argument `leader_compressor` of the optimizer must be None: use `weight_compressor` "
+            "of the trainer, since the weights themselves are encoded, not differences. "
+            f"Received: leader_compressor={optimizer.leader_compressor}"
+        )
+    _check_arguments(optimizer)
+
+
+def _check_arguments(optimizer: keras.optimizers.Optimizer) -> None:
+    """Refuses what no worker's step takes into account."""
+    name = type(optimizer).__name__
+    if isinstance(optimizer, keras.optimizers.LossScaleOptimizer):
+        raise ValueError(
+            "Argument `optimizer` must not scale losses: a message that is not finite is skipped "
+            f"anyway. Use its inner optimizer. Received: optimizer={name}"
+        )
+    for argument in ("use_ema", "gradient_accumulation_steps"):
+        if getattr(optimizer, argument):
+            raise ValueError(
+                f"Argument `{argument}` of the optimizer is not supported with parameter servers. "
+                f"Received: {argument}={getattr(optimizer, argument)}"
+            )
 
 
 def options_of(

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 
 import numpy as np
 import tensorflow as tf
@@ -76,6 +76,14 @@ def partition(
         load[server] += piece.size
         placed[piece] = dataclasses.replace(piece, server=server)
     return [placed[piece] for piece in pieces]
+
+
+def assemble(pieces: Sequence[Piece], values: Mapping[Piece, tf.Tensor]) -> list[tf.Tensor]:
+    """Whole variables, out of the values of all pieces, given in the order of the variables."""
+    parts: dict[int, list[tf.Tensor]] = {}
+    for piece in pieces:
+        parts.setdefault(piece.variable, []).append(values[piece])
+    return [part[0] if len(part) == 1 else tf.concat(part, 0) for part in parts.values()]
 
 
 def _rows(shape, partitioner) -> list[tuple[int, int]]:

@@ -15,7 +15,7 @@ from collections.abc import Sequence
 
 import tensorflow as tf
 
-from tfqcomm import wire
+from tfqcomm import compressors, wire
 from tfqcomm.aggregators.base import split_words
 from tfqcomm.aggregators.options import ExchangeOptions
 from tfqcomm.compressors.base import Compressor
@@ -116,6 +116,23 @@ class Format:
         return {
             p: tf.reshape(v, p.shape) for p, v in zip(self.small, flat, strict=True)
         }, statistics
+
+
+def weight_codec(weight_compressor, optimizer):
+    """What pulls are encoded with: what was asked for, or what suits the optimizer."""
+    if isinstance(weight_compressor, SparseWeights):
+        return weight_compressor
+    if weight_compressor is None and getattr(optimizer, "l1", 0):
+        return SparseWeights()
+    if weight_compressor is None:
+        return getattr(optimizer, "weight_compressor", compressors.get(None))
+    try:
+        return compressors.get(weight_compressor)
+    except ValueError as error:
+        raise ValueError(
+            "Argument `weight_compressor` must be None, `SparseWeights()`, or a compressor. "
+            f"Received: weight_compressor={weight_compressor!r}"
+        ) from error
 
 
 def _crc(text: str) -> int:

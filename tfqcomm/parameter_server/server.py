@@ -81,6 +81,11 @@ class Server:
         with on(self.device):
             self._graph_publish()
 
+    def ping(self) -> None:
+        """Raises `tf.errors.OpError` if the server does not answer."""
+        with on(self.device):
+            self.optimizer.iterations.numpy()
+
     def _step(self, inboxes):
         """The graph of `step`, one for each number of workers that take part."""
         words = tf.stack([inbox.read_value() for inbox in inboxes])  # [workers, w]

@@ -7,7 +7,6 @@ from collections.abc import Callable, Sequence
 import keras
 import tensorflow as tf
 
-from tfqcomm import compressors
 from tfqcomm.aggregators.exchange import exchange_for
 from tfqcomm.parameter_server import memory, optimizers
 from tfqcomm.parameter_server.asynchronous import Asynchronous
@@ -15,8 +14,7 @@ from tfqcomm.parameter_server.base_trainer import BaseTrainer
 from tfqcomm.parameter_server.chief import ChiefCopy
 from tfqcomm.parameter_server.fleet import Fleet
 from tfqcomm.parameter_server.partition import partition
-from tfqcomm.parameter_server.payload import Format
-from tfqcomm.parameter_server.sparse_weights import SparseWeights
+from tfqcomm.parameter_server.payload import Format, weight_codec
 from tfqcomm.parameter_server.synchronous import Synchronous
 from tfqcomm.parameter_server.worker import Program, Worker
 from tfqcomm.traffic import Meter, Route
@@ -196,23 +194,6 @@ class Trainer(BaseTrainer):
         if not large:
             return where, "float32"
         return where, f"pulled {self._weight_codec}, pushed {program.options.compressor}"
-
-
-def weight_codec(weight_compressor, optimizer):
-    """What pulls are encoded with."""
-    if isinstance(weight_compressor, SparseWeights):
-        return weight_compressor
-    if weight_compressor is None and getattr(optimizer, "l1", 0):
-        return SparseWeights()
-    if weight_compressor is None:
-        return getattr(optimizer, "weight_compressor", compressors.get(None))
-    try:
-        return compressors.get(weight_compressor)
-    except ValueError as error:
-        raise ValueError(
-            "Argument `weight_compressor` must be None, `SparseWeights()`, or a compressor. "
-            f"Received: weight_compressor={weight_compressor!r}"
-        ) from error
 
 
 def check_staleness(mode: str, max_staleness: int | None, workers: int) -> None:

@@ -23,7 +23,7 @@ from tfqcomm.parameter_server.base_worker import BaseWorker
 from tfqcomm.parameter_server.cluster import on
 from tfqcomm.parameter_server.model_step import ModelStep
 from tfqcomm.parameter_server.optimizers import worker_half
-from tfqcomm.parameter_server.partition import Piece
+from tfqcomm.parameter_server.partition import Piece, assemble
 from tfqcomm.parameter_server.payload import gradient_seeds
 from tfqcomm.parameter_server.server import Server
 
@@ -121,9 +121,8 @@ class Program:
 
         before = tf.concat(statistics, 0)
         metrics.assign(tf.where(fresh, self.model_step.metrics, metrics.read_value()))
-        gradients, moving, _ = self.model_step.gradients(
-            self._assemble(weights), before, batch, local, metrics
-        )
+        whole = assemble(self.pieces, weights)
+        gradients, moving, _ = self.model_step.gradients(whole, before, batch, local, metrics)
         gradients = self._clip(gradients)
         committed, pending = memory
         base = tf.cond(accepted, pending.read_value, committed.read_value)
@@ -153,18 +152,8 @@ class Program:
         facts = tf.stack([tf.cast(fact, tf.float64) for fact in facts])
         return tf.concat([facts, metrics.read_value()], 0)
 
-    def _assemble(self, weights: dict[Piece, tf.Tensor]) -> list[tf.Tensor]:
-        """Whole variables, in their own dtype."""
-        parts = [[] for _ in self.model.trainable_variables]
-        for piece in self.pieces:
-            parts[piece.variable].append(weights[piece])
-        return [
-            tf.cast(part[0] if len(part) == 1 else tf.concat(part, 0), variable.dtype)
-            for part, variable in zip(parts, self.model.trainable_variables, strict=True)
-        ]
-
     def _clip(self, gradients):
-        """As under a strategy of W replicas, where the loss is divided by W: bounds the W-th part."""
+        """As under a strategy of W replicas, where the loss is divided by W: its W-th part."""
         workers = len(self.servers[0].inboxes)
         clipped = _tf_private.clip_gradients(self.model.optimizer, [g / workers for g in gradients])
         return [g * workers for g in clipped]

@@ -1,0 +1,75 @@
+"""The chief's model: the average of all workers, and what a backup keeps of them."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+import keras
+import numpy as np
+
+from tfqcomm import _tf_private
+from tfqcomm.parameter_server.fleet import Fleet
+from tfqcomm.parameter_server.model_step import assign_flat, flat_values
+
+
+class ChiefAverage:
+    """Moves weights and moving statistics between the chief's model and the workers.
+
+    A worker whose weights are not finite is left out of the average.
+    """
+
+    def __init__(self, model: keras.Model, fleet: Fleet):
+        self._model = model
+        self._fleet = fleet
+        self._statistics = _tf_private.statistics(model)
+
+    def send(self) -> None:
+        """Gives all workers what the chief has."""
+        weights = [v.numpy() for v in self._model.trainable_variables]
+        values = [*weights, flat_values(self._statistics)]
+        for worker in self._fleet.workers:
+            self._fleet.attempt(worker, lambda w=worker: setattr(w, "weights", values))
+
+    def fetch(self) -> None:
+        """Takes the average of what the workers have."""
+        weights = _each(self._fleet, "weights")
+        sane = [w for w in weights if all(np.isfinite(value).all() for value in w)]
+        if not sane:
+            return
+        *means, moving = (sum(values) / len(sane) for values in zip(*sane, strict=True))
+        for variable, mean in zip(self._model.trainable_variables, means, strict=True):
+            variable.assign(mean)
+        assign_flat(self._statistics, moving)
+
+    def send_learning_rate(self, last: float | None) -> float:
+        """Passes on what a schedule, or a callback, says."""
+        rate = float(self._model.optimizer.learning_rate)
+        for worker in self._fleet.workers:
+            worker.learning_rate = rate
+        return rate
+
+
+class Momenta:
+    """Stands in for the worker state of an all-reduce exchange, with the same keys."""
+
+    def __init__(self, fleet: Fleet):
+        self._fleet = fleet
+
+    def mean(self) -> dict[str, np.ndarray]:
+        """Each variable's mean momentum over the workers."""
+        momenta = _each(self._fleet, "momenta")
+        means = [sum(values) / len(momenta) for values in zip(*momenta, strict=True)]
+        return {f"momentum/{index}": mean for index, mean in enumerate(means)}
+
+    def load_mean(self, mean: Mapping[str, np.ndarray]) -> None:
+        """Gives all workers a saved `mean()`."""
+        count = sum(key.startswith("momentum/") for key in mean)
+        values = [mean[f"momentum/{index}"] for index in range(count)]
+        for worker in self._fleet.workers if values else []:
+            self._fleet.attempt(worker, lambda w=worker: setattr(w, "momenta", values))
+
+
+def _each(fleet: Fleet, name: str) -> list[list[np.ndarray]]:
+    """An attribute of every worker that is there."""
+    found = [fleet.attempt(worker, lambda w=worker: getattr(w, name)) for worker in fleet.workers]
+    return [values for values in found if values is not None]

@@ -1,0 +1,259 @@
+"""What a worker does that trains alone: local steps, now and then a push or a pull of weights."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable, Sequence
+
+import keras
+import numpy as np
+import tensorflow as tf
+
+from tfqcomm import _tf_private
+from tfqcomm.leader_vote import mean_loss, push_loss
+from tfqcomm.parameter_server.base_worker import BaseWorker
+from tfqcomm.parameter_server.cluster import on
+from tfqcomm.parameter_server.leader.board import Buffer
+from tfqcomm.parameter_server.leader.server import LeaderServer
+from tfqcomm.parameter_server.model_step import ModelStep, flat_values
+from tfqcomm.parameter_server.partition import Piece, assemble
+
+
+@dataclasses.dataclass(frozen=True)
+class LocalReport:
+    """What a local step tells the chief.
+
+    Attributes:
+        healthy: whether the gradient was finite; if not, the step was skipped.
+        mean_loss: of the last mini-batches; inf if the weights are not finite.
+        gradient_norm: before clipping.
+        metrics: the worker's share in the states of all metrics, float64.
+    """
+
+    healthy: bool
+    mean_loss: float
+    gradient_norm: float
+    metrics: np.ndarray
+
+    @classmethod
+    def from_vector(cls, vector: np.ndarray) -> LocalReport:
+        """Inverse of what the graph packs."""
+        healthy, *numbers = (number.item() for number in vector[:3])
+        return cls(bool(healthy), *numbers, vector[3:])
+
+
+class LeaderProgram:
+    """The graphs of a local step, of a push and of a pull, one for all workers.
+
+    Args:
+        model: compiled with `LeaderSGD` and built.
+        servers: all of them.
+        pieces: in the order of the model's trainable variables.
+    """
+
+    def __init__(
+        self, model: keras.Model, servers: Sequence[LeaderServer], pieces: Sequence[Piece]
+    ):
+        self.model = model
+        self.optimizer = model.optimizer
+        self.servers = list(servers)
+        self.model_step = ModelStep(model)
+        self._pieces = list(pieces)
+        self._decays = [_tf_private.decays(model.optimizer, v) for v in model.trainable_variables]
+        self.step = tf.function(self._step, autograph=False)
+        self.show = tf.function(self._show, autograph=False)
+        self.pull = tf.function(self._pull, autograph=False)
+
+    def _step(self, iterator, weights, momenta, statistics, local, metrics, window, rate, fresh):
+        """One local step.
+
+        Args:
+            iterator: of the worker's data.
+            weights, momenta: its variables; no momenta where there is no momentum.
+            statistics: variable, float32[s], of its own layers.
+            local, metrics: as in `ModelStep.gradients`.
+            window: variable, float32[loss_window], its last losses.
+            rate: variable, the learning rate.
+            fresh: bool scalar: the metrics begin anew.
+
+        Returns:
+            float64[3 + metrics]: a `LocalReport`.
+        """
+        batch = keras.utils.unpack_x_y_sample_weight(next(iterator))
+        metrics.assign(tf.where(fresh, self.model_step.metrics, metrics.read_value()))
+        before = statistics.read_value()
+        gradients, moving, loss = self.model_step.gradients(
+            [w.read_value() for w in weights], before, batch, local, metrics
+        )
+        norm = tf.linalg.global_norm(gradients)
+        gradients = _tf_private.clip_gradients(self.optimizer, gradients)
+        finite = tf.reduce_all([tf.reduce_all(tf.math.is_finite(g)) for g in gradients])
+
+        def update():
+            buffers = momenta or [None] * len(weights)
+            for step in zip(weights, buffers, gradients, self._decays, strict=True):
+                self.optimizer.update_copy(*step, rate.read_value())
+            return tf.constant(True)
+
+        healthy = tf.cond(finite, update, lambda: tf.constant(False))
+        sane = tf.reduce_all(tf.math.is_finite(moving))
+        statistics.assign(tf.where(sane, moving, before))
+        window.assign(push_loss(window.read_value(), loss))
+        average, _ = mean_loss(window.read_value())
+        sane = tf.reduce_all([tf.reduce_all(tf.math.is_finite(w.read_value())) for w in weights])
+        facts = [healthy, tf.where(sane, average, np.inf), norm]
+        facts = tf.stack([tf.cast(fact, tf.float64) for fact in facts])
+        return tf.concat([facts, metrics.read_value()], 0)
+
+    def _show(self, weights, rooms, number):
+        """Puts the weights into one room on each server.
+
+        Args:
+            number: int scalar, seeds stochastic codecs.
+
+        Returns:
+            Words sent.
+        """
+        sent = []
+        for server, room in zip(self.servers, rooms, strict=True):
+            values = {
+                piece: tf.cast(piece.cut(weights[piece.variable].read_value()), tf.float32)
+                for piece in server.format.pieces
+            }
+            words = server.format.pack_weights(values, tf.zeros([0]), number)
+            server.fill(room, words)
+            sent.append(tf.size(words))
+        return tf.add_n(sent)
+
+    def _pull(self, weights, sources, pulls):
+        """Moves the weights towards those of leaders.
+
+        Args:
+            sources: for each leader a room on each server.
+            pulls: float32[leaders].
+
+        Returns:
+            Words received.
+        """
+        received, leaders = [], []
+        for rooms in sources:
+            values = {}
+            for server, room in zip(self.servers, rooms, strict=True):
+                words = server.read(room)
+                values |= server.format.unpack_weights(words)[0]
+                received.append(tf.size(words))
+            leaders.append(assemble(self._pieces, values))
+        mixing = tf.unstack(pulls, len(sources))
+        for variable, *towards in zip(weights, *leaders, strict=True):
+            x = tf.cast(variable.read_value(), tf.float32)
+            x = self.optimizer.pull(x, list(zip(mixing, towards, strict=True)))
+            variable.assign(tf.cast(x, variable.dtype))
+        return tf.add_n(received)
+
+
+class LeaderWorker(BaseWorker):
+    """One worker of a `LeaderTrainer`.
+
+    Attributes:
+        learning_rate: of its next steps.
+        report: of its last step.
+    """
+
+    def __init__(self, index: int, device: str, program: LeaderProgram, dataset_fn: Callable):
+        self.learning_rate = 0.0
+        self.report: LocalReport | None = None
+        self._program = program
+        super().__init__(index, device, program.model_step, dataset_fn)
+
+    def start(self) -> None:
+        """Begins with the chief's weights, also after it was started anew."""
+        program = self._program
+        variables = program.model.trainable_variables
+        with on(self.device):
+            self._weights = [_variable(v.numpy(), v.dtype) for v in variables]
+            self._momenta = [
+                _variable(np.zeros(v.shape), v.dtype)
+                for v in variables
+                if program.optimizer.momentum
+            ]
+            self._statistics = _variable(flat_values(program.model_step.statistics))
+            self._window = _variable(np.full([program.optimizer.loss_window], np.nan))
+            self._rate = _variable(0.0)
+        self._rate_there = 0.0
+        super().start()
+
+    def step(self) -> LocalReport:
+        """One local step."""
+        with on(self.device):
+            if self._rate_there != self.learning_rate:
+                self._rate_there = self.learning_rate
+                self._rate.assign(self._rate_there)
+            vector = self._program.step(
+                self._iterator,
+                self._weights,
+                self._momenta,
+                self._statistics,
+                self._local,
+                self._metrics,
+                self._window,
+                self._rate,
+                self._flags[self._fresh],
+            )
+            self.report = LocalReport.from_vector(vector.numpy())
+        self._took_step(self.report.metrics)
+        return self.report
+
+    def show(self, buffer: Buffer) -> bool:
+        """Encodes its weights, and puts them where others find them."""
+        with on(self.device):
+            number = tf.constant(self.steps)
+            self.pushed_words += int(self._program.show(self._weights, buffer.variables, number))
+        return True
+
+    def pull(self, pulls: Sequence[tuple[float, Buffer]]) -> None:
+        """Moves towards leaders."""
+        rooms = [buffer.variables for _, buffer in pulls]
+        with on(self.device):
+            mixing = tf.constant([pull for pull, _ in pulls], tf.float32)
+            self.pulled_words += int(self._program.pull(self._weights, rooms, mixing))
+
+    @property
+    def message_norm(self) -> float:
+        return self.report.gradient_norm if self.report else 0.0
+
+    def summary(self) -> dict[str, int]:
+        return {
+            "alive": self.alive,
+            "steps": self.steps,
+            "bytes_pushed": 4 * self.pushed_words,
+            "bytes_pulled": 4 * self.pulled_words,
+        }
+
+    @property
+    def weights(self) -> list[np.ndarray]:
+        """Its own, and in the last place its moving statistics."""
+        with on(self.device):
+            return [v.numpy() for v in (*self._weights, self._statistics)]
+
+    @weights.setter
+    def weights(self, values: Sequence[np.ndarray]) -> None:
+        self._assign((*self._weights, self._statistics), values)
+
+    @property
+    def momenta(self) -> list[np.ndarray]:
+        """Its own; none where there is no momentum."""
+        with on(self.device):
+            return [v.numpy() for v in self._momenta]
+
+    @momenta.setter
+    def momenta(self, values: Sequence[np.ndarray]) -> None:
+        self._assign(self._momenta, values)
+
+    def _assign(self, variables, values) -> None:
+        with on(self.device):
+            for variable, value in zip(variables, values, strict=True):
+                variable.assign(value)
+
+
+def _variable(value, dtype=tf.float32) -> tf.Variable:
+    return tf.Variable(value, trainable=False, dtype=dtype)
