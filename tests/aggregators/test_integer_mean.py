@@ -165,6 +165,16 @@ def test_conservation_over_many_steps():
     np.testing.assert_allclose(left, right, atol=2e-4)
 
 
+@pytest.mark.parametrize(("clip", "low", "high"), [(2.0, 1, 2), (2.5, 8, 30)])
+def test_how_much_error_feedback_adds_up(clip, low, high):
+    """As the docstring of `Ternary` says: norms of residuals in those of normal messages."""
+    rng = np.random.default_rng(0)
+    messages = rng.normal(size=[60, 4, 1, 1000]).astype(np.float32)
+    result = run(case(clip), messages)
+    residual = np.concatenate([result.aggregator.worker_residual(r, 0) for r in range(4)])
+    assert low < np.linalg.norm(residual) / np.linalg.norm(messages[0]) < high
+
+
 @pytest.mark.parametrize("bad", [np.nan, -np.nan, np.inf, -np.inf])
 def test_a_step_with_a_bad_number_is_skipped_by_all_processes(bad):
     """The next one is as if it had not been."""

@@ -29,7 +29,7 @@ CONFIGS = {
     "block_sign": {"compressor": BlockSign()},
     "two_phase": {"compressor": BlockSign(block=64), "schedule": "two_phase", "min_size": 0},
     "random_k": {"compressor": RandomK(0.25)},
-    "ternary": {"compressor": Ternary(shared_scale=True)},
+    "ternary": {"compressor": Ternary(clip=1.5, shared_scale=True)},
     "comp_ams": {"optimizer": lambda: CompAMS(1e-2, compressor=TopK(0.1))},
     "qadam": {
         "optimizer": lambda: QAdam(3e-3, compressor="log_grid", weight_compressor=UniformGrid(8))
