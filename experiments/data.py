@@ -193,6 +193,31 @@ def training_stream(
     return strategy.distribute_datasets_from_function(input_pipeline, _input_options(strategy))
 
 
+def worker_batches(
+    dataset: Dataset, context: tf.distribute.InputContext, batch: int, seed: int
+) -> tf.data.Dataset:
+    """Returns an endless stream of batches for one worker of a parameter-server cluster.
+
+    Every W-th example is its own, in an order of its own.
+    """
+    mine = slice(context.input_pipeline_id, None, context.num_input_pipelines)
+    x, y = dataset.x_train[mine], dataset.y_train[mine]
+    stream = tf.data.Dataset.from_tensor_slices((x, y))
+    return stream.shuffle(len(x), seed + context.input_pipeline_id).repeat().batch(batch)
+
+
+def paced(stream: tf.data.Dataset, seconds: float) -> tf.data.Dataset:
+    """Returns a stream that takes at least `seconds` for each batch, as a slow machine would."""
+    spec = stream.element_spec
+    slowed = tf.raw_ops.SleepDataset(
+        input_dataset=tf.data.experimental.to_variant(stream),
+        sleep_microseconds=int(seconds * 1e6),
+        output_types=[part.dtype for part in tf.nest.flatten(spec)],
+        output_shapes=[part.shape for part in tf.nest.flatten(spec)],
+    )
+    return tf.data.experimental.from_variant(slowed, spec)
+
+
 def _no_autotune() -> tf.data.Options:
     options = tf.data.Options()
     options.autotune.enabled = False

@@ -84,15 +84,6 @@ def build_model(dataset: data.Dataset) -> keras.Model:
     return models.mlp(dataset.x_train.shape[1:], dataset.num_classes)
 
 
-def batches(dataset: data.Dataset, context: tf.distribute.InputContext) -> tf.data.Dataset:
-    """Every W-th example, in an order of the worker's own."""
-    mine = slice(context.input_pipeline_id, None, context.num_input_pipelines)
-    x, y = dataset.x_train[mine], dataset.y_train[mine]
-    seed = FLAGS.seed + context.input_pipeline_id
-    stream = tf.data.Dataset.from_tensor_slices((x, y)).shuffle(len(x), seed).repeat()
-    return stream.batch(FLAGS.batch)
-
-
 def halved(epoch: int, rate: float) -> float:
     """The learning rate of an epoch: half of the last one's every 4 epochs."""
     return rate / 2 if epoch and epoch % 4 == 0 else rate
@@ -116,7 +107,7 @@ def run(name: str, dataset: data.Dataset) -> dict:
     adam = base in ("dense", "quantized")
     schedule = [keras.callbacks.LearningRateScheduler(halved)] if adam else []
     history = trainer.fit(
-        lambda context: batches(dataset, context),
+        lambda context: data.worker_batches(dataset, context, FLAGS.batch, FLAGS.seed),
         epochs=FLAGS.epochs,
         steps_per_epoch=len(dataset.x_train) // (FLAGS.batch * FLAGS.workers),
         validation_data=(dataset.x_test, dataset.y_test),
