@@ -195,8 +195,8 @@ class BaseTrainer(abc.ABC):
         self.model.reset_metrics()
         for worker in self._fleet.workers:
             worker.reset_metrics()
+        learning_rate = self._copy.send_learning_rate(None)  # before the first step begins
         driver.begin_epoch(steps)
-        learning_rate = None
         for step in range(steps):
             callback_list.on_train_batch_begin(step)
             learning_rate = self._copy.send_learning_rate(learning_rate)

@@ -42,7 +42,7 @@ class ChiefAverage:
         assign_flat(self._statistics, moving)
 
     def send_learning_rate(self, last: float | None) -> float:
-        """Passes on what a schedule, or a callback, says."""
+        """Passes on what a callback may have set."""
         rate = float(self._model.optimizer.learning_rate)
         for worker in self._fleet.workers:
             worker.learning_rate = rate

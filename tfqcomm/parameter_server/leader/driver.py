@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import functools
+from collections.abc import Callable
+
 from tfqcomm.parameter_server.asynchronous import Asynchronous
 from tfqcomm.parameter_server.fleet import Fleet
 from tfqcomm.parameter_server.leader.board import LeaderBoard
@@ -13,11 +16,27 @@ class LeaderDriver(Asynchronous):
 
     Weights that are shown while others still read the last ones go to another place, so that a
     pull sees the weights of one leader at one time.
+
+    Args:
+        fleet: what it drives.
+        board: who leads.
+        schedule: steps of an average worker -> learning rate; None where callbacks set it.
     """
 
-    def __init__(self, fleet: Fleet, board: LeaderBoard):
+    def __init__(
+        self, fleet: Fleet, board: LeaderBoard, schedule: Callable[[int], float] | None = None
+    ):
         self._board = board
+        self._schedule = schedule and functools.lru_cache(maxsize=1)(schedule)
         super().__init__(fleet)
+
+    def _take(self, worker: LeaderWorker) -> bool:
+        if not super()._take(worker):
+            return False
+        if self._schedule is not None:
+            steps = self._fleet.applied // len(self._fleet.workers)
+            worker.learning_rate = self._schedule(steps)
+        return True
 
     def _hand_in(self, worker: LeaderWorker) -> None:
         fleet, board = self._fleet, self._board

@@ -159,7 +159,11 @@ class LeaderTrainer(BaseTrainer):
         return fleet, ChiefAverage(model, fleet), self._register(fleet)
 
     def _driver(self):
-        return LeaderDriver(self._fleet, self._board)
+        rate = self.optimizer.get_config()["learning_rate"]  # a number, or how to make a schedule
+        schedule = keras.optimizers.schedules.deserialize(rate) if isinstance(rate, dict) else None
+        return LeaderDriver(
+            self._fleet, self._board, schedule and (lambda step: float(schedule(step)))
+        )
 
     @property
     def _applied_per_iteration(self) -> int:
