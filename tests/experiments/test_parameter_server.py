@@ -1,4 +1,4 @@
-"""The parameter-server experiment runs from its command line and writes what it promises."""
+"""The parameter-server experiments run from the command line and write what they promise."""
 
 import json
 
@@ -30,4 +30,25 @@ def test_parameter_server(tmp_path):
     assert sparse[1]["bytes_pulled"] < dense[1]["bytes_pulled"]
     assert all(result["test_accuracy"] > 0.6 for result in runs.values())
     assert "| quantized  |" in printed
+    assert (tmp_path / "accuracy.png").stat().st_size > 10_000
+
+
+def test_async_leader_sgd(tmp_path):
+    printed = run(
+        "experiments.async_leader_sgd",
+        "--dataset=digits",
+        "--epochs=4",
+        "--local_batch=16",
+        "--period=5",
+        "--step_seconds=0.03",
+        f"--out={tmp_path}",
+    )
+    runs = json.loads((tmp_path / "results.json").read_text())["runs"]
+    assert [*runs] == ["equal", "slow"]
+    for result in runs.values():
+        assert sum(worker["steps"] for worker in result["workers"]) == 4 * 4 * 22
+        assert result["test_accuracy"] > 0.8
+    *others, slow = (worker["steps"] for worker in runs["slow"]["workers"])
+    assert slow < min(others) / 1.5  # the first epoch compiles, and each ends together
+    assert "| slow  |" in printed
     assert (tmp_path / "accuracy.png").stat().st_size > 10_000

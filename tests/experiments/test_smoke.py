@@ -48,6 +48,29 @@ def test_comp_ams(tmp_path):
 
 
 @pytest.mark.slow
+def test_comp_ams_and_its_rivals(tmp_path):
+    """1-bit Adam: one dense epoch, then bits."""
+    results = comp_ams(
+        tmp_path,
+        "--workers=4",
+        "--epochs=4",
+        "--global_batch=64",
+        "--compressors=qadam,one_bit_adam",
+    )
+    runs = results["runs"]
+    assert all(run["compressor"] == "BlockSign(block=None)" for run in runs.values())
+    assert all(run["test_accuracy"] > 0.85 for run in runs.values())
+    dense, *compressed = runs["one_bit_adam"]["epochs"]
+    assert [epoch["steps"] for epoch in (dense, *compressed)] == [22] * 4
+    assert dense["paper_bits"] == 32 * 283_786 * 22
+    assert dense["ratio"] == pytest.approx(1, rel=1e-4)
+    for epoch in compressed:
+        assert epoch["paper_bits"] == 283_786 * 22
+        assert epoch["ratio"] > 15  # all-gather: 3 bits for each entry, against 48
+    assert compressed[-1]["test_loss"] < dense["test_loss"]
+
+
+@pytest.mark.slow
 @pytest.mark.multi_process
 def test_comp_ams_in_two_processes_equals_one(tmp_path):
     common = ("--workers=4", "--epochs=1", "--compressors=block_sign", "--no_error_feedback")
