@@ -260,6 +260,19 @@ def asynchronous(arguments: list[dict]) -> list[dict]:
     return found
 
 
+def one_by_one_with_l1(steps: int) -> float:
+    """The one weight, whose gradient is always 1, after the messages of 2 workers."""
+    os.environ.pop("TF_CONFIG", None)
+    trainer = tfqcomm.parameter_server.Trainer(
+        linear_model,
+        optimizer=tfqcomm.optimizers.QRDAAdagrad(1.0, l1=0.6, delta=1.0, compressor=None),
+        loss=lambda y, y_pred: y_pred,
+        mode="async",
+    )
+    trainer.fit(ones, steps_per_epoch=steps, verbose=0)
+    return float(trainer.model.get_weights()[0][0, 0])
+
+
 def back_up_and_restore(directory: str) -> dict:
     """Interrupts a run, and resumes it with another trainer."""
     found = {}

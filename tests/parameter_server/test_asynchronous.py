@@ -54,6 +54,16 @@ def test_staleness_is_logged_and_bounded():
     assert max(bounded["history"]["max_staleness"]) <= 3
 
 
+@pytest.mark.multi_process
+@pytest.mark.timeout(600)
+def test_l1_is_as_strong_as_in_rounds():
+    """Of W messages each is a W-th of a round's mean: so is the penalty of each."""
+    rounds, messages = 8, 16
+    (weight,) = run_workers(runs.one_by_one_with_l1, workers=1, args={"steps": rounds}, timeout=400)
+    h = 1.0 + np.sqrt(messages * 0.5**2)  # the scaled gradients' squares
+    np.testing.assert_allclose(weight, -(rounds - 0.6 * rounds) / h, rtol=1e-6)
+
+
 class Report:
     healthy = True
 

@@ -108,15 +108,19 @@ def worker_half(optimizer: keras.optimizers.Optimizer) -> WorkerHalf | None:
     return optimizer if getattr(optimizer, "worker_slots", None) else None
 
 
-def server_optimizer(optimizer: keras.optimizers.Optimizer) -> keras.optimizers.Optimizer:
+def server_optimizer(
+    optimizer: keras.optimizers.Optimizer, share: float = 1.0
+) -> keras.optimizers.Optimizer:
     """One like `optimizer`, on the current device, whose `apply` takes means of messages.
 
-    Gradients were clipped by the worker, and nothing is left to exchange.
+    Gradients were clipped by the worker, and nothing is left to exchange. Where a step takes only
+    a `share` of the mean, so it does of the l1 norm, which would act W times as strongly otherwise.
     """
     config = optimizer.get_config()
-    clone = type(optimizer).from_config(
-        {**config, "clipnorm": None, "clipvalue": None, "global_clipnorm": None}
-    )
+    config |= dict.fromkeys(("clipnorm", "clipvalue", "global_clipnorm"))
+    if "l1" in config:
+        config["l1"] *= share
+    clone = type(optimizer).from_config(config)
     if isinstance(clone, _tf_private.OptimizerSeam):
         clone.distributed_step = functools.partial(_update, clone)
     return clone

@@ -55,7 +55,7 @@ class Server:
         self.format = format
         self._share = share
         with on(device):
-            self.optimizer = server_optimizer(optimizer)
+            self.optimizer = server_optimizer(optimizer, share)
             self.variables = [
                 keras.Variable(np.asarray(value, np.float32), name=piece.name)
                 for piece, value in zip(format.pieces, values, strict=True)

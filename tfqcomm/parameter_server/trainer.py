@@ -34,8 +34,9 @@ class Trainer(BaseTrainer):
     "sync", the papers' algorithm: the servers take one step per round, on the mean of one message
     from each worker. The same as the optimizer under an all-reduce strategy with W replicas.
     "async": each message is a step of its own, scaled by 1 / W, as soon as it arrives. An epoch
-    has the same batches, so W times as many iterations. Where a step does not shrink with its
-    message, as in Adam or with weight decay, choose a learning rate W times smaller.
+    has the same batches, so W times as many iterations, and l1 is scaled likewise. Where a step
+    does not shrink with its message, as in Adam or with weight decay, choose a learning rate W
+    times smaller.
 
     Args:
         build_model: a function that returns a Keras model; called once, on the chief.
