@@ -14,7 +14,8 @@ dropout, looked at after every 1024 examples trained on. Single looks vary, so t
 four counts; the first look at or below 0.1 is recorded beside it.
 
 Paper, last epoch, float32 / Top-k 1% / Block-Sign: MNIST 98.87 / 98.89 / 98.90%, CIFAR-10 (100
-epochs) 80.70 / 79.02 / 80.58%, IMDB (LSTM, batches of 16, 20 epochs) 84.94 / 85.83 / 83.78%.
+epochs) 80.70 / 79.02 / 80.58%, IMDB (LSTM, batches of 16, 20 epochs) 84.94 / 85.83 / 83.78%. Its
+rival 1-bit Adam, `--compressors=one_bit_adam`: experiments/one_bit_adam.py.
 Iterations to loss 0.1 with n = 2 / 4 / 8 / 16: 921 / 366 / 153 / 70. Ours, and the time they take:
 experiments/README.md.
 
@@ -44,6 +45,7 @@ import models
 import tfqcomm
 from experiments import data, plots, report, training
 from experiments.accounting import paper_bits
+from experiments.one_bit_adam import OneBitAdam, adam_moments
 
 MODELS = {
     "digits": models.digits_cnn,
@@ -51,7 +53,8 @@ MODELS = {
     "cifar10": models.comp_ams_cifar_cnn,
     "imdb_reviews": models.comp_ams_imdb_lstm,
 }
-RIVALS = {"qadam": "block_sign"}  # beside COMP-AMS: Quantized Adam with 1 bit per entry
+RIVALS = {"qadam": "block_sign", "one_bit_adam": "block_sign"}  # 1 bit per entry each
+WARM_UP_SHARE = 20  # of 1-bit Adam: one of so many epochs
 LOCAL_BATCH = 64  # of the speed-up experiment, as in the paper
 PROBE_EXAMPLES = 10_000
 PROBE_PERIOD = 1024  # examples trained on
@@ -66,7 +69,9 @@ SETTINGS = [  # recorded in results.json
     flags.DEFINE_integer("processes", 1, "Processes to spread them over, on this machine.", 1),
     flags.DEFINE_integer("epochs", 20, "Passes over the training set.", 1),
     flags.DEFINE_list(
-        "compressors", "identity,top_k,block_sign", 'Their names; "qadam" is Quantized Adam, 1 bit.'
+        "compressors",
+        "identity,top_k,block_sign",
+        'Their names, or "qadam", "one_bit_adam": rivals.',
     ),
     flags.DEFINE_float("ratio", 0.01, "Entries that sparse compressors keep.", 0.0, 1.0),
     flags.DEFINE_boolean("no_error_feedback", False, "Lose what compression leaves out."),
@@ -114,7 +119,9 @@ def optimizer(
 def make_strategy() -> tf.distribute.Strategy:
     """All workers, as devices of this process or of the cluster it belongs to."""
     if not training.in_cluster():
-        return training.mirrored_strategy(training.logical_cpus(FLAGS.workers))
+        # Dense, and counted, for a stock optimizer; ours bring their own compression.
+        dense = tfqcomm.distribute.CompressedAllReduce("identity")
+        return tf.distribute.MirroredStrategy(training.logical_cpus(FLAGS.workers), dense)
     processes = training.cluster_size()
     if FLAGS.workers % processes:
         raise app.UsageError(
@@ -132,22 +139,62 @@ def accuracy(strategy: tf.distribute.Strategy, dataset: data.Dataset) -> dict[st
         codec = compressor(name)
         if training.is_chief(strategy):
             print(f"\n=== {name}: {codec}, {FLAGS.workers} workers", flush=True)
-        model = training.compiled(
-            MODELS[FLAGS.dataset],
-            lambda codec=codec, name=name: optimizer(codec, FLAGS.learning_rate, name in RIVALS),
-            strategy,
-            FLAGS.seed,
-        )
-        epochs = training.train(
-            model,
-            dataset,
-            epochs=FLAGS.epochs,
-            global_batch=FLAGS.global_batch,
-            seed=FLAGS.seed,
-        )
+        model, epochs = (train_1bit if name == "one_bit_adam" else train)(name, strategy, dataset)
         if training.is_chief(strategy):
             runs[name] = summary(codec, model, epochs)
     return runs
+
+
+def train(
+    name: str, strategy: tf.distribute.Strategy, dataset: data.Dataset
+) -> tuple[keras.Model, list[dict]]:
+    """A model trained with one of `--compressors`, and the record of its epochs."""
+    model = training.compiled(
+        MODELS[FLAGS.dataset],
+        lambda: optimizer(compressor(name), FLAGS.learning_rate, name in RIVALS),
+        strategy,
+        FLAGS.seed,
+    )
+    epochs = training.train(
+        model, dataset, epochs=FLAGS.epochs, global_batch=FLAGS.global_batch, seed=FLAGS.seed
+    )
+    return model, epochs
+
+
+def train_1bit(
+    name: str, strategy: tf.distribute.Strategy, dataset: data.Dataset
+) -> tuple[keras.Model, list[dict]]:
+    """Likewise with 1-bit Adam: first dense Adam, then what goes on from its moments.
+
+    Warm-up and compressed epochs are recorded as those of one run.
+    """
+    warm_up = max(1, FLAGS.epochs // WARM_UP_SHARE)
+    common = {"global_batch": FLAGS.global_batch, "seed": FLAGS.seed}
+    model = training.compiled(
+        MODELS[FLAGS.dataset],
+        lambda: keras.optimizers.Adam(FLAGS.learning_rate),
+        strategy,
+        FLAGS.seed,
+    )
+    dense = training.train(model, dataset, epochs=warm_up, **common)
+    for epoch in dense:
+        epoch["paper_bits"] = 32 * model.count_params() * epoch["steps"]
+    moments = adam_moments(model.optimizer)
+    training.compile_again(
+        model,
+        lambda: OneBitAdam(
+            FLAGS.learning_rate,
+            *moments,
+            compressor=compressor(name),
+            error_feedback=not FLAGS.no_error_feedback,
+            schedule=FLAGS.schedule,
+            seed=FLAGS.seed,
+        ),
+        strategy,
+    )
+    rest = FLAGS.epochs - warm_up
+    compressed = training.train(model, dataset, epochs=rest, first_epoch=warm_up, **common)
+    return model, dense + compressed
 
 
 def summary(codec, model: keras.Model, epochs: Sequence[Mapping[str, float]]) -> dict:
@@ -158,7 +205,7 @@ def summary(codec, model: keras.Model, epochs: Sequence[Mapping[str, float]]) ->
     """
     bits = paper_bits(codec, [int(np.prod(v.shape)) for v in model.trainable_variables])
     for epoch in epochs:
-        epoch["paper_bits"] = bits * epoch["steps"]
+        epoch.setdefault("paper_bits", bits * epoch["steps"])  # those of a warm-up are known
     return {
         "compressor": str(codec),
         "parameters": model.count_params(),
@@ -259,6 +306,8 @@ def write(runs, plot) -> None:
 def main(_):
     """Runs the experiment, or starts the processes that do."""
     tf.get_logger().setLevel("WARNING")
+    if "one_bit_adam" in FLAGS.compressors and FLAGS.epochs < 2:
+        raise app.UsageError("--compressors=one_bit_adam needs --epochs=2: the first is dense.")
     if FLAGS.processes > 1 and FLAGS.experiment == "speedup":
         raise app.UsageError("--experiment=speedup needs --processes=1: it changes the workers.")
     if FLAGS.processes > 1 and not training.in_cluster():

@@ -1,6 +1,7 @@
 """The papers' algorithms as Keras optimizers."""
 
 from tfqcomm.optimizers.adaptive_top_k_sgd import AdaptiveTopKSGD
+from tfqcomm.optimizers.base import CompressedOptimizer
 from tfqcomm.optimizers.comp_ams import CompAMS
 from tfqcomm.optimizers.elastic_averaging_sgd import ElasticAveragingSGD
 from tfqcomm.optimizers.leader_sgd import LeaderSGD
@@ -12,6 +13,7 @@ from tfqcomm.optimizers.qrda_adagrad import QRDAAdagrad
 __all__ = [
     "AdaptiveTopKSGD",
     "CompAMS",
+    "CompressedOptimizer",
     "ElasticAveragingSGD",
     "LeaderSGD",
     "PeriodicAveragingSGD",

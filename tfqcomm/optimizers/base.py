@@ -20,9 +20,10 @@ class CompressedOptimizer(_tf_private.OptimizerSeam):
     """Abstract base of optimizers that bring their own compression.
 
     A subclass defines `build` and `update_step` as any Keras optimizer does: the server's half.
-    One with a worker's half defines `worker_slots` and `worker_step`, too. It works under no
-    strategy, MirroredStrategy and MultiWorkerMirroredStrategy, in `fit` and in a custom loop that
-    calls `apply` (or `apply_gradients`) in replica context.
+    One with a worker's half defines `worker_slots` and `worker_step`, too; one whose messages depend
+    on what all workers share overrides `distributed_step`. It works under no strategy,
+    MirroredStrategy and MultiWorkerMirroredStrategy, in `fit` and in a custom loop that calls
+    `apply` (or `apply_gradients`) in replica context.
 
     Args:
         learning_rate: float or `keras.optimizers.schedules.LearningRateSchedule`.
@@ -76,6 +77,10 @@ class CompressedOptimizer(_tf_private.OptimizerSeam):
         """Exchanges the messages of all replicas and updates `variables`."""
         worker = self if self.worker_slots else None
         distributed_step(self, self.options, gradients, variables, learning_rate, worker)
+
+    def index_of(self, variable) -> int:
+        """The position of `variable` among those given to `build`, and so of its slots."""
+        return _tf_private.variable_index(self, variable)
 
     def get_config(self):
         """Serializable arguments, the compressor's among them."""
