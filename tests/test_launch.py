@@ -271,6 +271,10 @@ def test_a_closed_pipe_ends_all(script):
         ("--workers=1", "A script, or -m and a module, must follow the launcher's own arguments."),
         ("--workers=1 no_such.py", "There is no script 'no_such.py' in "),
         ("--workers=1 -m no_such.module", "There is no module 'no_such.module' in "),
+        (
+            "--workers=1 --max_restarts=1 x.py",
+            "Argument `--max_restarts` needs `--parameter_servers`",
+        ),
         ("--workers=1 --port_s=1 x.py", "unrecognized arguments: --port_s=1"),
         ("--serve", "Argument `--serve` needs TF_CONFIG, which names the server."),
     ],
@@ -400,6 +404,65 @@ def test_all_reduce_of_two_workers(script):
     done = launch("--workers=2", "--threads_per_worker=1", path)
     assert done.returncode == 0, done.stderr
     assert sorted(done.stdout.splitlines()) == [f"[worker {i}] total [2. 4.]" for i in range(2)]
+
+
+KILLER = r"""
+    import json, os, pathlib, signal, time
+
+    def find(job, index):  # waits for a task of this cluster, and returns its pid
+        while True:
+            for path in pathlib.Path("/proc").glob("[0-9]*/environ"):
+                try:
+                    parent = path.with_name("stat").read_text().rpartition(")")[2].split()[1]
+                    variables = dict(v.split("=", 1) for v in path.read_text().split("\0") if v)
+                except OSError:
+                    continue
+                if int(parent) == os.getppid():
+                    task = json.loads(variables.get("TF_CONFIG", "{}")).get("task")
+                    if task == {"type": job, "index": index}:
+                        return int(path.parent.name)
+            time.sleep(0.01)
+
+    def kill(job, index):
+        pid = find(job, index)
+        os.kill(pid, signal.SIGKILL)
+        return pid
+
+    """
+
+
+def test_a_killed_worker_is_done_without_where_a_chief_drives_it(script):
+    path = script(KILLER, "kill('worker', 1); time.sleep(1); print('done')")
+    done = launch("--workers=2", "--parameter_servers=1", path)
+    assert done.stderr == "[launch] worker 1 failed: SIGKILL. The others go on without it.\n"
+    assert (done.returncode, done.stdout) == (0, "[chief 0] done\n")
+
+
+def test_a_killed_worker_is_started_again_as_often_as_allowed(script):
+    path = script(
+        KILLER,
+        """
+        first = second = kill('worker', 0)
+        while second == first:
+            second = find('worker', 0)
+        kill('worker', 0)
+        time.sleep(60)
+        """,
+    )
+    done = launch("--workers=1", "--parameter_servers=1", "--max_restarts=1", path)
+    assert done.returncode == 128 + signal.SIGKILL  # the last one
+    assert done.stderr.splitlines() == [
+        "[launch] worker 0 failed: SIGKILL. Starting it again; restarts left: 0.",
+        "[launch] worker 0 failed: SIGKILL. Ending all tasks.",
+    ]
+
+
+@pytest.mark.parametrize("job", ["ps", "chief"])
+def test_without_a_parameter_server_or_the_chief_all_end(script, job):
+    path = script(KILLER, f"kill({job!r}, 0); time.sleep(60)")
+    done = launch("--workers=2", "--parameter_servers=1", "--max_restarts=5", path)
+    assert done.returncode == 128 + signal.SIGKILL
+    assert done.stderr == f"[launch] {job} 0 failed: SIGKILL. Ending all tasks.\n"
 
 
 @pytest.mark.multi_process

@@ -8,7 +8,8 @@ Every task gets its own `TF_CONFIG`, and every line it prints is shown with its 
 first task that fails ends all of them, and its exit code is the launcher's; Ctrl-C ends all of them
 too. With parameter servers the script runs once, as the chief; the workers and the parameter
 servers run `python -m tfqcomm.launch --serve`, which also starts such a task on a real cluster,
-under the `TF_CONFIG` it finds there.
+under the `TF_CONFIG` it finds there. There a worker that is killed is done without, while others
+are left, or started again, up to `--max_restarts` times in all.
 """
 
 from __future__ import annotations
@@ -60,12 +61,13 @@ def _run(options: argparse.Namespace, cluster: dict[str, list[str]]) -> int:
     if options.threads_per_worker:
         names = ("TF_NUM_INTRAOP_THREADS", "TF_NUM_INTEROP_THREADS", "OMP_NUM_THREADS")
         threads = dict.fromkeys(names, str(options.threads_per_worker))
-    with LocalCluster() as running:
+    with LocalCluster(options.max_restarts) as running:
         for job, addresses in cluster.items():
             for index in range(len(addresses)):
                 variables = {**task_environment(cluster, job, index), **threads}
                 command = script if job == script_job else server
-                running.start(f"{job} {index}", command, variables)
+                expendable = job == "worker" and job != script_job
+                running.start(f"{job} {index}", command, variables, expendable=expendable)
         return running.run([t for t in running.tasks if t.name.startswith(script_job)])
 
 
@@ -89,6 +91,12 @@ def _parser() -> argparse.ArgumentParser:
         default=0,
         help="number of parameter servers; the script then runs once, as the chief",
     )
+    add(
+        "--max_restarts",
+        type=int,
+        default=0,
+        help="how often workers that were killed are started again; with parameter servers only",
+    )
     add("--port", type=int, default=0, help="first of the ports in a row; default: any free ones")
     add(
         "--threads_per_worker",
@@ -110,10 +118,16 @@ def _mistake_in(options: argparse.Namespace) -> str | None:
             "TF_CONFIG is set: this process is already a task of a cluster. Run the script itself "
             "there, without the launcher, or unset TF_CONFIG to start a cluster on this machine."
         )
-    for name, least in (("workers", 1), ("parameter_servers", 0), ("threads_per_worker", 1)):
+    smallest = {"workers": 1, "parameter_servers": 0, "threads_per_worker": 1, "max_restarts": 0}
+    for name, least in smallest.items():
         value = getattr(options, name)
         if value is not None and value < least:
             return f"Argument `--{name}` must be at least {least}. Received: --{name}={value}"
+    if options.max_restarts and not options.parameter_servers:
+        return (
+            "Argument `--max_restarts` needs `--parameter_servers`: without them a worker's "
+            f"failure ends all. Received: --max_restarts={options.max_restarts}"
+        )
     highest = 65536 - _num_tasks(options)
     if not 0 <= options.port <= highest:
         return f"Argument `--port` must be in [0, {highest}]. Received: --port={options.port}"

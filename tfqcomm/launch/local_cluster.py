@@ -22,11 +22,21 @@ READ_BYTES = 1 << 16  # all that a Linux pipe holds
 
 
 class Task:
-    """One process of the cluster, the leader of its own session."""
+    """One process of the cluster, the leader of its own session.
 
-    def __init__(self, name: str, command: Sequence[str], variables: Mapping[str, str]):
+    Attributes:
+        name: for people.
+        exit_code: as `subprocess.Popen.returncode`.
+        expendable: whether the others can do without it, once it was killed.
+    """
+
+    def __init__(
+        self, name: str, command: Sequence[str], variables: Mapping[str, str], expendable: bool
+    ):
         self.name = name
-        self.exit_code: int | None = None  # as `subprocess.Popen.returncode`
+        self.expendable = expendable
+        self.exit_code: int | None = None
+        self._start = functools.partial(Task, name, command, variables, expendable)
         self.process = subprocess.Popen(
             command,
             env={**os.environ, **variables},
@@ -48,6 +58,10 @@ class Task:
                 self._signal_group(signal.SIGKILL)  # what it started and left behind
         return self.exit_code
 
+    def again(self) -> Task:
+        """The same one, started anew."""
+        return self._start()
+
     def signal(self, number: int) -> None:
         """Sends a signal to the task and its descendants."""
         if self.poll() is None:
@@ -64,10 +78,16 @@ class Task:
 
 
 class LocalCluster:
-    """Tasks, their output and their common end; the end of the context leaves none of them."""
+    """Tasks, their output and their common end; the end of the context leaves none of them.
 
-    def __init__(self):
+    Args:
+        max_restarts: how often expendable tasks are started again, all together.
+    """
+
+    def __init__(self, max_restarts: int = 0):
         self.tasks: list[Task] = []
+        self._restarts_left = max_restarts
+        self._missing: list[Task] = []  # killed, and done without
         self._signals: list[int] = []  # received, to be passed on
         self._handlers = {}  # {signal number: handler before ours}
         self._selector = selectors.DefaultSelector()
@@ -86,21 +106,33 @@ class LocalCluster:
         for number, handler in self._handlers.items():
             signal.signal(number, handler)
 
-    def start(self, name: str, command: Sequence[str], variables: Mapping[str, str]) -> Task:
+    def start(
+        self,
+        name: str,
+        command: Sequence[str],
+        variables: Mapping[str, str],
+        *,
+        expendable: bool = False,
+    ) -> Task:
         """Starts a process with `variables` added to the environment."""
-        task = Task(name, command, variables)
-        colour = COLOURS[len(self.tasks) % len(COLOURS)]
+        task = Task(name, command, variables, expendable)
         self.tasks.append(task)
+        self._show_output_of(task)
+        return task
+
+    def _show_output_of(self, task: Task) -> None:
+        colour = COLOURS[self.tasks.index(task) % len(COLOURS)]
         for pipe, stream in (
             (task.process.stdout, sys.stdout),
             (task.process.stderr, sys.stderr),
         ):
-            how = functools.partial(show, name=name, stream=stream, colour=colour)
+            how = functools.partial(show, name=task.name, stream=stream, colour=colour)
             self._selector.register(pipe, selectors.EVENT_READ, (LineCutter(), how))
-        return task
 
     def run(self, until: Sequence[Task]) -> int:
         """Waits until the tasks `until` have succeeded or any task has failed; ends the others.
+
+        An expendable task that was killed is started again, or done without while there are others.
 
         Returns:
             The exit code as a shell has it: 128 + n after signal n.
@@ -116,12 +148,33 @@ class LocalCluster:
                 code = task.poll()
                 if code or (code == 0 and task not in until):
                     self._print(0)  # its last words come first
+                    if self._can_do_without(task):
+                        continue
                     say(f"{task.name} failed: {_describe(code)}. Ending all tasks.")
                     return 128 - code if code < 0 else code or 1
             if all(task.exit_code == 0 for task in until):
                 return 0
         say(f"received {_describe(-self._signals[0])}. Ending all tasks.")
         return 128 + self._signals[0]
+
+    def _can_do_without(self, task: Task) -> bool:
+        """Starts it again if it was killed and that is allowed; says so once."""
+        if task in self._missing:
+            return True
+        if not task.expendable or task.exit_code >= 0:
+            return False
+        reason = f"{task.name} failed: {_describe(task.exit_code)}."
+        if self._restarts_left:
+            self._restarts_left -= 1
+            say(f"{reason} Starting it again; restarts left: {self._restarts_left}.")
+            self.tasks[self.tasks.index(task)] = again = task.again()
+            self._show_output_of(again)
+            return True
+        if all(t.exit_code is not None for t in self.tasks if t.expendable):
+            return False
+        say(f"{reason} The others go on without it.")
+        self._missing.append(task)
+        return True
 
     def _stop(self, number: int) -> None:
         """Passes a signal on; kills who is left after `GRACE_SECONDS`, or at another signal."""
