@@ -17,7 +17,7 @@ class Route:
     Attributes:
         path: the variable's path, or what the tensor is.
         shape: of the variable.
-        schedule: "dense", "all_gather", "two_phase" or "sparse".
+        schedule: "dense", "all_gather", "two_phase", "adaptive" or "integer".
         codec: the compressor's description.
     """
 

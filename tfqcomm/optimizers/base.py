@@ -20,8 +20,8 @@ class CompressedOptimizer(_tf_private.OptimizerSeam):
     """Abstract base of optimizers that bring their own compression.
 
     A subclass defines `build` and `update_step` as any Keras optimizer does: the server's half.
-    One with a worker's half defines `worker_slots` and `worker_step`, too; one whose messages depend
-    on what all workers share overrides `distributed_step`. It works under no strategy,
+    One with a worker's half defines `worker_slots` and `worker_step`, too; one whose messages take
+    more than what a worker has overrides `distributed_step`. It works under no strategy,
     MirroredStrategy and MultiWorkerMirroredStrategy, in `fit` and in a custom loop that calls
     `apply` (or `apply_gradients`) in replica context.
 
