@@ -15,11 +15,22 @@ from tests.parameter_server.runs import LOSS, STEPS, build_model, make_data, sha
 from tfqcomm.parameter_server import LeaderTrainer, ServerLost
 
 
-def embedded(**arguments) -> LeaderTrainer:
+class OpenTrainer(LeaderTrainer):
+    """Shows what is inside."""
+
+    @property
+    def inner_workers(self):
+        return self._fleet.workers
+
+    def make_buffer(self):
+        return self._board.make_buffer()
+
+
+def embedded(**arguments) -> OpenTrainer:
     """A trainer with a cluster in this process."""
     os.environ.pop("TF_CONFIG", None)  # that of the test's own harness
     arguments = {"workers": 4, "parameter_servers": 2, "loss": LOSS, "min_size": 100, **arguments}
-    return LeaderTrainer(build_model, **arguments)
+    return OpenTrainer(build_model, **arguments)
 
 
 def leader_sgd(**arguments) -> tfqcomm.optimizers.LeaderSGD:
@@ -40,7 +51,7 @@ def _fit(optimizer: dict | None = None, **arguments) -> dict:
         shards, epochs=6, validation_data=(x, y), callbacks=[traffic], verbose=0
     ).history
     evaluated = trainer.evaluate(x, y, verbose=0, return_dict=True)
-    workers = trainer._fleet.workers
+    workers = trainer.inner_workers
     return {
         "history": history,
         "evaluated": evaluated,
@@ -72,8 +83,8 @@ def show_and_pull(codec) -> dict:
     """One worker shows its weights; another moves halfway there, and then all the way."""
     trainer = embedded(optimizer=leader_sgd(), workers=2, weight_compressor=codec)
     trainer.fit(shards, steps_per_epoch=3, verbose=0)
-    first, second = trainer._fleet.workers
-    buffer = trainer._board._make_buffer()
+    first, second = trainer.inner_workers
+    buffer = trainer.make_buffer()
     before = first.weights, second.weights
     first.show(buffer)
     second.pull([(0.5, buffer)])
@@ -109,7 +120,7 @@ class BeginningAndEnd(keras.callbacks.Callback):
         self.states["end"] = self.note()
 
     def note(self):
-        momenta = [worker.momenta for worker in self._trainer._fleet.workers]
+        momenta = [worker.momenta for worker in self._trainer.inner_workers]
         return {
             "weights": self.model.get_weights(),
             "momenta": [np.mean(each, axis=0) for each in zip(*momenta, strict=True)],

@@ -6,6 +6,7 @@ so none of this runs in the process of the tests.
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import os
 import time
@@ -282,6 +283,35 @@ def back_up_and_restore(directory: str) -> dict:
         watcher = StateWatcher()
         trainer.fit(shards, epochs=epochs, callbacks=[backup, watcher], verbose=0)
         found[name] = watcher.states
+    return found
+
+
+class Interruption(Exception):
+    """In the middle of an epoch."""
+
+
+def back_up_within_an_epoch(directory: str) -> dict:
+    """Interrupts a run 7 steps into its second epoch, with a backup every 5 steps."""
+    found = {"batches": 0}
+
+    def interrupt(batch, logs):
+        found["batches"] += 1
+        if found["batches"] == STEPS + 5:
+            found["saved"] = trainer.model.get_weights()
+        if found["batches"] == STEPS + 7:
+            raise Interruption
+
+    def begin(epoch, logs):
+        found.setdefault("restored", (epoch, trainer.model.get_weights()))
+
+    for watch in ({"on_train_batch_end": interrupt}, {"on_epoch_begin": begin}):
+        trainer = embedded(optimizer=tfqcomm.optimizers.QAdam(5e-3, min_size=100))
+        backup = tfqcomm.callbacks.BackupAndRestore(directory, save_freq=5)
+        watcher = keras.callbacks.LambdaCallback(**watch)
+        with contextlib.suppress(Interruption):
+            trainer.fit(shards, epochs=2, callbacks=[backup, watcher], verbose=0)
+    found["iterations"] = int(trainer.optimizer.iterations)
+    found["initial"] = build_model().get_weights()
     return found
 
 

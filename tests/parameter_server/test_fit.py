@@ -114,3 +114,13 @@ def test_backup_and_restore(tmp_path):
         np.testing.assert_allclose(restored["memory"][name], value, atol=1e-6)
         assert np.abs(value).max() > 0
     assert int(found["second"]["epoch 3"]["slots"][0]) == 4 * runs.STEPS
+
+
+def test_a_backup_within_an_epoch_has_the_weights_of_that_moment(tmp_path):
+    found = run(runs.back_up_within_an_epoch, ("directory", str(tmp_path)))
+    epoch, restored = found["restored"]
+    assert epoch == 1  # begins again
+    for a, b in zip(restored, found["saved"], strict=True):
+        np.testing.assert_array_equal(a, b)
+    assert found["iterations"] == 2 * runs.STEPS + 5
+    assert np.abs(restored[0] - found["initial"][0]).max() > 0.01

@@ -18,7 +18,7 @@ def make_board(workers=4, **arguments):
 def go(board, rank, loss=1.0):
     """A step and its errand, at once: whom it was pulled to, as (weight, leader)."""
     errand = board.after_step(rank, loss)
-    leaders = {id(s.shown): s.leader for _, slots in board._slots for s in slots}
+    leaders = {id(s.shown): s.leader for _, slots in board.slots for s in slots}
     pulls = [(weight, leaders[id(buffer)]) for weight, buffer in errand.pulls]
     board.done(rank, errand, shown=errand.show is not None)
     return pulls, errand
@@ -52,7 +52,7 @@ def test_who_leads(losses, leader):
     board = make_board(global_period=1)
     for rank, loss in enumerate(losses):
         go(board, rank, loss)
-    assert [slot.elected for slot in board._slots[0][1]] == [leader]
+    assert [slot.elected for slot in board.slots[0][1]] == [leader]
 
 
 def test_nobody_leads_before_the_first_finite_loss():

@@ -114,6 +114,8 @@ class GradientExchange:
         budget: of adaptive top-k; None for other compressors, and before the first step.
         meter: what has been sent.
         routes: how each tensor travels; known once a step has been traced.
+        refresh: called before a backup: brings a model up to date whose weights live elsewhere;
+            None for others.
     """
 
     def __init__(self, options: ExchangeOptions, transport: Transport):
@@ -125,6 +127,7 @@ class GradientExchange:
         self._saved_budget: dict[str, np.ndarray] = {}
         self.meter = Meter()
         self.routes: tuple[Route, ...] = ()
+        self.refresh: Callable[[], None] | None = None
 
     def reduce(self, messages: Sequence[Message], step: tf.Tensor) -> Reduction:
         """Averages messages over all replicas. Nothing is changed until `Reduction.commit`.
@@ -188,6 +191,8 @@ class GradientExchange:
 
     def state(self) -> dict[str, np.ndarray]:
         """What a backup keeps beside Keras' variables: a collective, for all processes to call."""
+        if self.refresh is not None:
+            self.refresh()
         parts = {
             "residual": self.residuals.total(),
             "worker": self.worker_state.mean(),

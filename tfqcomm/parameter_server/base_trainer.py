@@ -10,6 +10,7 @@ import keras
 import tensorflow as tf
 
 from tfqcomm import _tf_private
+from tfqcomm.aggregators.exchange import exchange_of
 from tfqcomm.parameter_server import data
 from tfqcomm.parameter_server.cluster import connect
 from tfqcomm.parameter_server.fleet import Fleet
@@ -124,7 +125,8 @@ class BaseTrainer(abc.ABC):
                 length of the first worker's dataset.
             validation_data: evaluated on the chief: a dataset, or (x, y), as in Keras.
             validation_steps, validation_freq: as in Keras.
-            callbacks: Keras'. In the middle of an epoch they see the weights of its beginning.
+            callbacks: Keras'. In the middle of an epoch they see the weights of its beginning;
+                only `tfqcomm.callbacks.BackupAndRestore` saves those of the moment.
 
         Returns:
             The `History`; in mode "async" also with the mean `staleness` of an epoch's messages,
@@ -150,6 +152,7 @@ class BaseTrainer(abc.ABC):
         self.model.stop_training = False
         callback_list.on_train_begin()
         self._copy.send()
+        exchange_of(self.optimizer).refresh = self._copy.fetch
         self._fleet.applied = int(self.optimizer.iterations) * self._applied_per_iteration
         self._counted = self._traffic()
         driver = self._driver()
@@ -171,6 +174,7 @@ class BaseTrainer(abc.ABC):
             raise
         finally:
             driver.close()
+            exchange_of(self.optimizer).refresh = None
         callback_list.on_train_end(logs)
         return self.model.history
 

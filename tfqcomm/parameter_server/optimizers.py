@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import functools
 import re
 from collections.abc import Sequence
@@ -95,6 +96,8 @@ def options_of(
     if compressor.adaptive:
         ratio = compressor.num_kept(elements) / elements if elements else 1.0
         compressor = compressors.TopK(ratio)
+    if compressor.integer:  # a server decodes each message by itself
+        compressor = dataclasses.replace(compressor, shared_scale=False)
     return ExchangeOptions(
         compressor,
         error_feedback=options.error_feedback,

@@ -79,6 +79,7 @@ class LeaderBoard:
     Attributes:
         total: steps of all workers.
         times_led: for each worker, how often it was the leader of all.
+        slots: of each level its period in total steps, and the leaders of its groups.
         buffers: made so far, at most one for each slot and each worker that is reading.
     """
 
@@ -87,20 +88,20 @@ class LeaderBoard:
         self.times_led = [0] * workers
         self.buffers: list[Buffer] = []
         self._losses = [math.inf] * workers
-        self._make_buffer = make_buffer
-        self._slots = []  # (period, slots) of each level
+        self.make_buffer = make_buffer
+        self.slots = []  # (period, slots) of each level
         for level in levels:
             size = workers // level.groups
             groups = [range(start, start + size) for start in range(0, workers, size)]
             slots = [Slot(ranks, level.pull) for ranks in groups]
-            self._slots.append((workers * level.period, slots))
+            self.slots.append((workers * level.period, slots))
         self._seen = [[0] * len(levels) for _ in range(workers)]
 
     def after_step(self, rank: int, loss: float) -> Errand:
         """Notes a step of a worker and its mean loss, inf for one that must not lead."""
         self._losses[rank] = loss if math.isfinite(loss) else math.inf
         self.total += 1
-        for period, slots in self._slots:
+        for period, slots in self.slots:
             if self.total % period == 0:
                 for slot in slots:
                     self._elect(slot)
@@ -124,7 +125,7 @@ class LeaderBoard:
     def lose(self, rank: int) -> None:
         """The worker is gone: it leads nobody, and another one shows its weights instead."""
         self._losses[rank] = math.inf
-        for _, slots in self._slots:
+        for _, slots in self.slots:
             for slot in slots:
                 if slot.elected == rank:
                     self._elect(slot)
@@ -135,12 +136,12 @@ class LeaderBoard:
         slot.elected = best if math.isfinite(self._losses[best]) else None
 
     def _errand(self, rank: int) -> Errand:
-        to_show = tuple(slot for _, slots in self._slots for slot in slots if slot.elected == rank)
+        to_show = tuple(slot for _, slots in self.slots for slot in slots if slot.elected == rank)
         for slot in to_show:
             slot.elected = None
         pulls: dict[Buffer, float] = {}
         ages = []
-        for level, (_, slots) in enumerate(self._slots):
+        for level, (_, slots) in enumerate(self.slots):
             slot = next(slot for slot in slots if rank in slot.ranks)
             if slot.number == self._seen[rank][level]:
                 continue
@@ -165,7 +166,7 @@ class LeaderBoard:
     def _free_buffer(self) -> Buffer:
         buffer = next((buffer for buffer in self.buffers if not buffer.users), None)
         if buffer is None:
-            buffer = self._make_buffer()
+            buffer = self.make_buffer()
             self.buffers.append(buffer)
         buffer.users += 1
         return buffer
