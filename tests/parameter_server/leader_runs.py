@@ -38,12 +38,20 @@ def leader_sgd(**arguments) -> tfqcomm.optimizers.LeaderSGD:
     return tfqcomm.optimizers.LeaderSGD(0.05, **{**defaults, **arguments})
 
 
-def fit(arguments: list[dict]) -> list[dict]:
-    """Trains with each of some trainers' arguments."""
-    return [_fit(**more) for more in arguments]
+GROUPS = {"groups": 2, "local_period": 5, "global_period": 10, "local_pull": 0.3}
 
 
-def _fit(optimizer: dict | None = None, **arguments) -> dict:
+def everything(directory: str) -> dict:
+    """What all tests without faults look at: one process, since each takes seconds to begin."""
+    return {
+        "fit": [fit(), fit(GROUPS, weight_compressor="uniform_grid")],
+        "alone": one_worker_and_keras(),
+        "pulls": {codec: show_and_pull(codec) for codec in (None, "block_int8")},
+        "backup": back_up_and_restore(directory),
+    }
+
+
+def fit(optimizer: dict | None = None, **arguments) -> dict:
     x, y = (part.reshape([-1, *part.shape[3:]]) for part in make_data())
     trainer = embedded(optimizer=leader_sgd(**(optimizer or {})), metrics=["accuracy"], **arguments)
     traffic = tfqcomm.callbacks.TrafficLogger(verbose=0)

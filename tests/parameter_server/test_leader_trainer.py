@@ -1,6 +1,7 @@
 """Workers that train alone, each at its own pace, and are pulled to leaders."""
 
 import functools
+import tempfile
 
 import keras
 import numpy as np
@@ -20,17 +21,16 @@ PATIENCE = 240
 
 
 @functools.cache
-def run(function, *args):
-    (result,) = run_workers(function, workers=1, args=dict(args), timeout=400)
+def results():
+    with tempfile.TemporaryDirectory() as directory:
+        (result,) = run_workers(
+            leader_runs.everything, workers=1, args={"directory": directory}, timeout=500
+        )
     return result
 
 
-@functools.cache
 def fitted():
-    groups = {"groups": 2, "local_period": 5, "global_period": 10, "local_pull": 0.3}
-    arguments = [{}, {"optimizer": groups, "weight_compressor": "uniform_grid"}]
-    (result,) = run_workers(leader_runs.fit, workers=1, args={"arguments": arguments}, timeout=400)
-    return result
+    return results()["fit"]
 
 
 @pytest.mark.multi_process
@@ -86,7 +86,7 @@ class TestFit:
 @pytest.mark.multi_process
 @pytest.mark.timeout(600)
 def test_one_worker_is_sgd():
-    alone, keras_sgd = run(leader_runs.one_worker_and_keras)
+    alone, keras_sgd = results()["alone"]
     for found, expected in zip(alone, keras_sgd, strict=True):
         np.testing.assert_allclose(found, expected, atol=1e-6)
 
@@ -95,7 +95,7 @@ def test_one_worker_is_sgd():
 @pytest.mark.timeout(600)
 @pytest.mark.parametrize(("codec", "tolerance"), [(None, 1e-7), ("block_int8", 0.01)])
 def test_a_pull_moves_weights_but_not_statistics(codec, tolerance):
-    result = run(leader_runs.show_and_pull, ("codec", codec))
+    result = results()["pulls"][codec]
     leader, follower = result["before"]
     for z, x, half, there in zip(
         leader[:-1], follower[:-1], result["halfway"], result["there"], strict=False
@@ -109,8 +109,8 @@ def test_a_pull_moves_weights_but_not_statistics(codec, tolerance):
 
 @pytest.mark.multi_process
 @pytest.mark.timeout(600)
-def test_a_backup_keeps_the_average_and_the_mean_momenta(tmp_path):
-    first, second = run(leader_runs.back_up_and_restore, ("directory", str(tmp_path / "backup")))
+def test_a_backup_keeps_the_average_and_the_mean_momenta():
+    first, second = results()["backup"]
     for kind in ("weights", "momenta"):
         for kept, restored in zip(first["end"][kind], second["begin"][kind], strict=True):
             np.testing.assert_allclose(restored, kept, atol=1e-6)
