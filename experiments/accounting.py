@@ -21,8 +21,3 @@ def paper_bits(codec: Compressor, sizes: Sequence[int]) -> int:
     if isinstance(codec, (Ternary, ThresholdQuantizer)):
         return sum(2 * n + 32 for n in sizes)
     return 32 * sum(codec.num_words(n) for n in sizes)
-
-
-def sparse_bits(nonzeros: int, size: int) -> int:
-    """Bits of `nonzeros` floats among `size`: with positions, or with one bit for each entry."""
-    return 32 * nonzeros + min(nonzeros * (size - 1).bit_length(), size)

@@ -37,8 +37,8 @@ from absl import app, flags, logging
 
 import models
 from experiments import data, plots, report, training
-from experiments.accounting import paper_bits, sparse_bits
-from tfqcomm import compressors, optimizers
+from experiments.accounting import paper_bits
+from tfqcomm import compressors, optimizers, sparsity
 
 MODELS = {
     "digits": functools.partial(models.softmax_regression, (8, 8, 1)),
@@ -114,7 +114,7 @@ def summary(
         "zeros": 1 - nonzeros / len(weights),
         "bits_up_per_step": paper_bits(codec, [len(weights)]),
         "bytes_sent_per_step": epochs[-1]["bytes_sent"] / epochs[-1]["steps"],
-        "bits_down": sparse_bits(nonzeros, len(weights)),
+        "bits_down": sparsity.sparse_bits(nonzeros, len(weights)),
         "epochs": epochs,
     }
 

@@ -26,6 +26,12 @@ def test_bytes_by_hand(nonzeros, size, expected):
     assert sparsity.sparse_bytes(nonzeros, size) == expected
 
 
+@pytest.mark.parametrize(("nonzeros", "bits"), [(0, 0), (100, 4500), (7000, 231_840)])
+def test_bits_by_hand(nonzeros, bits):
+    """Of 7840: 13 bits for a position, since 2^12 < 7840 <= 2^13."""
+    assert sparsity.sparse_bits(nonzeros, 7840) == bits
+
+
 def model_with_zeros():
     model = keras.Sequential([keras.Input([30]), keras.layers.Dense(20), keras.layers.Dense(1)])
     kernel = np.random.default_rng(0).normal(size=(30, 20)).astype("float32")

@@ -109,13 +109,7 @@ class Residuals:
         for (_, slot), variable in self._variables.items():
             share = self._transport.world if slot.kind == "worker" else 1
             local[slot.key][slot.start : slot.stop] += variable.numpy() / share
-        if self._transport.processes == 1 or not local:
-            return local
-        flat = tf.constant(np.concatenate(list(local.values())))
-        zeros = [tf.zeros_like(flat)] * (self._transport.local - 1)
-        total = self._transport.all_reduce([flat, *zeros]).numpy()
-        pieces = np.split(total, np.cumsum(list(self._sizes.values()))[:-1])
-        return dict(zip(self._sizes, pieces, strict=True))
+        return self._transport.add_up(local)
 
     def load_total(self, total: dict[str, np.ndarray]) -> None:
         """Gives a saved `total()` to the replicas there are now.

@@ -56,15 +56,19 @@ def export_sparse(model: keras.Model) -> dict[str, SparseWeight]:
     return exported
 
 
-def sparse_bytes(nonzeros: int, size: int, itemsize: int = 4) -> int:
-    """Bytes of `nonzeros` values among `size`.
+def sparse_bits(nonzeros: int, size: int, itemsize: int = 4) -> int:
+    """Bits of `nonzeros` values among `size`.
 
     With positions of ceil(log2 size) bits, or with a bitmap of `size` bits, or dense: whichever is
     the least.
     """
     positions = nonzeros * max(size - 1, 0).bit_length()
-    bits = 8 * itemsize * nonzeros + min(positions, size)
-    return min(math.ceil(bits / 8), itemsize * size)
+    return min(8 * itemsize * nonzeros + min(positions, size), 8 * itemsize * size)
+
+
+def sparse_bytes(nonzeros: int, size: int, itemsize: int = 4) -> int:
+    """Likewise in whole bytes."""
+    return math.ceil(sparse_bits(nonzeros, size, itemsize) / 8)
 
 
 def zero_share(weights) -> float:

@@ -17,9 +17,9 @@ import keras
 import tensorflow as tf
 
 from tfqcomm import _tf_private, statistics
-from tfqcomm.aggregators.exchange import GradientExchange, Message, exchange_for
+from tfqcomm.aggregators.exchange import Message, exchange_for
 from tfqcomm.aggregators.options import ExchangeOptions
-from tfqcomm.transport import transport_for
+from tfqcomm.transport import Transport, transport_for
 from tfqcomm.verification import verify_replicas
 
 
@@ -79,7 +79,8 @@ def distributed_step(
 
     def merged(strategy, gradients, learning_rate):
         exchange = exchange_for(optimizer, options, transport_for(strategy))
-        _agree_once(exchange, optimizer, variables)
+        if not exchange.routes:  # before the first step
+            agree_to_train(exchange.transport, optimizer, variables, exchange.options.facts())
         messages, memory = [], []
         for key, gradient, variable in zip(keys, gradients, variables, strict=True):
             values = _local_gradients(strategy, gradient)
@@ -216,20 +217,29 @@ def _refuse_impossible(optimizer) -> None:
         )
 
 
-def _agree_once(exchange: GradientExchange, optimizer, variables) -> None:
-    """All workers must be about to train the same thing in the same way."""
-    if exchange.routes or exchange.transport.processes == 1:
+def agree_to_train(
+    transport: Transport, optimizer, variables, more: Mapping[str, str] | None = None
+) -> None:
+    """All workers must be about to train the same thing in the same way.
+
+    Args:
+        more: facts that `optimizer.get_config()` does not tell.
+
+    Raises:
+        ValueError: on every worker, saying what differs and between whom.
+    """
+    if transport.processes == 1:
         return
     with tf.init_scope():  # the learning rate in the config is a variable
         config = {k: str(v) for k, v in optimizer.get_config().items() if k != "name"}
     facts = {
         "optimizer": type(optimizer).__name__,
         **config,
-        **exchange.options.facts(),
+        **(more or {}),
         "number of variables": str(len(variables)),
         **{
             f"variable {i}": f"{_path(v).split('/')[-1]} {list(v.shape)} {v.dtype}"
             for i, v in enumerate(variables)
         },
     }
-    exchange.transport.agree("train", facts, {"optimizer name": optimizer.name})
+    transport.agree("train", facts, {"optimizer name": optimizer.name})

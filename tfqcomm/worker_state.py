@@ -46,14 +46,8 @@ class WorkerState:
             name: sum(v.numpy() for (_, n), v in self._variables.items() if n == name)
             for name in names
         }
-        flat = tf.constant(np.concatenate([value.ravel() for value in local.values()]))
-        zeros = [tf.zeros_like(flat)] * (self._transport.local - 1)
-        total = self._transport.all_reduce([flat, *zeros]).numpy() / self._transport.world
-        pieces = np.split(total, np.cumsum([value.size for value in local.values()])[:-1])
-        return {
-            name: piece.reshape(local[name].shape)
-            for name, piece in zip(names, pieces, strict=True)
-        }
+        total = self._transport.add_up(local)
+        return {name: value / self._transport.world for name, value in total.items()}
 
     def load_mean(self, mean: dict[str, np.ndarray]) -> None:
         """Gives a saved `mean()` to every replica there is now, or will be."""

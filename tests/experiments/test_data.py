@@ -6,7 +6,7 @@ from sklearn import datasets
 
 import models
 from experiments import data
-from experiments.accounting import paper_bits, sparse_bits
+from experiments.accounting import paper_bits
 from tfqcomm import compressors
 
 
@@ -141,10 +141,3 @@ def test_bits_as_the_paper_counts_them():
     assert paper_bits(compressors.Float16(), [10]) == 160
     assert paper_bits(compressors.ThresholdQuantizer(), [7840, 10]) == 2 * 7850 + 2 * 32
     assert paper_bits(compressors.Ternary(), [7840]) == 2 * 7840 + 32
-
-
-def test_bits_of_sparse_weights():
-    assert sparse_bits(0, 7840) == 0
-    assert sparse_bits(100, 7840) == 100 * (32 + 13)  # 2^12 < 7840 <= 2^13
-    assert sparse_bits(7000, 7840) == 32 * 7000 + 7840
-    assert sparse_bits(1, 1024) == 32 + 10

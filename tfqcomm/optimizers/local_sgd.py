@@ -18,7 +18,7 @@ from tfqcomm.aggregators.options import ExchangeOptions
 from tfqcomm.optimizers.base import check_fraction
 from tfqcomm.optimizers.pulls import Pullable, SharedState
 from tfqcomm.replicas import copies
-from tfqcomm.step import require_replica_context
+from tfqcomm.step import agree_to_train, require_replica_context
 from tfqcomm.traffic import Route
 from tfqcomm.transport import transport_for
 
@@ -119,17 +119,10 @@ class LocalSGDOptimizer(_tf_private.OptimizerSeam):
         exchange = replicas.exchange
         if exchange.routes:
             return
-        with tf.init_scope():  # the learning rate in the config is a variable
-            config = {k: str(v) for k, v in self.get_config().items() if k != "name"}
-        names = [getattr(v, "path", v.name) for v in variables]
-        shapes = [f"{list(v.shape)} {v.dtype}" for v in variables]
-        facts = {f"variable {i}": shape for i, shape in enumerate(shapes)}
-        facts = {"optimizer": type(self).__name__, **config, **facts}
-        exchange.transport.agree("train", facts, {"optimizer name": self.name})
+        agree_to_train(exchange.transport, self, variables)
         sent, schedule = self.route
         exchange.routes = tuple(
-            Route(name, tuple(v.shape), schedule, sent)
-            for name, v in zip(names, variables, strict=True)
+            Route(getattr(v, "path", v.name), tuple(v.shape), schedule, sent) for v in variables
         )
         if exchange.transport.world > 1:
             self.prepare(replicas)
