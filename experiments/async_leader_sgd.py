@@ -6,7 +6,8 @@ The setting of `experiments.leader_sgd`, whose Leader SGD is the synchronous for
 128 examples each, momentum 0.9, weight decay 1e-5, rate 0.05, times 0.9 after each epoch, a pull of
 0.5 every 64 steps. Every worker takes `--step_seconds` for a step, or longer if the machine does;
 in the run "slow" the last one takes `--slowdown` times that. An epoch has the same number of steps,
-whoever takes them. The test accuracy is that of the workers' average.
+whoever takes them. Every worker draws from all examples, as in the synchronous form, whose batches
+are dealt anew at every step. The test accuracy is that of the workers' average.
 
 The cluster is embedded in this process; under the launcher, or on a real cluster, the same command
 drives its workers:
@@ -93,7 +94,8 @@ def batches(dataset: data.Dataset, context, slow: bool) -> tf.data.Dataset:
     """A worker's data, at its pace."""
     last = context.input_pipeline_id == context.num_input_pipelines - 1
     seconds = FLAGS.step_seconds * (FLAGS.slowdown if slow and last else 1.0)
-    return data.paced(data.worker_batches(dataset, context, FLAGS.local_batch, FLAGS.seed), seconds)
+    stream = data.worker_batches(dataset, context, FLAGS.local_batch, FLAGS.seed, sharded=False)
+    return data.paced(stream, seconds)
 
 
 def run(name: str, dataset: data.Dataset) -> dict:

@@ -199,13 +199,19 @@ def training_stream(
 
 
 def worker_batches(
-    dataset: Dataset, context: tf.distribute.InputContext, batch: int, seed: int
+    dataset: Dataset,
+    context: tf.distribute.InputContext,
+    batch: int,
+    seed: int,
+    *,
+    sharded: bool = True,
 ) -> tf.data.Dataset:
     """Returns an endless stream of batches for one worker of a parameter-server cluster.
 
-    Every W-th example is its own, in an order of its own.
+    Every W-th example is its own, or if not `sharded` all are; in an order of its own.
     """
-    mine = slice(context.input_pipeline_id, None, context.num_input_pipelines)
+    step = context.num_input_pipelines if sharded else 1
+    mine = slice(context.input_pipeline_id % step, None, step)
     x, y = dataset.x_train[mine], dataset.y_train[mine]
     stream = tf.data.Dataset.from_tensor_slices((x, y))
     return stream.shuffle(len(x), seed + context.input_pipeline_id).repeat().batch(batch)
