@@ -5,7 +5,6 @@ from __future__ import annotations
 import numpy as np
 import tensorflow as tf
 
-from tfqcomm import _tf_private
 from tfqcomm.aggregators.exchange import exchange_of
 from tfqcomm.compressors import AdaptiveTopK
 from tfqcomm.optimizers.base import CompressedOptimizer, check_fraction, register
@@ -142,7 +141,7 @@ class AdaptiveTopKSGD(CompressedOptimizer):
         gradient = tf.convert_to_tensor(gradient)
         step = -tf.cast(learning_rate, variable.dtype) * gradient
         if self._velocities is not None:
-            slot = self._velocities[_tf_private.variable_index(self, variable)]
+            slot = self._velocities[self.index_of(variable)]
             velocity = self.momentum * tf.convert_to_tensor(slot) + step
             self.assign(slot, velocity)
             step = self.momentum * velocity + step if self.nesterov else velocity

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import tensorflow as tf
 
-from tfqcomm import _tf_private
 from tfqcomm.optimizers.base import CompressedOptimizer, check_fraction, check_positive, register
 
 
@@ -121,7 +120,7 @@ class CompAMS(CompressedOptimizer):
 
     def update_step(self, gradient, variable, learning_rate):
         """Applies the mean message to one variable; rows of embeddings are made dense."""
-        index = _tf_private.variable_index(self, variable)
+        index = self.index_of(variable)
         slots = [slot[index] for slot in (self._moments, self._velocities, self._velocity_maxima)]
         step, state = comp_ams_update(
             tf.convert_to_tensor(gradient),

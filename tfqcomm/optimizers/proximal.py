@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import tensorflow as tf
 
-from tfqcomm import _tf_private
 from tfqcomm.optimizers.base import CompressedOptimizer, check_non_negative, check_positive
 
 
@@ -51,7 +50,7 @@ class ProximalAdagrad(CompressedOptimizer):
 
     def update_step(self, gradient, variable, learning_rate):
         """The server's half, for one variable: `gradient` is the mean of quantized gradients."""
-        index = _tf_private.variable_index(self, variable)
+        index = self.index_of(variable)
         slots = [slot[index] for slot in self._slots]
         regularized = self.l1_on_vectors or len(variable.shape) > 1
         x, state = self.proximal(

@@ -6,7 +6,7 @@ import math
 
 import tensorflow as tf
 
-from tfqcomm import _tf_private, compressors
+from tfqcomm import compressors
 from tfqcomm.optimizers.base import CompressedOptimizer, check_fraction, check_positive, register
 
 
@@ -150,7 +150,7 @@ class QAdam(CompressedOptimizer):
         """The server's half, for one variable: `gradient` is the mean message."""
         gradient = tf.convert_to_tensor(gradient)
         step = tf.cast(learning_rate, variable.dtype) * gradient
-        left_out = self._left_out[_tf_private.variable_index(self, variable)]
+        left_out = self._left_out[self.index_of(variable)]
         if left_out is None:
             self.assign_sub(variable, step)
             return
@@ -163,7 +163,7 @@ class QAdam(CompressedOptimizer):
         """The float32 weights that the server keeps, `x`, for variables it was built with."""
         weights = []
         for variable in variables:
-            left_out = self._left_out[_tf_private.variable_index(self, variable)]
+            left_out = self._left_out[self.index_of(variable)]
             value = tf.convert_to_tensor(variable)
             weights.append(value if left_out is None else value + tf.convert_to_tensor(left_out))
         return weights
