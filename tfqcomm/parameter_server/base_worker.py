@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import abc
+import functools
 from collections.abc import Callable
 
 import keras
@@ -65,7 +66,9 @@ class BaseWorker(abc.ABC):
     def read(self) -> None:
         """Begins with the data that `dataset_fn()` gives."""
         with on(self.device):
-            self._iterator = iter(tf.function(endless, autograph=False)(self.dataset_fn))
+            # Traced by hand: a call would warn of "retracing", as every worker has a function.
+            make = tf.function(functools.partial(endless, self.dataset_fn), autograph=False)
+            self._iterator = iter(make.get_concrete_function()())
 
     def _own_value(self, variable: keras.Variable) -> np.ndarray:
         """What a variable that is not shared begins with: seeds of dropout differ by worker."""
