@@ -82,7 +82,8 @@ class LeaderSGD(LocalSGDOptimizer):
 
     Differences from the paper: all workers take a step at the same time; there the period counts
     the steps of all workers and n l tau divides their sum, which for equal steps is every tau-th
-    step of each. Momentum and weight decay are Keras' (decoupled), not PyTorch's.
+    step of each. `tfqcomm.parameter_server.LeaderTrainer` is the form in which they do not wait.
+    Momentum and weight decay are Keras' (decoupled), not PyTorch's.
 
     Example:
     >>> optimizer = LeaderSGD(0.1, global_pull=0.5, leader_compressor="bfloat16")

@@ -42,7 +42,7 @@ class Trainer(BaseTrainer):
         build_model: a function that returns a Keras model; called once, on the chief.
         optimizer: CompAMS, QAdam, QCMDAdagrad, QRDAAdagrad or AdaptiveTopKSGD (which keeps its
             average number of entries at every step), with their own compressors; or any of Keras'.
-            The trainer makes one like it.
+            The trainer makes one like it. For LeaderSGD there is `LeaderTrainer`.
         loss, metrics: as in `compile`; of metrics, too, it makes others like them.
         compressor: of the messages of Keras' optimizers: a `tfqcomm.compressors.Compressor`, its
             name or its config.
