@@ -35,7 +35,7 @@ train: $(INSTALLED)
 		--out=$(OUT) $(ARGS)
 
 test: $(INSTALLED)
-	$(VENV_PYTHON) -m pytest $(PYTEST_ARGS)
+	$(VENV_PYTHON) -m pytest --numprocesses=auto --maxprocesses=4 --dist=loadfile $(PYTEST_ARGS)
 
 test-slow: $(INSTALLED)
 	$(VENV_PYTHON) -m pytest -m "slow or network" $(PYTEST_ARGS)

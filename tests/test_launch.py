@@ -188,9 +188,10 @@ def no_nohup():
 )
 def test_signals_are_passed_on(script, number, code):
     path = script(
-        ASLEEP,
+        TASK,
         """
         try:
+            print("pid", os.getpid(), flush=True)
             time.sleep(60)
         except KeyboardInterrupt:
             print("interrupted")
@@ -431,10 +432,17 @@ KILLER = r"""
     """
 
 
+def launcher_said(done: subprocess.CompletedProcess) -> list[str]:
+    """Its own lines: tasks that come to load TensorFlow print others."""
+    return [line for line in done.stderr.splitlines() if line.startswith("[launch]")]
+
+
 def test_a_killed_worker_is_done_without_where_a_chief_drives_it(script):
     path = script(KILLER, "kill('worker', 1); time.sleep(1); print('done')")
     done = launch("--workers=2", "--parameter_servers=1", path)
-    assert done.stderr == "[launch] worker 1 failed: SIGKILL. The others go on without it.\n"
+    assert launcher_said(done) == [
+        "[launch] worker 1 failed: SIGKILL. The others go on without it."
+    ]
     assert (done.returncode, done.stdout) == (0, "[chief 0] done\n")
 
 
@@ -451,7 +459,7 @@ def test_a_killed_worker_is_started_again_as_often_as_allowed(script):
     )
     done = launch("--workers=1", "--parameter_servers=1", "--max_restarts=1", path)
     assert done.returncode == 128 + signal.SIGKILL  # the last one
-    assert done.stderr.splitlines() == [
+    assert launcher_said(done) == [
         "[launch] worker 0 failed: SIGKILL. Starting it again; restarts left: 0.",
         "[launch] worker 0 failed: SIGKILL. Ending all tasks.",
     ]
@@ -462,10 +470,11 @@ def test_without_a_parameter_server_or_the_chief_all_end(script, job):
     path = script(KILLER, f"kill({job!r}, 0); time.sleep(60)")
     done = launch("--workers=2", "--parameter_servers=1", "--max_restarts=5", path)
     assert done.returncode == 128 + signal.SIGKILL
-    assert done.stderr == f"[launch] {job} 0 failed: SIGKILL. Ending all tasks.\n"
+    assert launcher_said(done) == [f"[launch] {job} 0 failed: SIGKILL. Ending all tasks."]
 
 
 @pytest.mark.multi_process
+@pytest.mark.slow
 def test_parameter_server_tasks_need_no_code(script):
     path = script(
         """

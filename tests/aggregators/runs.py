@@ -107,7 +107,7 @@ class Restatement:
         for tensor, owner, part in self._parts():
             residuals = [of_rank[tensor][part] for of_rank in self.worker]
             targets = [m[tensor][part] + r for m, r in zip(messages, residuals, strict=True)]
-            decoded = self._round_trips(targets, step, tensor)
+            decoded = self._round_trips(targets, step, tensor, part.start)
             if self.error_feedback:
                 for residual, target, sent in zip(residuals, targets, decoded, strict=True):
                     residual[:] = target - sent
@@ -115,7 +115,7 @@ class Restatement:
             mean = np.sum(decoded, axis=0, dtype=np.float32) * np.float32(1 / self.world)
             if owner is not None:
                 target = mean + self.owner[tensor][part]
-                mean = self._round_trip(target, step, tensor, owner, "owner")
+                mean = self._round_trip(target, step, tensor, part.start, owner, "owner")
                 if self.error_feedback:
                     self.owner[tensor][part] = target - mean
             means[tensor][part] = mean
@@ -134,10 +134,13 @@ class Restatement:
                 if low < high:
                     yield tensor, owner, slice(low - start, high - start)
 
-    def _round_trips(self, targets, step, tensor):
+    def _round_trips(self, targets, step, tensor, start):
         """What arrives of every worker's target."""
         if not isinstance(self.aggregator, aggregators.IntegerMean):
-            return [self._round_trip(x, step, tensor, r, "worker") for r, x in enumerate(targets)]
+            return [
+                self._round_trip(x, step, tensor, start, rank, "worker")
+                for rank, x in enumerate(targets)
+            ]
         codec, seeds = self.aggregator.compressor, self.aggregator.codec_seed
         scale = np.max([codec.scale(tf.constant(x)) for x in targets], axis=0)
         return [
@@ -145,8 +148,9 @@ class Restatement:
             for rank, x in enumerate(targets)
         ]
 
-    def _round_trip(self, x, step, tensor, rank, phase):
+    def _round_trip(self, x, step, tensor, start, rank, phase):
         codec, seeds = self.aggregator.compressor, self.aggregator.codec_seed
         # Replicas share one process here, so `codec_seed` takes the global rank.
-        words = codec.encode(x, seeds(tf.constant(step), tensor, rank, phase=phase))
+        seed = seeds(tf.constant(step), tensor, rank, start=int(start), phase=phase)
+        words = codec.encode(x, seed)
         return codec.decode(words, len(x)).numpy()

@@ -131,7 +131,7 @@ def test_a_step_by_hand():
 
 def test_unbiased_and_independent_among_replicas():
     """Mean and variance over seeds: E = mean x_i, Var = sum s |x_i| - x_i^2 over W^2."""
-    world, steps = 4, 600
+    world, steps = 4, 200
     (messages,) = random_messages((50,), world, steps=1)
     messages[1] = messages[0]  # equal messages must not round alike
     drawn = np.stack(

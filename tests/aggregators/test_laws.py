@@ -118,17 +118,18 @@ def test_one_sick_replica_is_known_and_assigns_nothing(case):
         assert all(not total.any() for total in residuals.total().values())
 
 
-def test_owners_round_with_draws_of_their_own():
+def test_owners_and_parts_round_with_draws_of_their_own():
     """Unless words are summed: then all draw the same, and an owner keeps what it received."""
     for compressor, differ in [(Ternary(), True), (RandomK(0.3), False)]:
         aggregator = aggregators.TwoPhaseMean(compressor, local_transport(2), None, ["a"], [70])
         step = tf.constant(3)
         seeds = [
-            tuple(aggregator.codec_seed(step, 0, replica, phase=phase).numpy())
+            tuple(aggregator.codec_seed(step, 0, replica, start=start, phase=phase).numpy())
+            for start in (0, 35)
             for replica in range(2)
             for phase in ("worker", "owner")
         ]
-        assert len(set(seeds)) == (4 if differ else 1)
+        assert len(set(seeds)) == (8 if differ else 2)
 
 
 @over_aggregators()

@@ -238,7 +238,9 @@ def left_by_two_workers(tmp_path_factory):
 @pytest.mark.multi_process
 @pytest.mark.timeout(600)
 @pytest.mark.parametrize("schedule", ["all_gather", "two_phase"])
-@pytest.mark.parametrize("replicas", [2, 1, 4])
+@pytest.mark.parametrize(
+    "replicas", [2, *(pytest.param(n, marks=pytest.mark.slow) for n in (1, 4))]
+)
 def test_two_workers_crash_and_others_go_on(left_by_two_workers, strategy, schedule, replicas):
     directories, results = left_by_two_workers
     before = [worker[schedule]["before"] for worker in results]
@@ -254,6 +256,7 @@ def test_two_workers_crash_and_others_go_on(left_by_two_workers, strategy, sched
 
 @pytest.mark.multi_process
 @pytest.mark.timeout(600)
+@pytest.mark.slow
 def test_a_killed_worker_and_a_restart_of_both(tmp_path, strategy):
     args = {"backup_dir": str(tmp_path), "epochs": 8}
     with start_workers(functions.train_through_a_crash, args=args) as running:

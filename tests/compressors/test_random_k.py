@@ -27,9 +27,13 @@ def test_positions_are_distinct_and_in_range(n, k):
 def test_every_position_is_kept_equally_often(n, k):
     """Strata of different sizes alone would not do: the rotation evens them out."""
     draws = 1500
-    draw = tf.function(lambda seed: random_positions(seed, n, k))
     seeds = tf.stack([tf.range(draws), tf.fill([draws], 17)], axis=1)
-    counts = np.bincount(tf.map_fn(draw, seeds).numpy().ravel(), minlength=n)
+
+    @tf.function  # all of it: in a process with thousands of functions a call takes long
+    def draw_all():
+        return tf.map_fn(lambda seed: random_positions(seed, n, k), seeds)
+
+    counts = np.bincount(draw_all().numpy().ravel(), minlength=n)
     expected = draws * k / n
     standard_error = np.sqrt(draws * (k / n) * (1 - k / n))
     assert abs(counts - expected).max() <= 5 * standard_error

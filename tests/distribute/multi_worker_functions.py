@@ -376,17 +376,24 @@ SAME_ANYWHERE = {
 }
 
 
-def on_two_workers(directory):
-    """Everything, with one device for each worker."""
+ON_TWO_WORKERS = {
+    **SAME_ANYWHERE,
+    "save top_k": (save_on_chief, "top_k"),
+    "save comp_ams": (save_on_chief, "comp_ams"),
+    "several_steps": (several_steps_per_execution,),
+    "other_names": (other_names,),
+}
+
+
+def on_two_workers(names, directory):
+    """Some of it, with one device for each worker; what is saved is saved in `directory`."""
     strategy = MultiWorkerMirroredStrategy()
-    jobs = {
-        **SAME_ANYWHERE,
-        "save top_k": (save_on_chief, "top_k", directory),
-        "save comp_ams": (save_on_chief, "comp_ams", directory),
-        "several_steps": (several_steps_per_execution,),
-        "other_names": (other_names,),
-    }
-    return {name: attempt(job, strategy, *args) for name, (job, *args) in jobs.items()}
+    results = {}
+    for name in names:
+        job, *args = ON_TWO_WORKERS[name]
+        directories = [directory] if job is save_on_chief else []
+        results[name] = attempt(job, strategy, *args, *directories)
+    return results
 
 
 def with_two_devices_each(names):

@@ -33,14 +33,36 @@ FOUR_REPLICAS = [
 ]
 
 
+SLOW = [  # jobs that the default run leaves out, and the tests of their results with them
+    *(f"train {c}" for c in functions.CONFIGS if c not in ("dense", "top_k", "two_phase", "qadam")),
+    "ragged_embedding alone",
+    "embedding_model",
+    "overflow comp_ams",
+    "save top_k",
+]
+
+
+def marked(prefix, values):
+    """Parameters of a test: slow where the job of that name is."""
+    return [
+        pytest.param(v, marks=[pytest.mark.slow] if f"{prefix}{v}" in SLOW else []) for v in values
+    ]
+
+
 class Found:
     """What each worker found, by name; asking for what failed fails."""
 
-    def __init__(self, results):
-        self._results = results
+    def __init__(self, *runs):
+        """Each of `runs` has the names of some jobs, and a function that does them."""
+        self._runs = runs
+        self._results = {}
 
     def __getitem__(self, name):
-        found = [result[name] for result in self._results]
+        if name not in self._results:
+            run = next(run for names, run in self._runs if name in names)
+            results = run()
+            self._results |= {job: [result[job] for result in results] for job in results[0]}
+        found = self._results[name]
         errors = {text for text in found if isinstance(text, str) and "Traceback" in text}
         if errors:
             pytest.fail(f"{name} failed on {len(errors)} worker(s):\n{errors.pop()}", pytrace=False)
@@ -54,17 +76,25 @@ def directory(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def two(directory):
-    """Found by two workers of one device each."""
-    return Found(
-        run_workers(functions.on_two_workers, args={"directory": str(directory)}, timeout=600)
-    )
+    """Found by two workers of one device each; what is slow, by two others."""
+
+    def run(names):
+        args = {"names": names, "directory": str(directory)}
+        return run_workers(functions.on_two_workers, args=args, timeout=600)
+
+    quick = [name for name in functions.ON_TWO_WORKERS if name not in SLOW]
+    return Found((quick, lambda: run(quick)), (SLOW, lambda: run(SLOW)))
 
 
 @pytest.fixture(scope="module")
 def four():
     """Found by two workers of two devices each."""
     args = {"names": FOUR_REPLICAS}
-    return Found(run_workers(functions.with_two_devices_each, args=args, devices=2, timeout=600))
+
+    def run():
+        return run_workers(functions.with_two_devices_each, args=args, devices=2, timeout=600)
+
+    return Found((FOUR_REPLICAS, run))
 
 
 @pytest.fixture(scope="module")
@@ -107,7 +137,7 @@ def assert_same(found, expected):
 # ----------------------------------------------------------------------------- training, one to one
 
 
-@pytest.mark.parametrize("config", functions.CONFIGS)
+@pytest.mark.parametrize("config", marked("train ", functions.CONFIGS))
 def test_weights_are_those_of_one_process_after_100_steps(two, in_one_process, config):
     found = two[f"train {config}"]
     assert [worker["iterations"] for worker in found] == [functions.STEPS] * 2
@@ -167,11 +197,12 @@ def expected_embedding(world):
     return table
 
 
-@pytest.mark.parametrize("kind", ["ragged_embedding", "ragged_embedding alone"])
+@pytest.mark.parametrize("kind", marked("", ["ragged_embedding", "ragged_embedding alone"]))
 def test_embedding_with_other_numbers_of_rows_on_each_worker(two, kind):
     np.testing.assert_allclose(all_replicas(two[kind])[0], expected_embedding(2), rtol=1e-6)
 
 
+@pytest.mark.slow
 def test_embedding_model_whose_last_batch_differs_between_workers(two):
     found = two["embedding_model"]
     weights(found)
@@ -189,7 +220,7 @@ def test_nan_on_one_worker_skips_the_step_on_both(two, in_one_process):
     assert_same(weights(found), in_one_process("nan", 2)["weights"][0])
 
 
-@pytest.mark.parametrize("config", ["top_k", "comp_ams"])
+@pytest.mark.parametrize("config", marked("overflow ", ["top_k", "comp_ams"]))
 def test_overflow_on_one_worker_skips_the_step_on_both(two, in_one_process, config):
     found = two[f"overflow {config}"]
     expected = in_one_process(f"overflow {config}", 2)
@@ -254,6 +285,7 @@ def in_plain_keras(*paths, tfqcomm, compile):
     return json.loads(done.stdout)
 
 
+@pytest.mark.slow
 def test_saved_by_the_chief_and_loaded_in_plain_keras(two, directory):
     predictions = two["save top_k"]
     np.testing.assert_array_equal(*predictions)

@@ -31,6 +31,7 @@ def comp_ams(out: pathlib.Path, *arguments: str) -> dict:
     return json.loads((out / "results.json").read_text())
 
 
+@pytest.mark.slow
 def test_comp_ams(tmp_path):
     results = comp_ams(
         tmp_path, "--workers=4", "--epochs=2", "--global_batch=120", "--compressors=identity,top_k"

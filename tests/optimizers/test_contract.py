@@ -110,6 +110,7 @@ def test_saved_model_loads_in_plain_keras_and_goes_on(case, tmp_path):
     assert loaded.optimizer.iterations.numpy() == BATCHES * (EPOCHS + 1)
 
 
+@pytest.mark.slow
 @over_optimizers()
 def test_custom_loop_equals_fit(case):
     _, expected, _ = fitted(case)

@@ -94,6 +94,7 @@ def test_sparse_weights_are_exact_and_shorter():
     assert sparse["pulled"][-1] < 0.8 * dense["pulled"][-1]
 
 
+@pytest.mark.slow
 def test_parts_of_a_variable_are_as_good_as_the_whole():
     whole, parts = run(runs.partition_or_not)
     for a, b in zip(whole, parts, strict=True):

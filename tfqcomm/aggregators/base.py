@@ -90,18 +90,20 @@ class Aggregator(abc.ABC):
         return [t if r is None else t + r for t, r in zip(tensors, residuals, strict=True)]
 
     def codec_seed(
-        self, step: tf.Tensor, tensor: int, replica: int, *, phase: str = "worker"
+        self, step: tf.Tensor, tensor: int, replica: int, *, start: int = 0, phase: str = "worker"
     ) -> tf.Tensor:
         """int32[2]; codecs whose words are summed must draw the same on all replicas.
 
         The tensor counts by its place: generated names may differ between processes.
 
         Args:
+            start: of what is encoded in the tensor: its parts draw independently.
             phase: what is encoded, a "worker"'s message or, again, an "owner"'s mean, whose
                 rounding must not depend on that of the owner's own message.
         """
         sender = "all" if self.compressor.linear else f"{phase}{self.transport.ranks[replica]}"
-        static = zlib.crc32(f"{self.seed}/{tensor}/{sender}".encode()) & 0x7FFFFFFF
+        place = f"{sender}/{start}" if start else sender
+        static = zlib.crc32(f"{self.seed}/{tensor}/{place}".encode()) & 0x7FFFFFFF
         return tf.stack([tf.constant(static, tf.int32), tf.cast(step, tf.int32)])
 
 

@@ -101,7 +101,7 @@ class TwoPhaseMean(Aggregator):
         for chunk in self.chunks:
             words = []
             for segment in chunk:
-                seed = self.codec_seed(step, segment.tensor, replica)
+                seed = self.codec_seed(step, segment.tensor, replica, start=segment.start)
                 part = targets[segment.tensor][segment.start : segment.stop]
                 words.append(self.compressor.encode(part, seed))
                 if self.residuals is not None:
@@ -123,7 +123,9 @@ class TwoPhaseMean(Aggregator):
         for segment, words in zip(chunk, received, strict=True):
             mean = decode_mean(self.compressor, words, segment.size)
             residual = self._owner_residual(replica, segment)
-            seed = self.codec_seed(step, segment.tensor, replica, phase="owner")
+            seed = self.codec_seed(
+                step, segment.tensor, replica, start=segment.start, phase="owner"
+            )
             words, new_residual = encode_with_feedback(self.compressor, mean, residual, seed)
             payload.append(words)
             if residual is not None:
