@@ -52,21 +52,30 @@ def marked(prefix, values):
 class Found:
     """What each worker found, by name; asking for what failed fails."""
 
-    def __init__(self, *runs):
-        """Each of `runs` has the names of some jobs, and a function that does them."""
-        self._runs = runs
-        self._results = {}
+    def __init__(self, results):
+        self._results = results
 
     def __getitem__(self, name):
-        if name not in self._results:
-            run = next(run for names, run in self._runs if name in names)
-            results = run()
-            self._results |= {job: [result[job] for result in results] for job in results[0]}
-        found = self._results[name]
+        found = [result[name] for result in self._results]
         errors = {text for text in found if isinstance(text, str) and "Traceback" in text}
         if errors:
             pytest.fail(f"{name} failed on {len(errors)} worker(s):\n{errors.pop()}", pytrace=False)
         return found
+
+
+class FoundWhenAsked:
+    """Likewise of several groups of jobs, each done when the first of its results is asked for."""
+
+    def __init__(self, do, *groups):
+        self._do = do  # names -> `Found`
+        self._groups = groups
+        self._found = {}
+
+    def __getitem__(self, name):
+        (group,) = (number for number, names in enumerate(self._groups) if name in names)
+        if group not in self._found:
+            self._found[group] = self._do(self._groups[group])
+        return self._found[group][name]
 
 
 @pytest.fixture(scope="module")
@@ -78,23 +87,18 @@ def directory(tmp_path_factory):
 def two(directory):
     """Found by two workers of one device each; what is slow, by two others."""
 
-    def run(names):
+    def do(names):
         args = {"names": names, "directory": str(directory)}
-        return run_workers(functions.on_two_workers, args=args, timeout=600)
+        return Found(run_workers(functions.on_two_workers, args=args, timeout=600))
 
-    quick = [name for name in functions.ON_TWO_WORKERS if name not in SLOW]
-    return Found((quick, lambda: run(quick)), (SLOW, lambda: run(SLOW)))
+    return FoundWhenAsked(do, [n for n in functions.ON_TWO_WORKERS if n not in SLOW], SLOW)
 
 
 @pytest.fixture(scope="module")
 def four():
     """Found by two workers of two devices each."""
     args = {"names": FOUR_REPLICAS}
-
-    def run():
-        return run_workers(functions.with_two_devices_each, args=args, devices=2, timeout=600)
-
-    return Found((FOUR_REPLICAS, run))
+    return Found(run_workers(functions.with_two_devices_each, args=args, devices=2, timeout=600))
 
 
 @pytest.fixture(scope="module")
