@@ -174,7 +174,7 @@ def test_a_partial_file_alone_is_ignored(tmp_path, strategy):
     [
         ((2, "all_gather"), (1, "all_gather")),
         ((2, "all_gather"), (4, "two_phase")),
-        ((4, "two_phase"), (2, "all_gather")),
+        pytest.param((4, "two_phase"), (2, "all_gather"), marks=pytest.mark.slow),
         ((2, "two_phase"), (3, "two_phase")),
     ],
 )

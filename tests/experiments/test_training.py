@@ -63,6 +63,7 @@ def test_train_refuses_a_batch_that_does_not_fit(mirrored_strategy):
             training.train(model, digits, epochs=1, global_batch=batch, seed=0)
 
 
+@pytest.mark.slow
 def test_lstm_learns_and_its_embedding_is_compressed(mirrored_strategy):
     rng = np.random.default_rng(0)
     y = np.arange(32, dtype=np.int32) % 2

@@ -71,11 +71,13 @@ def pulls():
     return run(runs.compare_pulls)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", runs.PULLS)
 def test_learns_from_encoded_weights(name):
     assert pulls()[name]["accuracy"] > 0.8
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("name", "bits"), [("bfloat16", 16), ("block_int8", 8.2), ("uniform_grid", 8)]
 )
@@ -85,6 +87,7 @@ def test_encoded_weights_are_shorter(name, bits):
     assert saved == pytest.approx(runs.STEPS * kernels * (32 - bits) / 8, rel=0.02)
 
 
+@pytest.mark.slow
 def test_sparse_weights_are_exact_and_shorter():
     sparse, dense = pulls()["sparse"], pulls()["dense"]
     for a, b in zip(sparse["weights"], dense["weights"], strict=True):
