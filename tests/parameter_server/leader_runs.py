@@ -45,6 +45,7 @@ def everything(directory: str) -> dict:
     """What all tests without faults look at: one process, since each takes seconds to begin."""
     return {
         "fit": [fit(), fit(GROUPS, weight_compressor="uniform_grid")],
+        "without pulls": fit({"global_period": 10_000}),
         "alone": one_worker_and_keras(),
         "pulls": {codec: show_and_pull(codec) for codec in (None, "block_int8")},
         "backup": back_up_and_restore(directory),

@@ -85,6 +85,13 @@ class TestFit:
 
 @pytest.mark.multi_process
 @pytest.mark.timeout(600)
+def test_traffic_is_logged_where_there_is_none():
+    traffic = results()["without pulls"]["traffic"]
+    assert [(r["bytes_sent"], r["bytes_pulled"]) for r in traffic] == [(0, 0)] * EPOCHS
+
+
+@pytest.mark.multi_process
+@pytest.mark.timeout(600)
 def test_one_worker_is_sgd():
     alone, keras_sgd = results()["alone"]
     for found, expected in zip(alone, keras_sgd, strict=True):
