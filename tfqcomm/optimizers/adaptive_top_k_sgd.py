@@ -33,8 +33,8 @@ class AdaptiveTopKSGD(CompressedOptimizer):
         budget: share of entries kept on average, in (0, 1]; or "500 entries/step",
             "20000 bytes/step", "1e6 entries", "100 Mbit": see `AdaptiveTopK`.
         rule: "norm", "norm_ef", "threshold" or "fixed": see `AdaptiveTopK`.
-        total_steps: of the whole training; with it the budget is spent exactly. Needed for
-            budgets in total.
+        total_steps: of the whole training; with it the budget is spent exactly, and steps beyond
+            it keep one entry each. Needed for budgets in total.
         contraction, norm_decay: see `AdaptiveTopK`.
         warm_up_steps: at the beginning, in which more is kept, as in Deep Gradient Compression:
             see `AdaptiveTopK`.
