@@ -114,8 +114,8 @@ class GradientExchange:
         budget: of adaptive top-k; None for other compressors, and before the first step.
         meter: what has been sent.
         routes: how each tensor travels; known once a step has been traced.
-        refresh: called before a backup: brings a model up to date whose weights live elsewhere;
-            None for others.
+        served: whether weights live on parameter servers.
+        refresh: called before a backup where the model is behind them, within an epoch; else None.
     """
 
     def __init__(self, options: ExchangeOptions, transport: Transport):
@@ -127,6 +127,7 @@ class GradientExchange:
         self._saved_budget: dict[str, np.ndarray] = {}
         self.meter = Meter()
         self.routes: tuple[Route, ...] = ()
+        self.served = False
         self.refresh: Callable[[], None] | None = None
 
     def reduce(self, messages: Sequence[Message], step: tf.Tensor) -> Reduction:

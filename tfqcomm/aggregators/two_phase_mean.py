@@ -92,11 +92,8 @@ class TwoPhaseMean(Aggregator):
 
     def _encode_worker(self, replica, tensors, healthy, step):
         """int32[W, c], row j for owner j; and the new residuals."""
-        targets, residuals = [], []
-        for index, message in enumerate(tensors):
-            residual = self.worker_residual(replica, index)
-            residuals.append(residual)
-            targets.append(message if residual is None else message + residual)
+        targets = self.targets(replica, tensors)
+        residuals = [self.worker_residual(replica, index) for index in range(len(tensors))]
         rows, decoded = [], [[] for _ in tensors]
         for chunk in self.chunks:
             words = []

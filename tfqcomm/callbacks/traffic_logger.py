@@ -105,7 +105,7 @@ class TrafficLogger(keras.callbacks.Callback):
             if now.gradient_norm > 0:
                 ratios.append(exchange.residuals.norm() / now.gradient_norm)
         moved = totals["bytes_sent"] + totals["bytes_pulled"]
-        if not any(exchange.refresh for exchange in exchanges):  # no weights live elsewhere
+        if not any(exchange.served for exchange in exchanges):
             del totals["bytes_pulled"]
         return {
             **totals,

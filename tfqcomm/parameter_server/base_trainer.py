@@ -10,12 +10,15 @@ import keras
 import tensorflow as tf
 
 from tfqcomm import _tf_private
-from tfqcomm.aggregators.exchange import exchange_of
+from tfqcomm.aggregators.exchange import exchange_for, exchange_of
+from tfqcomm.aggregators.options import ExchangeOptions
 from tfqcomm.parameter_server import data
+from tfqcomm.parameter_server.base_worker import BaseWorker
 from tfqcomm.parameter_server.cluster import connect
 from tfqcomm.parameter_server.fleet import Fleet
 from tfqcomm.parameter_server.model_step import assign_flat
-from tfqcomm.traffic import Meter, Traffic
+from tfqcomm.traffic import Meter, Route, Traffic
+from tfqcomm.transport import LocalTransport
 
 
 class BaseTrainer(abc.ABC):
@@ -152,7 +155,6 @@ class BaseTrainer(abc.ABC):
         self.model.stop_training = False
         callback_list.on_train_begin()
         self._copy.send()
-        exchange_of(self.optimizer).refresh = self._copy.fetch
         self._fleet.applied = int(self.optimizer.iterations) * self._applied_per_iteration
         self._counted = self._traffic()
         driver = self._driver()
@@ -174,7 +176,6 @@ class BaseTrainer(abc.ABC):
             raise
         finally:
             driver.close()
-            exchange_of(self.optimizer).refresh = None
         callback_list.on_train_end(logs)
         return self.model.history
 
@@ -194,23 +195,51 @@ class BaseTrainer(abc.ABC):
             worker.dataset_fn = maker
             self._fleet.attempt(worker, worker.read)
 
+    def _make_fleet(self, worker: type[BaseWorker], program, servers, makers) -> Fleet:
+        """Workers of a kind, each with its data."""
+        devices = enumerate(zip(self._cluster.workers, makers, strict=True))
+        workers = [worker(index, device, program, maker) for index, (device, maker) in devices]
+        return Fleet(self._cluster, servers, workers)
+
+    def _register(self, options: ExchangeOptions, routes: Sequence[Route], **memories) -> Meter:
+        """Makes the callbacks of this package find what they show and keep.
+
+        Args:
+            routes: of the model's trainable variables.
+            **memories: stand in for those attributes of an all-reduce exchange.
+        """
+        exchange = exchange_for(self.optimizer, options, LocalTransport())
+        state = exchange.state()  # of a backup that was restored before
+        for name, stand_in in memories.items():
+            setattr(exchange, name, stand_in)
+        exchange.load_state(state)
+        exchange.served = True
+        exchange.routes = tuple(routes)
+        return exchange.meter
+
     def _epoch(self, driver, steps, callback_list) -> dict[str, float]:
         logs = {}
         self.model.reset_metrics()
         for worker in self._fleet.workers:
             worker.reset_metrics()
+        exchange = exchange_of(self.optimizer)
+        exchange.refresh = self._copy.fetch  # for backups within the epoch
         learning_rate = self._copy.send_learning_rate(None)  # before the first step begins
         driver.begin_epoch(steps)
-        for step in range(steps):
-            callback_list.on_train_batch_begin(step)
-            learning_rate = self._copy.send_learning_rate(learning_rate)
-            driver.round()
-            self._count()
-            self.optimizer.iterations.assign(self._fleet.applied // self._applied_per_iteration)
-            logs = self._logs()
-            callback_list.on_train_batch_end(step, logs)
-            if self.model.stop_training:
-                break
+        try:
+            for step in range(steps):
+                callback_list.on_train_batch_begin(step)
+                learning_rate = self._copy.send_learning_rate(learning_rate)
+                driver.round()
+                self._count()
+                iterations = self._fleet.applied // self._applied_per_iteration
+                self.optimizer.iterations.assign(iterations)
+                logs = self._logs()
+                callback_list.on_train_batch_end(step, logs)
+                if self.model.stop_training:
+                    break
+        finally:
+            exchange.refresh = None
         driver.end_epoch()
         self._count()
         self._copy.fetch()

@@ -7,18 +7,15 @@ from collections.abc import Callable, Sequence
 import keras
 import tensorflow as tf
 
-from tfqcomm.aggregators.exchange import exchange_for
 from tfqcomm.parameter_server import memory, optimizers
 from tfqcomm.parameter_server.asynchronous import Asynchronous
 from tfqcomm.parameter_server.base_trainer import BaseTrainer
 from tfqcomm.parameter_server.chief import ChiefCopy
-from tfqcomm.parameter_server.fleet import Fleet
 from tfqcomm.parameter_server.partition import partition
 from tfqcomm.parameter_server.payload import Format, weight_codec
 from tfqcomm.parameter_server.synchronous import Synchronous
 from tfqcomm.parameter_server.worker import Program, Worker
-from tfqcomm.traffic import Meter, Route
-from tfqcomm.transport import LocalTransport
+from tfqcomm.traffic import Route
 
 MODES = {"sync": Synchronous, "async": Asynchronous}
 
@@ -161,32 +158,20 @@ class Trainer(BaseTrainer):
             MODES[self._mode].share(workers),
         )
         program = Program(model, copy.servers, pieces)
-        fleet = Fleet(
-            cluster,
-            copy.servers,
+        fleet = self._make_fleet(Worker, program, copy.servers, makers)
+        meter = self._register(
+            options,
             [
-                Worker(index, device, program, maker)
-                for index, (device, maker) in enumerate(zip(cluster.workers, makers, strict=True))
+                Route(v.path, tuple(v.shape), *self._route(program, index))
+                for index, v in enumerate(model.trainable_variables)
             ],
+            residuals=memory.Residuals(fleet, program),
+            worker_state=memory.WorkerState(fleet, program),
         )
-        return fleet, copy, self._register(fleet, program)
+        return fleet, copy, meter
 
     def _driver(self):
         return MODES[self._mode](self._fleet, **self._bound)
-
-    def _register(self, fleet: Fleet, program: Program) -> Meter:
-        """Makes the callbacks of this package find what they show and keep."""
-        options = program.options
-        exchange = exchange_for(self.optimizer, options, LocalTransport())
-        state = exchange.state()  # of a backup that was restored before
-        exchange.residuals = memory.Residuals(fleet, program)
-        exchange.worker_state = memory.WorkerState(fleet, program)
-        exchange.load_state(state)
-        exchange.routes = tuple(
-            Route(v.path, tuple(v.shape), *self._route(program, index))
-            for index, v in enumerate(self.model.trainable_variables)
-        )
-        return exchange.meter
 
     def _route(self, program: Program, variable: int) -> tuple[str, str]:
         large = any(p.variable == variable for p in program.large)

@@ -7,11 +7,9 @@ from collections.abc import Callable, Sequence
 import keras
 import tensorflow as tf
 
-from tfqcomm.aggregators.exchange import exchange_for
 from tfqcomm.aggregators.options import ExchangeOptions
 from tfqcomm.parameter_server import optimizers
 from tfqcomm.parameter_server.base_trainer import BaseTrainer
-from tfqcomm.parameter_server.fleet import Fleet
 from tfqcomm.parameter_server.leader.average import ChiefAverage, Momenta
 from tfqcomm.parameter_server.leader.board import Buffer, LeaderBoard
 from tfqcomm.parameter_server.leader.driver import LeaderDriver
@@ -19,8 +17,7 @@ from tfqcomm.parameter_server.leader.server import LeaderServer
 from tfqcomm.parameter_server.leader.worker import LeaderProgram, LeaderWorker
 from tfqcomm.parameter_server.partition import partition
 from tfqcomm.parameter_server.payload import Format, weight_codec
-from tfqcomm.traffic import Meter, Route
-from tfqcomm.transport import LocalTransport
+from tfqcomm.traffic import Route
 
 
 class LeaderTrainer(BaseTrainer):
@@ -148,15 +145,13 @@ class LeaderTrainer(BaseTrainer):
             len(cluster.workers),
             lambda: Buffer([server.make_room() for server in servers]),
         )
-        fleet = Fleet(
-            cluster,
-            servers,
-            [
-                LeaderWorker(index, device, program, maker)
-                for index, (device, maker) in enumerate(zip(cluster.workers, makers, strict=True))
-            ],
-        )
-        return fleet, ChiefAverage(model, fleet), self._register(fleet)
+        fleet = self._make_fleet(LeaderWorker, program, servers, makers)
+        routes = [
+            Route(v.path, tuple(v.shape), "leader's, shown and pulled", self._codec_of(v))
+            for v in model.trainable_variables
+        ]
+        meter = self._register(self._options, routes, worker_state=Momenta(fleet))
+        return fleet, ChiefAverage(model, fleet), meter
 
     def _driver(self):
         rate = self.optimizer.get_config()["learning_rate"]  # a number, or how to make a schedule
@@ -168,18 +163,6 @@ class LeaderTrainer(BaseTrainer):
     @property
     def _applied_per_iteration(self) -> int:
         return len(self._cluster.workers)
-
-    def _register(self, fleet: Fleet) -> Meter:
-        """Makes the callbacks of this package find what they show and keep."""
-        exchange = exchange_for(self.optimizer, self._options, LocalTransport())
-        state = exchange.state()  # of a backup that was restored before
-        exchange.worker_state = Momenta(fleet)
-        exchange.load_state(state)
-        exchange.routes = tuple(
-            Route(v.path, tuple(v.shape), "leader's, shown and pulled", self._codec_of(v))
-            for v in self.model.trainable_variables
-        )
-        return exchange.meter
 
     def _codec_of(self, variable: keras.Variable) -> str:
         shape = tuple(variable.shape)
