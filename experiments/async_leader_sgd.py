@@ -133,12 +133,9 @@ def run(name: str, dataset: data.Dataset) -> dict:
         callbacks=[traffic, clock],
         verbose=2,
     ).history
-    epochs = [
-        {**record, "test_accuracy": accuracy, "loss": loss, "seconds": seconds}
-        for record, accuracy, loss, seconds in zip(
-            traffic.history, history["val_accuracy"], history["loss"], clock.seconds, strict=True
-        )
-    ]
+    epochs = report.served_epochs(traffic.history, history)
+    for epoch, seconds in zip(epochs, clock.seconds, strict=True):
+        epoch["seconds"] = seconds
     return {
         "parameters": trainer.model.count_params(),
         "test_accuracy": epochs[-1]["test_accuracy"],
@@ -181,12 +178,9 @@ def main(_):
     dataset = data.load(FLAGS.dataset, FLAGS.data_dir)
     runs = {name: run(name, dataset) for name in FLAGS.runs}
     report.write_results(FLAGS.out, SETTINGS, runs)
-    curves = {
-        name: [{**e, "bytes_sent": e["bytes_sent"] + e["bytes_pulled"]} for e in result["epochs"]]
-        for name, result in runs.items()
-    }
     path = os.path.join(FLAGS.out, "accuracy.png")
-    plots.plot_accuracy(path, curves, "Asynchronous Leader SGD: bytes up and down")
+    title = "Asynchronous Leader SGD: bytes up and down"
+    plots.plot_accuracy(path, report.up_and_down(runs), title)
     print(f"\n{table(runs)}\n\nWrote {FLAGS.out}/results.json and accuracy.png")
 
 

@@ -114,12 +114,7 @@ def run(name: str, dataset: data.Dataset) -> dict:
         callbacks=[traffic, *schedule],
         verbose=2,
     ).history
-    epochs = [
-        {**record, "test_accuracy": accuracy, "loss": loss}
-        for record, accuracy, loss in zip(
-            traffic.history, history["val_accuracy"], history["loss"], strict=True
-        )
-    ]
+    epochs = report.served_epochs(traffic.history, history)
     kernels = [w for w in trainer.model.trainable_variables if len(w.shape) > 1]
     nonzero = sum(int(np.count_nonzero(w)) for w in kernels)
     return {
@@ -160,11 +155,8 @@ def table(runs: dict[str, dict]) -> str:
 
 def plot(path: str, runs: dict[str, dict]) -> None:
     """Accuracy against epochs, and against all bytes of one worker, up and down."""
-    curves = {
-        name: [{**e, "bytes_sent": e["bytes_sent"] + e["bytes_pulled"]} for e in run["epochs"]]
-        for name, run in runs.items()
-    }
-    plots.plot_accuracy(path, curves, f"Parameter servers, {FLAGS.dataset}: up and down")
+    title = f"Parameter servers, {FLAGS.dataset}: up and down"
+    plots.plot_accuracy(path, report.up_and_down(runs), title)
 
 
 def main(_):

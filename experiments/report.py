@@ -44,6 +44,26 @@ def summary(epochs: Sequence[Mapping[str, float]]) -> dict[str, float]:
     }
 
 
+def served_epochs(
+    traffic: Sequence[Mapping[str, float]], history: Mapping[str, Sequence[float]]
+) -> list[dict[str, float]]:
+    """The record of each epoch of a parameter-server run: its traffic, test accuracy and loss."""
+    return [
+        {**record, "test_accuracy": accuracy, "loss": loss}
+        for record, accuracy, loss in zip(
+            traffic, history["val_accuracy"], history["loss"], strict=True
+        )
+    ]
+
+
+def up_and_down(runs: Mapping[str, Mapping]) -> dict[str, list[dict[str, float]]]:
+    """The epochs of parameter-server runs for a plot: sent is what was pushed or pulled."""
+    return {
+        name: [{**e, "bytes_sent": e["bytes_sent"] + e["bytes_pulled"]} for e in run["epochs"]]
+        for name, run in runs.items()
+    }
+
+
 def table(runs: Mapping[str, Mapping]) -> str:
     """The table of the main job."""
     header = ["run", "test accuracy", "bytes per worker and step", "ratio", "s per step"]
