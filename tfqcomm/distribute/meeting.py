@@ -16,10 +16,9 @@ from tfqcomm.step import optimizer_facts
 from tfqcomm.transport import Transport
 from tfqcomm.verification import fingerprint
 
-
 _ADVICE = (
-    "A callback that changes the learning rate, the optimizer or the weights must be given to `fit` "
-    "on all workers, and do the same there; and all must train for the same epochs."
+    "A callback that changes the learning rate, the optimizer or the weights must be given to "
+    "`fit` on all workers, and do the same there; and all must train for the same epochs."
 )
 
 
