@@ -711,11 +711,6 @@ def converted(function: Callable) -> Callable:
     return autograph.tf_convert(function, status, convert_by_default=False)
 
 
-def batches_left(iterator: tf.distribute.DistributedIterator) -> int:
-    """Batches of an iterator that is new, in this process: -1 without end, -2 unknown."""
-    return int(iterator._cardinality)
-
-
 def next_batch(iterator: tf.distribute.DistributedIterator):
     """Whether this process has a batch, and its batch: of no rows for a replica that has none.
 
