@@ -17,6 +17,7 @@ from collections.abc import Callable, Iterator
 import keras
 import numpy as np
 import tensorflow as tf
+from keras.src import backend
 from keras.src.backend.tensorflow import trainer
 from keras.src.backend.tensorflow.optimizer import TFOptimizer
 from tensorflow.python.autograph.core import ag_ctx as autograph_ctx
@@ -654,6 +655,25 @@ def reconnect() -> None:
     Meanwhile other threads may go on working with the rest of the cluster.
     """
     context.context().update_server_def(context.get_server_def())
+
+
+def build_by_calling(model: keras.Model, batch) -> None:
+    """Builds a model, its losses and its metrics by calling it on a batch.
+
+    Keras' own way, to call it on a symbol of the batch's shape, loses that a tensor is ragged or
+    sparse.
+    """
+    x, y, sample_weight = keras.utils.unpack_x_y_sample_weight(batch)
+    outputs = model(x)
+    symbols = [
+        tf.nest.map_structure(lambda v: keras.KerasTensor(v.shape, v.dtype.name), values)
+        for values in (y, outputs)
+    ]
+    for method in (model.compute_metrics, model._compute_loss):
+        backend.compute_output_spec(method, None, *symbols, sample_weight=sample_weight)
+    if model.optimizer is not None and not model.optimizer.built:
+        model.optimizer.build(model.trainable_variables)
+    model._post_build()
 
 
 def build_from_spec(model: keras.Model, element_spec) -> None:

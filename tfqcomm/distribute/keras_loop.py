@@ -85,12 +85,14 @@ def _agree(model, topic):
 def build(original, model, iterator=None, data_batch=None):
     """Keras' building of a model from its first batch: shapes need no communication."""
     strategy = model.distribute_strategy
-    if iterator is not None and options_of(strategy) is not None:
-        data_batch = _tf_private.element_of_one_replica(
-            strategy, _tf_private.first_iterator(iterator)
-        )
-        iterator = None
-    return original(model, iterator=iterator, data_batch=data_batch)
+    if iterator is None or options_of(strategy) is None:
+        return original(model, iterator=iterator, data_batch=data_batch)
+    first = _tf_private.first_iterator(iterator)
+    batch = _tf_private.element_of_one_replica(strategy, first)
+    if any(isinstance(v, (tf.RaggedTensor, tf.SparseTensor)) for v in tf.nest.flatten(batch)):
+        with strategy.scope():
+            return _tf_private.build_by_calling(model, batch)
+    return original(model, data_batch=batch)
 
 
 def reduce(original, values, strategy, reduction):
