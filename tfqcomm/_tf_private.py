@@ -305,9 +305,8 @@ class WorkerExtended(collective_all_reduce_strategy.CollectiveAllReduceExtended)
     """The multi-worker strategy's engine, with what TensorFlow's constructor cannot set.
 
     * several logical CPUs per process (TensorFlow takes the first alone);
-    * a question to all workers before each variable is created, so that workers which build
-      different models hear what differs instead of waiting for each other for ever, and values
-      that all have anyway (an optimizer's zeros, seeded weights) are not sent;
+    * variables that are not sent by the chief one by one as they are made: `on_new_variable` hears
+      of each, and sees to it that all workers have the same;
     * no coordination service, which waits for a worker that never comes without limit, and says of
       one that died at most that a heartbeat was missed; nor TensorFlow's own check of its peers'
       health: the package's watch does that and more;
@@ -321,10 +320,10 @@ class WorkerExtended(collective_all_reduce_strategy.CollectiveAllReduceExtended)
     _strategies = 0  # of this process, so far
 
     def __init__(
-        self, strategy, *, devices_per_worker, before_variable, communication_options, **kwargs
+        self, strategy, *, devices_per_worker, on_new_variable, communication_options, **kwargs
     ):
         self._devices_per_worker = devices_per_worker
-        self._before_variable = before_variable
+        self._on_new_variable = on_new_variable
         self.timeout_seconds = communication_options.timeout_seconds
         super().__init__(
             strategy, communication_options=_without_timeout(communication_options), **kwargs
@@ -370,6 +369,12 @@ class WorkerExtended(collective_all_reduce_strategy.CollectiveAllReduceExtended)
             )
         return devices, kind
 
+    def _create_variable(self, next_creator, **kwargs):
+        variable = super()._create_variable(next_creator, **kwargs)
+        if tf.executing_eagerly() and self._num_workers > 1:
+            self._on_new_variable(variable)
+        return variable
+
     def _get_variable_creator_initial_value(self, replica_id, device, primary_var, **kwargs):
         creator = super()._get_variable_creator_initial_value
         if replica_id != 0 or self._num_workers == 1:
@@ -381,13 +386,12 @@ class WorkerExtended(collective_all_reduce_strategy.CollectiveAllReduceExtended)
             value = tf.convert_to_tensor(
                 getattr(value, "wrapped_value", value), dtype=kwargs.get("dtype")
             )
-            # Inside a tf.function (an optimizer that is built in its first step) a value is known
-            # now only if it is a constant, as zeros are. Others come from the chief at run time.
-            known = value if tf.executing_eagerly() else tf.get_static_value(value)
-            if known is not None:
-                with tf.init_scope():
-                    if self._before_variable(kwargs.get("name"), tf.convert_to_tensor(known)):
-                        return value
+            if tf.executing_eagerly():
+                return value  # compared later, with all that are new
+            # In a tf.function (an optimizer that is built in its first step) constants, as zeros
+            # are, are equal as the programs are. What is computed comes from the chief.
+            if tf.get_static_value(value) is not None:
+                return value
             return creator(replica_id, device, primary_var, **{**kwargs, "initial_value": value})()
 
         return initial_value
@@ -397,6 +401,11 @@ def _without_timeout(options):
     return tf.distribute.experimental.CommunicationOptions(
         bytes_per_pack=options.bytes_per_pack, implementation=options.implementation
     )
+
+
+def copies_of(variable: tf.Variable) -> tuple[tf.Variable, ...]:
+    """A distributed variable's copies on this process' replicas; a plain one is its only copy."""
+    return getattr(variable, "_values", (variable,))
 
 
 def init_strategy(strategy: tf.distribute.Strategy, extended: WorkerExtended) -> None:

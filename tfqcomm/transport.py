@@ -16,7 +16,7 @@ from __future__ import annotations
 
 import abc
 import weakref
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 
 import numpy as np
 import tensorflow as tf
@@ -265,11 +265,17 @@ class CollectiveTransport(Transport):
             strategy.extended.worker_devices,
         )
         self._collectives = _tf_private.Collectives(strategy, self.device)
+        self.before_agreement: Callable[[], None] = lambda: None
         self.addresses = _tf_private.process_addresses(strategy)
         self.watch = Watch(strategy, self.addresses, strategy.extended.timeout_seconds or 0)
 
     def agree(self, topic, facts, notes, **more):
-        with tf.init_scope(), _tf_private.doing("an agreement with the others"):
+        with tf.init_scope():
+            self.before_agreement()
+            return self._compare(topic, facts, notes, **more)
+
+    def _compare(self, topic, facts, notes, **more):
+        with _tf_private.doing("an agreement with the others"):
             return check_agreement(
                 self._collectives.all_gather, self.addresses, topic, facts, notes, **more
             )

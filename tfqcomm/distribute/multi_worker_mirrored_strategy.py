@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import contextlib
+
 import tensorflow as tf
 
 from tfqcomm import _tf_private, empty_shares
 from tfqcomm.aggregators.options import ExchangeOptions
 from tfqcomm.compressors.base import Compressor
 from tfqcomm.distribute import interception, keras_loop
+from tfqcomm.distribute.new_variables import NewVariables
 from tfqcomm.transport import transport_for
 
 
@@ -77,13 +80,23 @@ class MultiWorkerMirroredStrategy(tf.distribute.MultiWorkerMirroredStrategy):
             cluster_resolver=cluster_resolver,
             communication_options=defaults.merge(communication_options),
             devices_per_worker=devices_per_worker,
-            before_variable=self._agree_on_variable,
+            on_new_variable=lambda variable: self.new_variables.add(variable),
         )
         _tf_private.init_strategy(self, extended)
-        transport_for(self)  # on several workers a watch over them begins
+        transport = transport_for(self)  # on several workers a watch over them begins
+        self.new_variables = NewVariables(transport)
+        transport.before_agreement = self.new_variables.agree
+
+    @contextlib.contextmanager
+    def scope(self):
+        """Like TensorFlow's; at its end the workers compare the variables that were made in it."""
+        with super().scope() as strategy:
+            yield strategy
+            self.new_variables.agree()
 
     def run(self, fn, args=(), kwargs=None, options=None):
         """Like TensorFlow's; a replica whose share of the batch is empty contributes nothing."""
+        self.new_variables.agree()
         return super().run(empty_shares.counted(fn), args, kwargs, options)
 
     def reduce(self, reduce_op, value, axis=None):
@@ -104,19 +117,6 @@ class MultiWorkerMirroredStrategy(tf.distribute.MultiWorkerMirroredStrategy):
         total = transport.all_reduce([v[None] for v in local])[0]
         mean = str(reduce_op).upper().endswith("MEAN")
         return total / transport.world if mean else total
-
-    def _agree_on_variable(self, name, initial_value) -> bool:
-        """Whether all workers start the variable with the same value; otherwise the chief's."""
-        transport = transport_for(self)
-        facts = {
-            "shape": str(initial_value.shape.as_list()),
-            "dtype": initial_value.dtype.name,
-            "devices per worker": str(transport.local),
-        }
-        evidence = tf.io.serialize_tensor(initial_value).numpy()
-        return transport.agree(
-            "create a variable", facts, {"variable": str(name)}, evidence=evidence
-        )
 
     def agree_on_optimizer(self, optimizer) -> None:
         """Called by `model.compile`, before the optimizer's variables are created."""
