@@ -1,0 +1,80 @@
+"""Whatever Keras users do: two real worker processes against one process with two devices.
+
+Replicas see the same data in both, so the arithmetic is the same; workers must agree to the bit.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+
+from tests.distribute import scenarios
+from tests.distribute.test_multi_worker import Found, FoundWhenAsked, weights
+from tests.multi_process import run_workers
+from tfqcomm.distribute import CompressedAllReduce
+
+pytestmark = [pytest.mark.multi_process, pytest.mark.timeout(900)]  # much waits for one pair
+
+QUICK = [  # in the default run
+    "validation_split",
+    "evaluate_and_predict_101_rows",
+    "gan",
+    "model_checkpoint",
+]
+SLOW = [name for name in scenarios.SCENARIOS if name not in QUICK]
+ALL = [*QUICK, *(pytest.param(name, marks=pytest.mark.slow) for name in SLOW)]
+
+
+@pytest.fixture(scope="module")
+def directory(tmp_path_factory):
+    return tmp_path_factory.mktemp("of-two-workers")
+
+
+@pytest.fixture(scope="module")
+def two(directory):
+    """Found by two workers; what is slow, by two others."""
+
+    def do(names):
+        args = {"names": names, "directory": str(directory)}
+        return Found(run_workers(scenarios.on_two_workers, args=args, timeout=600))
+
+    return FoundWhenAsked(do, QUICK, SLOW)
+
+
+@pytest.fixture
+def one(mirrored_strategy, tmp_path):
+    """Returns a function: the same scenario in this process."""
+    return lambda name: scenarios.SCENARIOS[name](
+        mirrored_strategy(2, CompressedAllReduce("identity")), str(tmp_path)
+    )
+
+
+def assert_alike(first, second, compare, path=""):
+    """Compares nested dicts and lists of numbers and arrays; what is a worker's own is left out."""
+    if isinstance(first, dict):
+        assert first.keys() == second.keys(), path
+        for key in first:
+            if not key.startswith("own "):
+                assert_alike(first[key], second[key], compare, f"{path}/{key}")
+    elif isinstance(first, (list, tuple)):
+        assert len(first) == len(second), path
+        for index, pair in enumerate(zip(first, second, strict=True)):
+            assert_alike(*pair, compare, f"{path}/{index}")
+    else:
+        compare(np.asarray(first), np.asarray(second), err_msg=path)
+
+
+@pytest.mark.parametrize("name", [n for n in ALL if n != "fewer_rows_than_replicas"])
+def test_two_workers_do_as_one_process(two, one, name):
+    found = two[name]
+    weights(found)
+    assert_alike(found[0], found[1], np.testing.assert_array_equal)
+    expected = one(name)
+    if name == "shuffle":
+        return
+    found[0]["weights"], expected["weights"] = found[0]["weights"][0], expected["weights"][0]
+
+    def close(actual, desired, err_msg):
+        np.testing.assert_allclose(actual, desired, rtol=1e-6, atol=1e-6, err_msg=err_msg)
+
+    assert_alike(found[0], expected, close)
