@@ -172,7 +172,8 @@ def export(strategy, directory):
     if process == 0:
         path = str(pathlib.Path(directory, "exported"))
         model.export(path, verbose=False)
-        served = tf.saved_model.load(path).serve(x[:32]).numpy()
+        exported = tf.saved_model.load(path)
+        served = exported.serve(x[:32]).numpy()
     np.testing.assert_allclose(served, predicted, atol=1e-5)
     return found(strategy, model, predicted=predicted)
 
