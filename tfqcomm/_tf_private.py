@@ -9,17 +9,25 @@ from __future__ import annotations
 
 import contextlib
 import functools
+import threading
 import weakref
+import zlib
 from collections.abc import Callable, Iterator
 
 import keras
+import numpy as np
 import tensorflow as tf
+from keras.src.backend.tensorflow import trainer
 from keras.src.backend.tensorflow.optimizer import TFOptimizer
+from tensorflow.python.autograph.core import ag_ctx as autograph_ctx
+from tensorflow.python.autograph.impl import api as autograph
 from tensorflow.python.distribute import (
     collective_all_reduce_strategy,
     cross_device_utils,
     distribute_lib,
+    input_lib,
 )
+from tensorflow.python.distribute import values as distributed_values
 from tensorflow.python.eager import context, executor
 from tensorflow.python.ops import collective_ops, control_flow_util, resource_variable_ops
 
@@ -53,6 +61,17 @@ def process_rank(strategy: tf.distribute.Strategy) -> int:
     return getattr(strategy.extended, "_id_in_cluster", 0)
 
 
+def process_tasks(strategy: tf.distribute.Strategy) -> list[str]:
+    """TensorFlow's name of every process in rank order."""
+    cluster = strategy.extended._cluster_spec
+    return [
+        f"/job:{job}/replica:0/task:{task}"
+        for job in ("chief", "worker")
+        if job in cluster.jobs
+        for task in range(cluster.num_tasks(job))
+    ]
+
+
 def process_addresses(strategy: tf.distribute.Strategy) -> list[str]:
     """`host:port` of every process in rank order; empty on a single process."""
     cluster = getattr(strategy.extended, "_cluster_spec", None)
@@ -61,24 +80,186 @@ def process_addresses(strategy: tf.distribute.Strategy) -> list[str]:
     return [*cluster.as_dict().get("chief", []), *cluster.as_dict().get("worker", [])]
 
 
+_FIRST_FIXED_KEY = 1 << 30  # TensorFlow draws its own keys from 100 upwards
+
+_doing = threading.local()
+_places: dict[int, str] = {}  # number of a place -> its text
+
+
+@contextlib.contextmanager
+def doing(what: str) -> Iterator[None]:
+    """Says what the collectives launched, or traced, in this scope are for.
+
+    The text is part of what pairs them up, so it must be the same on all processes.
+    """
+    before = getattr(_doing, "what", "")
+    _doing.what = what
+    try:
+        yield
+    finally:
+        _doing.what = before
+
+
+def place_text(number: int) -> str:
+    """What a place that `Progress` has noted is called."""
+    return _places.get(number, "the beginning")
+
+
+def _place(kind: str, value: tf.Tensor) -> int:
+    """Numbers a place in the program: the same on all processes, whenever it was traced."""
+    what = getattr(_doing, "what", "") or "a collective of the program's own"
+    text = f"{what} ({kind}, {value.dtype.name}{value.shape})"
+    number = _FIRST_FIXED_KEY | zlib.crc32(text.encode()) >> 2
+    if _places.setdefault(number, text) != text:
+        raise RuntimeError(f"Two collectives share a key: {text!r} and {_places[number]!r}")
+    return number
+
+
+class Progress:
+    """How far this process is among its collectives: noted in the graph, read by the watch.
+
+    Noting one also keeps the next from beginning before it has ended, as TensorFlow's ordering
+    token does, so the n-th collective of every process is the same.
+    """
+
+    def __init__(self):
+        zero = np.zeros([2], np.int64)  # begun and ended
+        self._counts = local_variable(zero, name="collectives", device="CPU:0")
+        self._at = local_variable(np.int64(0), name="place", device="CPU:0")
+
+    def begin(self, place: int, value: tf.Tensor) -> tf.Tensor:
+        """`value`, once it is known that the collective at `place` begins with it."""
+        with tf.control_dependencies([value]), tf.device("CPU:0"):
+            noted = [
+                self._at.assign(place, read_value=False),
+                self._counts.assign_add([1, 0], read_value=False),
+            ]
+        with tf.control_dependencies([] if tf.executing_eagerly() else noted):
+            return tf.identity(value)
+
+    def end(self, result: tf.Tensor) -> tf.Tensor:
+        """`result`, and notes that the collective has ended."""
+        with tf.control_dependencies([result]), tf.device("CPU:0"):
+            self._counts.assign_add([0, 1], read_value=False)
+        return result
+
+    def read(self) -> tuple[int, int, int]:
+        """Collectives begun, ended, and the number of the last one's place; eager."""
+        begun, ended = self._counts.numpy()
+        return int(begun), int(ended), int(self._at.numpy())
+
+
+class Launcher(cross_device_utils.CollectiveReplicaLauncher):
+    """Launches collectives with keys that are used again from step to step.
+
+    TensorFlow draws a new key for every execution, keeps 2 KB about each for ever, and asks the
+    group's leader about it first. A key may be used again once its collective has ended in this
+    process, for then all peers have taken what they were sent; executions are in program order. So
+    a place in the program has one key. Where a length is known at run time only, TensorFlow would
+    refuse to see the key again with another one, and its own way is kept; on GPUs likewise.
+
+    A time limit would cost a thread for each collective that sleeps until the limit: there is none
+    but what a caller's own options name. The watch ends the wait for those who do not come.
+
+    Args:
+        progress: notes what is launched; None where several replicas of one process must be in a
+            collective at a time.
+    """
+
+    def __init__(self, group_key, group_size, keys, device, options, progress: Progress | None):
+        super().__init__(group_key, group_size, keys, device, options)
+        self._progress = progress
+
+    @classmethod
+    def like(cls, launcher, progress: Progress | None) -> Launcher:
+        """One that does what TensorFlow's `launcher` would."""
+        return cls(
+            launcher._group_key,
+            launcher._group_size,
+            launcher._collective_keys,
+            launcher._device,
+            launcher._options,
+            progress,
+        )
+
+    def all_reduce(self, input_tensor, control_input=None, options=None):
+        """Sums over the group."""
+        launch = functools.partial(self.launch, "all-reduce", collective_ops.all_reduce_v2)
+        with self._control_input(control_input):
+            return launch(input_tensor, options)
+
+    def _all_gather(self, input_tensor, options):
+        return self.launch("all-gather", collective_ops.all_gather_v2, input_tensor, options)
+
+    def all_to_all(self, value):
+        """Sends row p to member p of the group."""
+        return self.launch("all-to-all", collective_ops.all_to_all_v2, value)
+
+    def broadcast(self, value, source: tf.Tensor, rank: int, processes: range):
+        """Gives `value` of process `source`, a scalar known at run time only, to `processes`.
+
+        The runtime must be told while the graph is built who sends: so both are, and one runs.
+        """
+        group_key = self._group_key  # of all; a smaller group has a key of its own
+        if len(processes) < self._group_size:
+            group_key += 1000 + processes.start * self._group_size + processes.stop
+        own = {"group_key": group_key, "group_size": len(processes), "ordering_token": None}
+
+        def send(value, **group):
+            del group["ordering_token"]  # a broadcast takes none
+            return tf.cond(
+                tf.equal(source, rank),
+                lambda: collective_ops.broadcast_send_v2(value, **group),
+                lambda: collective_ops.broadcast_recv_v2(value.shape, value.dtype, **group),
+            )
+
+        return self.launch("broadcast", send, value, **own)
+
+    def launch(self, kind, collective, value, options=None, **more):
+        """Runs `collective` on `value`, noting that it begins and ends."""
+        options = self._options.merge(options)
+        value = tf.convert_to_tensor(value)
+        place = _place(kind, value)
+        group = {
+            "group_size": self._group_size,
+            "group_key": self._group_key,
+            "instance_key": self._key(place, value),
+            "communication_hint": options.implementation.value,
+            "timeout": options.timeout_seconds or 0,
+            "ordering_token": self._get_ordering_token(),
+            **more,
+        }
+        with tf.device(self._device):
+            if self._progress is None:
+                return collective(value, **group)
+            return self._progress.end(collective(self._progress.begin(place, value), **group))
+
+    def _key(self, place, value):
+        if value.shape.is_fully_defined() and "GPU" not in self._device:
+            with tf.device("CPU:0"):
+                return tf.constant(place, tf.int32)
+        return self._next_instance_key()
+
+
 class Collectives:
     """One process' end of the collectives between processes, on one device of each.
 
-    The strategy keeps the keys that pair up collectives; only its own launcher class knows how to
-    draw them at call time, which is what allows lengths to change from step to step.
+    Args:
+        strategy: whose processes take part.
+        device: of this process.
+        aside: whether these may run beside those of the program: for the watch.
     """
 
-    def __init__(self, strategy: tf.distribute.Strategy, device: str):
+    def __init__(self, strategy: tf.distribute.Strategy, device: str, *, aside: bool = False):
         extended = strategy.extended
         self.size = process_count(strategy)
         self.rank = process_rank(strategy)
         self._options = extended._communication_options
         keys = extended._collective_keys
-        self._group_key = keys.get_group_key((device,))
-        self._launcher = cross_device_utils.CollectiveReplicaLauncher(
-            self._group_key, self.size, keys, device, self._options
+        group_key = keys.get_group_key((device, "aside") if aside else (device,))
+        self._launcher = Launcher(
+            group_key, self.size, keys, device, self._options, None if aside else extended.progress
         )
-        self._device = device
 
     def all_gather(self, value: tf.Tensor) -> tf.Tensor:
         """Concatenates every process' `value` along the first axis."""
@@ -86,66 +267,67 @@ class Collectives:
 
     def all_reduce(self, value: tf.Tensor) -> tf.Tensor:
         """Sums `value` over the processes."""
-        return self._launcher.all_reduce(value, None, self._options)
+        return self._launcher.all_reduce(value)
 
     def all_to_all(self, value: tf.Tensor) -> tf.Tensor:
         """Sends row p of `value` to process p; row p of the result came from process p."""
-        with tf.device(self._device):
-            return collective_ops.all_to_all_v2(
-                value,
-                group_size=self.size,
-                group_key=self._group_key,
-                instance_key=self._launcher._next_instance_key(),
-                communication_hint=self._options.implementation.value,
-                timeout=self._options.timeout_seconds or 0,
-                ordering_token=self._launcher._get_ordering_token(),
-            )
+        return self._launcher.all_to_all(value)
 
     def broadcast(self, value: tf.Tensor, source: tf.Tensor, processes: range) -> tf.Tensor:
-        """Gives `value` of process `source`, a scalar known at run time only, to `processes`.
+        """Gives `value` of process `source`, a scalar known at run time only, to `processes`."""
+        return self._launcher.broadcast(value, source, self.rank, processes)
 
-        The runtime must be told while the graph is built who sends: so both are, and one runs.
-        """
-        group_key = self._group_key  # of all; a smaller group has a key of its own
-        if len(processes) < self.size:
-            group_key += 1000 + processes.start * self.size + processes.stop
-        group = {
-            "group_size": len(processes),
-            "group_key": group_key,
-            "instance_key": self._launcher._next_instance_key(),
-            "communication_hint": self._options.implementation.value,
-            "timeout": self._options.timeout_seconds or 0,
-        }
-        with tf.device(self._device):
-            return tf.cond(
-                tf.equal(source, self.rank),
-                lambda: collective_ops.broadcast_send_v2(value, **group),
-                lambda: collective_ops.broadcast_recv_v2(value.shape, value.dtype, **group),
-            )
+
+def progress_of(strategy: tf.distribute.Strategy) -> Progress:
+    """What `strategy`'s collectives note of themselves."""
+    return strategy.extended.progress
+
+
+def abort_collectives(message: str) -> None:
+    """Ends all collectives of this process, now and for good, with this error."""
+    context.context().abort_collective_ops(tf.errors.UNAVAILABLE, message)
+
+
+def peer_failure(strategy: tf.distribute.Strategy, process: int, timeout_seconds: float):
+    """Why a process does not answer; None if it does. Waits for the answer."""
+    task = process_tasks(strategy)[process]
+    try:
+        context.context().check_collective_ops_peer_health(
+            task, timeout_in_ms=int(timeout_seconds * 1000)
+        )
+    except tf.errors.OpError as error:
+        return f"{task} is down: {error.message}"
+    return None
 
 
 class WorkerExtended(collective_all_reduce_strategy.CollectiveAllReduceExtended):
-    """The multi-worker strategy's engine, with three things TensorFlow's constructor cannot set.
+    """The multi-worker strategy's engine, with what TensorFlow's constructor cannot set.
 
     * several logical CPUs per process (TensorFlow takes the first alone);
     * a question to all workers before each variable is created, so that workers which build
       different models hear what differs instead of waiting for each other for ever, and values
       that all have anyway (an optimizer's zeros, seeded weights) are not sent;
-    * TensorFlow's own check of its peers' health instead of the coordination service: it names the
-      peer that died, where the service says at most that a heartbeat was missed, and it ends the
-      wait for a worker that never comes, where the service waits without limit.
+    * no coordination service, which waits for a worker that never comes without limit, and says of
+      one that died at most that a heartbeat was missed; nor TensorFlow's own check of its peers'
+      health: the package's watch does that and more;
+    * collectives of `Launcher`.
+
+    Attributes:
+        progress: of the collectives.
+        timeout_seconds: how long others are waited for.
     """
 
-    _check_health_interval = 5
-    _check_health_timeout = 5
-    _check_health_retry_limit = 2
     _strategies = 0  # of this process, so far
 
-    def __init__(self, strategy, *, devices_per_worker, before_variable, **kwargs):
+    def __init__(
+        self, strategy, *, devices_per_worker, before_variable, communication_options, **kwargs
+    ):
         self._devices_per_worker = devices_per_worker
         self._before_variable = before_variable
-        self._check_health_initial_timeout = kwargs["communication_options"].timeout_seconds
-        super().__init__(strategy, **kwargs)
+        self.timeout_seconds = communication_options.timeout_seconds
+        super().__init__(
+            strategy, communication_options=_without_timeout(communication_options), **kwargs
+        )
 
     def _initialize_multi_worker(self, cluster_resolver):
         cls = WorkerExtended
@@ -158,6 +340,26 @@ class WorkerExtended(collective_all_reduce_strategy.CollectiveAllReduceExtended)
             context.context().configure_coordination_service(service_type="")  # do without
         cls._strategies += 1
         super()._initialize_multi_worker(cluster_resolver)
+        self.progress = Progress()
+        for ops in (self._cross_device_ops, self._host_cross_device_ops):
+            progress = self.progress if len(ops._launchers) == 1 else None
+            ops._launchers = [Launcher.like(launcher, progress) for launcher in ops._launchers]
+
+    def _start_check_health_thread(self):
+        """Waits until all workers are there; TensorFlow would go on to check their health."""
+        nothing = tf.identity([])
+        limit = tf.distribute.experimental.CommunicationOptions(
+            timeout_seconds=self.timeout_seconds,
+            implementation=tf.distribute.experimental.CommunicationImplementation.RING,
+        )
+        try:
+            self._host_cross_device_ops.reduce(
+                tf.distribute.ReduceOp.SUM, nothing, nothing, options=limit
+            )
+        except tf.errors.DeadlineExceededError:
+            raise RuntimeError(
+                f"Timeout waiting for the cluster, timeout is {self.timeout_seconds:g} seconds"
+            ) from None
 
     def _initialize_local_devices(self, cluster_resolver, worker_device):
         devices, kind = super()._initialize_local_devices(cluster_resolver, worker_device)
@@ -178,11 +380,22 @@ class WorkerExtended(collective_all_reduce_strategy.CollectiveAllReduceExtended)
             value = tf.convert_to_tensor(
                 getattr(value, "wrapped_value", value), dtype=kwargs.get("dtype")
             )
-            if self._before_variable(kwargs.get("name"), value):
-                return value
+            # Inside a tf.function (an optimizer that is built in its first step) a value is known
+            # now only if it is a constant, as zeros are. Others come from the chief at run time.
+            known = value if tf.executing_eagerly() else tf.get_static_value(value)
+            if known is not None:
+                with tf.init_scope():
+                    if self._before_variable(kwargs.get("name"), tf.convert_to_tensor(known)):
+                        return value
             return creator(replica_id, device, primary_var, **{**kwargs, "initial_value": value})()
 
         return initial_value
+
+
+def _without_timeout(options):
+    return tf.distribute.experimental.CommunicationOptions(
+        bytes_per_pack=options.bytes_per_pack, implementation=options.implementation
+    )
 
 
 def init_strategy(strategy: tf.distribute.Strategy, extended: WorkerExtended) -> None:
@@ -363,7 +576,7 @@ def agree_before_compile() -> None:
 def _agree_and_compile(original, model, optimizer="rmsprop", *args, **kwargs):
     agree = getattr(model.distribute_strategy, "agree_on_optimizer", None)
     if agree is not None and tf.executing_eagerly():
-        agree(optimizer, kwargs.get("steps_per_execution", 1))
+        agree(optimizer)
     return original(model, optimizer, *args, **kwargs)
 
 
@@ -462,3 +675,98 @@ def first_epoch(model: keras.Model, default: int) -> int:
 def clip_gradients(optimizer: keras.optimizers.Optimizer, gradients: list) -> list:
     """The optimizer's own clipping, which its `apply` begins with."""
     return optimizer._clip_gradients(gradients)
+
+
+# --------------------------------------------------------------------------------- Keras: trainer
+
+
+def run_training_by(loop) -> None:
+    """Lets `loop` take part in Keras' `fit`, `evaluate` and `predict`.
+
+    Args:
+        loop: has `wraps_fit(fit, model, *args, **kwargs)` and so on for what is wrapped here.
+    """
+    if not _is_wrapped(keras.Model.fit):
+        _wrap(keras.Model, "fit", loop.fit)
+        _wrap(keras.Model, "evaluate", loop.evaluate)
+        _wrap(keras.Model, "predict", loop.predict)
+        _wrap(keras.Model, "_make_function", loop.make_function)
+        _wrap(keras.Model, "_maybe_symbolic_build", loop.build)
+        original = trainer.reduce_per_replica
+
+        def reduce_per_replica(values, strategy, reduction):
+            return loop.reduce(original, values, strategy, reduction)
+
+        trainer.reduce_per_replica = reduce_per_replica
+
+
+def without_optionals(model: keras.Model, step: Callable) -> Callable:
+    """`step` for data in which features may be missing."""
+    return model._autoconvert_optionals(step)
+
+
+def converted(function: Callable) -> Callable:
+    """`function` as `tf.distribute.Strategy.run` would convert it for AutoGraph."""
+    status = autograph_ctx.control_status_ctx()
+    return autograph.tf_convert(function, status, convert_by_default=False)
+
+
+def batches_left(iterator: tf.distribute.DistributedIterator) -> int:
+    """Batches of an iterator that is new, in this process: -1 without end, -2 unknown."""
+    return int(iterator._cardinality)
+
+
+def next_batch(iterator: tf.distribute.DistributedIterator):
+    """Whether this process has a batch, and its batch: of no rows for a replica that has none.
+
+    TensorFlow would ask all processes, at every step, whether any of them has data.
+
+    Returns:
+        Bool scalar, and an `Optional` that always has a value: so the batch may go from one
+        tf.function to another without its size becoming part of their signatures.
+    """
+    has_batch, batch = _next_batch(iterator)
+    return has_batch, tf.experimental.Optional.from_value(batch)
+
+
+def _next_batch(iterator):
+    strategy = iterator._strategy
+    if iterator._cardinality == tf.data.INFINITE_CARDINALITY:
+        return tf.constant(True), iterator._get_next_no_partial_batch_handling()
+    workers = iterator._input_workers
+    with tf.device(workers.worker_devices[0]):
+        optionals = [iterator._iterators[0].get_next_as_optional_list()]
+        has_batch = tf.reduce_any([optional.has_value() for optional in optionals[0]])
+    values = input_lib._get_value_or_dummy(workers, optionals, produce_dummy=True)
+    if iterator._replica_order is not None:
+        values = iterator._reorder_replicas(values)
+    values = tf.nest.map_structure(_of_any_number_of_rows, values)
+    return has_batch, input_lib._create_per_replica(values, strategy)
+
+
+def _of_any_number_of_rows(value):
+    """Hides from the graph that a replica gets no rows: Keras takes the mean of such for NaN."""
+    if tf.executing_eagerly() or not tf.is_tensor(value) or value.shape.rank in (None, 0):
+        return value
+    if isinstance(value, tf.Tensor) and value.shape[0] == 0:
+        return tf.compat.v1.placeholder_with_default(value, [None, *value.shape[1:]])
+    return value
+
+
+def element_of_one_replica(strategy: tf.distribute.Strategy, iterator):
+    """The next batch of this process' first replica; what batches look like if it has none."""
+    has_batch, batch = _next_batch(iterator)
+    first = tf.nest.map_structure(lambda v: strategy.experimental_local_results(v)[0], batch)
+    leaves = tf.nest.flatten(first, expand_composites=True)
+    if has_batch and all(leaf.shape.rank == 0 or leaf.shape[0] for leaf in leaves):
+        return first
+    return tf.nest.map_structure(_spec_of_one_replica, iterator.element_spec)
+
+
+def _spec_of_one_replica(spec):
+    return spec._value_specs[0] if isinstance(spec, distributed_values.PerReplicaSpec) else spec
+
+
+def first_iterator(epoch_iterator):
+    """The iterator with which an epoch of Keras' begins."""
+    return next(iterator for _, _, iterator in epoch_iterator)

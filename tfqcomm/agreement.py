@@ -14,7 +14,7 @@ from collections.abc import Callable
 import numpy as np
 import tensorflow as tf
 
-_DIGEST_WORDS = 8  # SHA-256; behind it, the length of the text in words
+_DIGEST_WORDS = 8  # SHA-256
 
 
 def check_agreement(
@@ -23,7 +23,8 @@ def check_agreement(
     topic: str,
     facts: dict[str, str],
     notes: dict[str, str],
-) -> None:
+    evidence: bytes = b"",
+) -> bool:
     """Compares `facts` across processes.
 
     Args:
@@ -32,16 +33,22 @@ def check_agreement(
         topic: what this process is about to do; compared as well.
         facts: what must be equal, by name.
         notes: what may differ, but helps to find the place.
+        evidence: compared in the same exchange; it may differ.
+
+    Returns:
+        Whether `evidence` is the same everywhere.
 
     Raises:
         ValueError: on every process, with the facts that differ, and between whom.
     """
     text = _to_words(json.dumps({"step": topic, **facts, **notes}).encode())
-    digest = hashlib.sha256(json.dumps([topic, facts]).encode()).digest()
-    record = np.concatenate([np.frombuffer(digest, "<i4"), [len(text)]]).astype(np.int32)
-    records = all_gather(tf.constant(record)).numpy().reshape([len(names), -1])
-    if (records[:, :_DIGEST_WORDS] == records[0, :_DIGEST_WORDS]).all():
-        return
+    # int32[17]: digest of the facts | length of the text | digest of the evidence
+    parts = [_digest(json.dumps([topic, facts]).encode()), [len(text)], _digest(evidence)]
+    records = all_gather(tf.constant(np.concatenate(parts).astype(np.int32)))
+    records = records.numpy().reshape([len(names), -1])
+    equal = (records == records[0]).all(axis=0)
+    if equal[:_DIGEST_WORDS].all():
+        return bool(equal[_DIGEST_WORDS + 1 :].all())
     padded = np.zeros([records[:, _DIGEST_WORDS].max()], np.int32)
     padded[: len(text)] = text
     texts = all_gather(tf.constant(padded)).numpy().reshape([len(names), -1])
@@ -50,6 +57,10 @@ def check_agreement(
         + "\n".join(_differences([_to_facts(words) for words in texts], names))
         + "\nStart all workers with the same model, optimizer and compressor."
     )
+
+
+def _digest(data: bytes) -> np.ndarray:
+    return np.frombuffer(hashlib.sha256(data).digest(), "<i4")
 
 
 def _to_words(text: bytes) -> np.ndarray:

@@ -16,7 +16,7 @@ from typing import Protocol
 import keras
 import tensorflow as tf
 
-from tfqcomm import _tf_private, statistics
+from tfqcomm import _tf_private, empty_shares, statistics
 from tfqcomm.aggregators.exchange import Message, exchange_for
 from tfqcomm.aggregators.options import ExchangeOptions
 from tfqcomm.transport import Transport, transport_for
@@ -73,6 +73,7 @@ def distributed_step(
     """
     _refuse_impossible(optimizer)
     context = require_replica_context(optimizer, "apply")
+    gradients = empty_shares.without_empty(gradients)
     variables = list(variables)
     # By position: Keras may call the same layer `dense` in one run and `dense_2` in the next.
     keys = [str(_tf_private.variable_index(optimizer, v)) for v in variables]
@@ -217,6 +218,13 @@ def _refuse_impossible(optimizer) -> None:
         )
 
 
+def optimizer_facts(optimizer: keras.optimizers.Optimizer) -> dict[str, str]:
+    """What an optimizer is set to at the moment, the learning rate included, as text."""
+    with tf.init_scope():  # the learning rate in the config is a variable
+        config = {k: str(v) for k, v in optimizer.get_config().items() if k != "name"}
+    return {"optimizer": type(optimizer).__name__, **config}
+
+
 def agree_to_train(
     transport: Transport, optimizer, variables, more: Mapping[str, str] | None = None
 ) -> None:
@@ -230,11 +238,8 @@ def agree_to_train(
     """
     if transport.processes == 1:
         return
-    with tf.init_scope():  # the learning rate in the config is a variable
-        config = {k: str(v) for k, v in optimizer.get_config().items() if k != "name"}
     facts = {
-        "optimizer": type(optimizer).__name__,
-        **config,
+        **optimizer_facts(optimizer),
         **(more or {}),
         "number of variables": str(len(variables)),
         **{

@@ -15,7 +15,6 @@ Letters: L local replicas, P processes, W = P x L replicas in all, w words, c wo
 from __future__ import annotations
 
 import abc
-import hashlib
 import weakref
 from collections.abc import Mapping, Sequence
 
@@ -24,6 +23,7 @@ import tensorflow as tf
 
 from tfqcomm import _tf_private
 from tfqcomm.agreement import check_agreement
+from tfqcomm.watch import Watch
 
 # TensorFlow's ring slows down above 64 MB per collective; half of that is on the safe side.
 MAX_WORDS_PER_COLLECTIVE = 32 * 2**20 // 4
@@ -116,6 +116,12 @@ class Transport(abc.ABC):
             received = self._broadcast_processes(mine, roots[first] // self.local, processes)
             return [received] * self.local
 
+    def gather_vectors(self, vector: tf.Tensor) -> tf.Tensor:
+        """Every process' vector, in rank order: [n] -> [P, n]; of what each has one, not L."""
+        with tf.device(self.device):
+            gathered = self._gather_processes(tf.stack([vector] * self.local))
+            return gathered[:: self.local]
+
     def all_gather_ragged(self, values: Sequence[tf.Tensor]) -> tuple[list[tf.Tensor], tf.Tensor]:
         """Like `all_gather` for rows whose number differs.
 
@@ -127,7 +133,7 @@ class Transport(abc.ABC):
         """
         with tf.device(self.device):
             lengths = self._gather_processes(tf.stack([tf.shape(v)[0] for v in values]))
-            longest = tf.reduce_max(lengths)
+            longest = tf.maximum(tf.reduce_max(lengths), 1)  # the ring crashes on empty tensors
             padded = [_pad_rows(v, longest) for v in values]
             gathered = self._gather_processes(tf.stack(padded))  # [W, longest, ...]
             words = tf.size(padded[0], tf.int64) * padded[0].dtype.size // 4
@@ -135,20 +141,20 @@ class Transport(abc.ABC):
             return [gathered[r, : lengths[r]] for r in range(self.world)], sent
 
     @abc.abstractmethod
-    def agree(self, topic: str, facts: dict[str, str], notes: dict[str, str]) -> None:
+    def agree(
+        self, topic: str, facts: dict[str, str], notes: dict[str, str], evidence: bytes = b""
+    ) -> bool:
         """Compares `facts` with those of all processes, eagerly; `notes` are only shown.
+
+        Args:
+            evidence: compared as well, but may differ.
+
+        Returns:
+            Whether `evidence` is the same on all processes.
 
         Raises:
             ValueError: on every process, naming the facts that differ and between whom.
         """
-
-    def all_equal(self, value: tf.Tensor) -> bool:
-        """Whether `value` is the same to the bit on all processes; eager, 32 bytes of traffic."""
-        if self.processes == 1:
-            return True
-        digest = np.frombuffer(hashlib.sha256(value.numpy().tobytes()).digest(), "<i4")
-        digests = self._gather_processes(tf.constant(digest.astype(np.int32)[None])).numpy()
-        return bool((digests == digests[0]).all())
 
     def add_up(self, arrays: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
         """Sums float32 arrays over all processes, eagerly; all have the same names and shapes."""
@@ -232,8 +238,8 @@ class LocalTransport(Transport):
     def __init__(self, devices: Sequence[str | None] = (None,)):
         super().__init__(1, 0, devices)
 
-    def agree(self, topic, facts, notes):
-        pass
+    def agree(self, topic, facts, notes, evidence=b""):
+        return True
 
     def _gather_processes(self, stacked):
         return stacked
@@ -258,11 +264,14 @@ class CollectiveTransport(Transport):
             strategy.extended.worker_devices,
         )
         self._collectives = _tf_private.Collectives(strategy, self.device)
-        self._addresses = _tf_private.process_addresses(strategy)
+        self.addresses = _tf_private.process_addresses(strategy)
+        self.watch = Watch(strategy, self.addresses, strategy.extended.timeout_seconds or 0)
 
-    def agree(self, topic, facts, notes):
-        with tf.init_scope():
-            check_agreement(self._collectives.all_gather, self._addresses, topic, facts, notes)
+    def agree(self, topic, facts, notes, evidence=b""):
+        with tf.init_scope(), _tf_private.doing("an agreement with the others"):
+            return check_agreement(
+                self._collectives.all_gather, self.addresses, topic, facts, notes, evidence
+            )
 
     def _gather_processes(self, stacked):
         if stacked.shape.rank == 1:

@@ -15,7 +15,7 @@ from absl import logging
 
 from tfqcomm import _tf_private
 from tfqcomm.aggregators.exchange import exchange_of, restore_state
-from tfqcomm.callbacks.optimizers import optimizers_of
+from tfqcomm.model_optimizers import optimizers_of
 from tfqcomm.transport import transport_for
 
 _WEIGHTS = "model.weights.h5"

@@ -9,7 +9,7 @@ import tensorflow as tf
 from absl import logging
 
 from tfqcomm.aggregators.exchange import GradientExchange, exchange_of
-from tfqcomm.callbacks.optimizers import optimizers_of
+from tfqcomm.model_optimizers import optimizers_of
 from tfqcomm.traffic import Traffic
 
 

@@ -6,7 +6,7 @@ import tensorflow as tf
 
 from tfqcomm.aggregators.options import ExchangeOptions
 from tfqcomm.compressors.base import Compressor
-from tfqcomm.distribute import interception
+from tfqcomm.distribute import interception, keras_loop
 
 
 class CompressedAllReduce(tf.distribute.ReductionToOneDevice):
@@ -60,3 +60,4 @@ class CompressedAllReduce(tf.distribute.ReductionToOneDevice):
             verify=verify,
         )
         interception.install()
+        keras_loop.install()

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import tensorflow as tf
 
-from tfqcomm import _tf_private
+from tfqcomm import _tf_private, empty_shares
 from tfqcomm.aggregators.options import ExchangeOptions
 from tfqcomm.compressors.base import Compressor
-from tfqcomm.distribute import interception
+from tfqcomm.distribute import interception, keras_loop
 from tfqcomm.transport import transport_for
 
 
@@ -70,6 +70,7 @@ class MultiWorkerMirroredStrategy(tf.distribute.MultiWorkerMirroredStrategy):
             verify=verify,
         )
         interception.install()
+        keras_loop.install()
         defaults = tf.distribute.experimental.CommunicationOptions(timeout_seconds=timeout_seconds)
         extended = _tf_private.WorkerExtended(
             self,
@@ -79,6 +80,11 @@ class MultiWorkerMirroredStrategy(tf.distribute.MultiWorkerMirroredStrategy):
             before_variable=self._agree_on_variable,
         )
         _tf_private.init_strategy(self, extended)
+        transport_for(self)  # on several workers a watch over them begins
+
+    def run(self, fn, args=(), kwargs=None, options=None):
+        """Like TensorFlow's; a replica whose share of the batch is empty contributes nothing."""
+        return super().run(empty_shares.counted(fn), args, kwargs, options)
 
     def reduce(self, reduce_op, value, axis=None):
         """Like TensorFlow's, but maps over structures and ignores `axis` for scalars.
@@ -107,16 +113,10 @@ class MultiWorkerMirroredStrategy(tf.distribute.MultiWorkerMirroredStrategy):
             "dtype": initial_value.dtype.name,
             "devices per worker": str(transport.local),
         }
-        transport.agree("create a variable", facts, {"variable": str(name)})
-        return transport.all_equal(initial_value)
+        evidence = tf.io.serialize_tensor(initial_value).numpy()
+        return transport.agree("create a variable", facts, {"variable": str(name)}, evidence)
 
-    def agree_on_optimizer(self, optimizer, steps_per_execution: int = 1) -> None:
+    def agree_on_optimizer(self, optimizer) -> None:
         """Called by `model.compile`, before the optimizer's variables are created."""
-        if steps_per_execution != 1 and transport_for(self).processes > 1:
-            raise ValueError(
-                "Argument `steps_per_execution` must be 1 on several workers: TensorFlow pairs "
-                "collectives by keys that it draws once per execution. "
-                f"Received: steps_per_execution={steps_per_execution}"
-            )
         named = optimizer if isinstance(optimizer, str) else type(optimizer).__name__
         transport_for(self).agree("compile", {"optimizer": named.lower()}, {})

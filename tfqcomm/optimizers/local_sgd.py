@@ -12,7 +12,7 @@ import abc
 
 import tensorflow as tf
 
-from tfqcomm import _tf_private
+from tfqcomm import _tf_private, empty_shares
 from tfqcomm.aggregators.exchange import GradientExchange, exchange_for
 from tfqcomm.aggregators.options import ExchangeOptions
 from tfqcomm.optimizers.base import check_fraction
@@ -46,6 +46,8 @@ class LocalSGDOptimizer(_tf_private.OptimizerSeam):
         **kwargs: of `keras.optimizers.Optimizer`. Clipping acts on a replica's own gradient;
             weight decay is Keras' decoupled one, in every local step.
     """
+
+    synchronous = False  # between pulls replicas neither wait for one another nor equal one another
 
     def __init__(self, learning_rate, momentum: float, *, nesterov: bool, **kwargs):
         super().__init__(learning_rate=learning_rate, **kwargs)
@@ -83,6 +85,7 @@ class LocalSGDOptimizer(_tf_private.OptimizerSeam):
         Keras has divided the loss by the number of replicas; here each counts by itself.
         """
         world = require_replica_context(self, "apply").num_replicas_in_sync
+        grads = empty_shares.without_empty(grads)
         own = [None if g is None else tf.convert_to_tensor(g) * world for g in grads]
         super().apply(own, trainable_variables)
 

@@ -1,4 +1,4 @@
-"""The optimizers of a model, as callbacks see them."""
+"""The optimizers of a model: the compiled one, and those it holds beside it."""
 
 from __future__ import annotations
 
