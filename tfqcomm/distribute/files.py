@@ -30,6 +30,7 @@ import numpy as np
 import tensorflow as tf
 from absl import logging
 
+from tfqcomm import _tf_private
 from tfqcomm.transport import Transport
 
 _PATH_OF = {  # the attribute of each of Keras' callbacks that says where it writes
@@ -58,11 +59,13 @@ def one_writer_per_path(
         yield
         return
     writers = [callback for callback in callbacks if _kind(callback)]
-    claims = _claims_of_all(writers, transport)
+    with _tf_private.doing("where the callbacks of fit write"):
+        claims = _claims_of_all(writers, transport)
+        backups = _agreed_backups(writers, claims, transport)
     taken = _names_in(claims[: transport.process])
     wanted = _names_in(claims[transport.process + 1 :])
     with contextlib.ExitStack() as undo:
-        for callback, files in _agreed_backups(writers, claims, transport):
+        for callback, files in backups:
             undo.enter_context(_restoring_from(callback, files))
         for callback in writers:
             names = _names(_path(callback))

@@ -8,6 +8,7 @@ from tfqcomm import _tf_private, empty_shares
 from tfqcomm.aggregators.options import ExchangeOptions
 from tfqcomm.compressors.base import Compressor
 from tfqcomm.distribute import interception, keras_loop
+from tfqcomm.distribute.scopes import expect_models_of
 from tfqcomm.transport import transport_for
 
 
@@ -81,6 +82,7 @@ class MultiWorkerMirroredStrategy(tf.distribute.MultiWorkerMirroredStrategy):
         )
         _tf_private.init_strategy(self, extended)
         transport_for(self)  # on several workers a watch over them begins
+        expect_models_of(self)
 
     def run(self, fn, args=(), kwargs=None, options=None):
         """Like TensorFlow's; a replica whose share of the batch is empty contributes nothing."""

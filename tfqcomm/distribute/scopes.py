@@ -13,6 +13,8 @@ import keras
 import tensorflow as tf
 from absl import logging
 
+from tfqcomm.model_optimizers import optimizers_of
+
 _strategies = weakref.WeakSet()  # those whose scope models belong in
 
 
@@ -49,10 +51,8 @@ def check_scope(model: keras.Model) -> None:
 
 def _parts(model: keras.Model) -> dict[str, list[keras.Variable]]:
     """What has to be made in the scope, as far as it has variables yet."""
-    optimizer = model.optimizer
-    optimizer = getattr(optimizer, "inner_optimizer", optimizer)
     parts = {f"the weights of model {model.name!r}": model.trainable_variables}
-    if optimizer is not None:
+    for optimizer in optimizers_of(model):
         parts[f"optimizer {optimizer.name!r}"] = optimizer.variables
     for metric in model.metrics:
         parts[f"metric {metric.name!r}"] = metric.variables
