@@ -24,6 +24,7 @@ def check_agreement(
     facts: dict[str, str],
     notes: dict[str, str],
     evidence: bytes = b"",
+    advice: str = "Start all workers with the same model, optimizer and compressor.",
 ) -> bool:
     """Compares `facts` across processes.
 
@@ -34,6 +35,7 @@ def check_agreement(
         facts: what must be equal, by name.
         notes: what may differ, but helps to find the place.
         evidence: compared in the same exchange; it may differ.
+        advice: what to do where facts differ.
 
     Returns:
         Whether `evidence` is the same everywhere.
@@ -55,7 +57,7 @@ def check_agreement(
     raise ValueError(
         "The workers of this cluster were given different programs:\n"
         + "\n".join(_differences([_to_facts(words) for words in texts], names))
-        + "\nStart all workers with the same model, optimizer and compressor."
+        + f"\n{advice}"
     )
 
 

@@ -142,15 +142,16 @@ class Transport(abc.ABC):
 
     @abc.abstractmethod
     def agree(
-        self, topic: str, facts: dict[str, str], notes: dict[str, str], evidence: bytes = b""
+        self, topic: str, facts: dict[str, str], notes: dict[str, str], **more: bytes | str
     ) -> bool:
         """Compares `facts` with those of all processes, eagerly; `notes` are only shown.
 
         Args:
-            evidence: compared as well, but may differ.
+            **more: `evidence`, bytes that are compared as well, but may differ; `advice`, what to
+                do where facts differ.
 
         Returns:
-            Whether `evidence` is the same on all processes.
+            Whether the evidence is the same on all processes.
 
         Raises:
             ValueError: on every process, naming the facts that differ and between whom.
@@ -238,7 +239,7 @@ class LocalTransport(Transport):
     def __init__(self, devices: Sequence[str | None] = (None,)):
         super().__init__(1, 0, devices)
 
-    def agree(self, topic, facts, notes, evidence=b""):
+    def agree(self, topic, facts, notes, **more):
         return True
 
     def _gather_processes(self, stacked):
@@ -267,10 +268,10 @@ class CollectiveTransport(Transport):
         self.addresses = _tf_private.process_addresses(strategy)
         self.watch = Watch(strategy, self.addresses, strategy.extended.timeout_seconds or 0)
 
-    def agree(self, topic, facts, notes, evidence=b""):
+    def agree(self, topic, facts, notes, **more):
         with tf.init_scope(), _tf_private.doing("an agreement with the others"):
             return check_agreement(
-                self._collectives.all_gather, self.addresses, topic, facts, notes, evidence
+                self._collectives.all_gather, self.addresses, topic, facts, notes, **more
             )
 
     def _gather_processes(self, stacked):

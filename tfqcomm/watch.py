@@ -144,6 +144,10 @@ class Watch:
         self._threads = [self._thread(self._pulse), self._thread(self._health)]
         atexit.register(self.finish)
 
+    def collectives(self) -> int:
+        """How many collectives this worker has begun; eager."""
+        return self._progress.read()[0]
+
     def finish(self) -> None:
         """Waits until all workers have come to their end, or one of them is lost."""
         self._finishing.set()

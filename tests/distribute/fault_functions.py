@@ -115,18 +115,30 @@ def disagree():
     errors |= {name: error_of(strategy, {}, pair[rank]) for name, pair in MODELS.items()}
     errors["nothing"] = error_of(strategy, {}, {})
     for verify in (True, False):
-        errors[f"weights, verify={verify}"] = error_with_other_weights(strategy, verify)
+        for when in ("before fit", "in the first step", "in the first epoch"):
+            name = f"weights {when}, verify={verify}"
+            errors[name] = error_with_other_weights(strategy, verify, when)
     return errors
 
 
-def error_with_other_weights(strategy, verify):
+def error_with_other_weights(strategy, verify, when):
     """Worker 1 changes a weight where no strategy sees it."""
     strategy.options = ExchangeOptions("top_k", verify=verify)
     model = compiled(strategy)
-    if task_index() == 1:
+
+    def change(*_):
         (copy,) = strategy.experimental_local_results(model.layers[-1].bias.value)
         copy.assign_add([0.5] * 10)
+
+    callback = keras.callbacks.Callback()
+    if task_index() == 1:
+        if when == "before fit":
+            change()
+        elif when == "in the first step":
+            callback.on_train_batch_begin = lambda batch, logs=None: batch or change()
+        else:
+            callback.on_epoch_end = change
     try:
-        model.fit(*data(), epochs=1, verbose=0)
+        model.fit(*data(), epochs=2, verbose=0, callbacks=[callback])
     except Exception as error:
         return f"{type(error).__name__}: {error}"

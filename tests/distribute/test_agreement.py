@@ -126,7 +126,22 @@ def test_the_cluster_survives_a_disagreement(errors):
 @pytest.mark.multi_process
 def test_weights_that_differ_are_found_after_the_first_step(errors):
     for worker in errors:
-        error = worker["weights, verify=True"]
+        error = worker["weights in the first step, verify=True"]
         assert error.startswith("InvalidArgumentError")
         assert "weights differ after the first step" in error
-        assert worker["weights, verify=False"] is None
+
+
+@pytest.mark.multi_process
+@pytest.mark.parametrize("when", ["before fit", "in the first epoch"])
+def test_weights_that_differ_are_found_where_an_epoch_begins(errors, when):
+    for worker in errors:
+        error = worker[f"weights {when}, verify=True"]
+        assert error.startswith("ValueError")
+        assert "fingerprint of the weights:\n    worker 0 (127.0.0.1:" in error
+        assert "A callback that changes the learning rate, the optimizer or the weights" in error
+
+
+@pytest.mark.multi_process
+def test_without_verify_nobody_looks_at_the_weights(errors):
+    for worker in errors:
+        assert {worker[name] for name in worker if name.endswith("verify=False")} == {None}

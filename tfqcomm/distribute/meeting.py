@@ -16,6 +16,11 @@ from tfqcomm.step import optimizer_facts
 from tfqcomm.transport import Transport
 from tfqcomm.verification import fingerprint
 
+_ADVICE = (
+    "A callback that changes the learning rate, the optimizer or the weights must be given to "
+    "`fit` on all workers, and do the same there; and all must train for the same epochs."
+)
+
 
 @dataclasses.dataclass
 class Epoch:
@@ -73,7 +78,7 @@ class Meeting(keras.callbacks.Callback):
             facts[f"{place}iterations"] = str(int(optimizer.iterations.numpy()))
         if self._replicas_are_equal():
             facts["fingerprint of the weights"] = str(int(self._fingerprint()[0]))
-        self._transport.agree("begin an epoch of fit", facts, {})
+        self._transport.agree("begin an epoch of fit", facts, {}, advice=_ADVICE)
         own = tf.constant([(self.params or {}).get("steps") or UNKNOWN], tf.int64)
         with _tf_private.doing("the begin of an epoch of fit"):
             steps = self._transport.gather_vectors(own).numpy()[:, 0]

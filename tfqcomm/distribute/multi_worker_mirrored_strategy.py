@@ -116,7 +116,9 @@ class MultiWorkerMirroredStrategy(tf.distribute.MultiWorkerMirroredStrategy):
             "devices per worker": str(transport.local),
         }
         evidence = tf.io.serialize_tensor(initial_value).numpy()
-        return transport.agree("create a variable", facts, {"variable": str(name)}, evidence)
+        return transport.agree(
+            "create a variable", facts, {"variable": str(name)}, evidence=evidence
+        )
 
     def agree_on_optimizer(self, optimizer) -> None:
         """Called by `model.compile`, before the optimizer's variables are created."""
