@@ -88,6 +88,8 @@ def _agree(model, topic):
 
 def build(original, model, iterator=None, data_batch=None):
     """Keras' building of a model from its first batch: shapes need no communication."""
+    if type(model).call is keras.Model.call:
+        return  # a GAN, as Keras' examples write it: all it has is a `train_step`
     strategy = model.distribute_strategy
     if iterator is not None and transport_of(strategy) is not None:
         data_batch = _tf_private.element_of_one_replica(

@@ -6,9 +6,9 @@ strategy, and returns what it found for `test_scenarios.py` to judge.
 
 from tests.distribute.multi_worker_functions import attempt
 from tests.distribute.scenarios import callbacks, data, loops, models
-from tests.distribute.scenarios.tools import SCENARIOS
+from tests.distribute.scenarios.tools import ON_ONE_DEVICE, SCENARIOS
 
-__all__ = ["SCENARIOS", "callbacks", "data", "loops", "models", "on_two_workers"]
+__all__ = ["ON_ONE_DEVICE", "SCENARIOS", "callbacks", "data", "loops", "models", "on_two_workers"]
 
 
 def on_two_workers(names, directory):

@@ -19,6 +19,7 @@ from tests.distribute.scenarios.tools import (
     fit,
     found,
     scenario,
+    scenario_on_one_device,
 )
 
 
@@ -38,7 +39,7 @@ def sample_weight(strategy, directory):
     return found(strategy, model, history=history)
 
 
-@scenario
+@scenario_on_one_device
 def validation_split(strategy, directory):
     """Of 101 rows, 21 are left to validate, which do not split evenly."""
     model = compiled(strategy)
@@ -140,29 +141,27 @@ def evaluate_and_predict_101_rows(strategy, directory):
     return found(strategy, model, history=history, evaluated=evaluated, predicted=predicted)
 
 
-@scenario
+@scenario_on_one_device
 def an_only_batch_that_does_not_split(strategy, directory):
-    """As many as one replica, more or less: where TensorFlow's own strategy fails at once."""
-    model = compiled(strategy)
+    """Where TensorFlow's own strategy fails at once: 11 rows for one replica, 10 for the other."""
     x, y = classification(21)
-    return found(
-        strategy,
-        model,
-        losses=fit(model, x, y, epochs=1),
-        evaluated=model.evaluate(x, y, verbose=0),
-        predicted=model.predict(x, verbose=0),
-    )
-
-
-@scenario
-def fewer_rows_than_replicas(strategy, directory):
-    """Five batches of one row: one of two replicas has none."""
     model = compiled(strategy)
+    # A gradient is the mean of the replicas' means; one device needs weights to say as much.
+    alone = strategy.num_replicas_in_sync == 1
+    weights = np.array([21 / 22] * 11 + [21 / 20] * 10) if alone else None
+    fit(model, x, y, sample_weight=weights)
+    evaluated = model.evaluate(x, y, verbose=0)
+    predicted = model.predict(x, verbose=0)
+    return found(strategy, model, evaluated=evaluated, predicted=predicted)
+
+
+@scenario_on_one_device
+def fewer_rows_than_replicas(strategy, directory):
+    """Five batches of one row: one of two replicas has none, and adds nothing to the mean."""
     x, y = classification(5)
-    return found(
-        strategy,
-        model,
-        losses=fit(model, x, y, batch_size=1),
-        evaluated=model.evaluate(x, y, batch_size=1, verbose=0),
-        predicted=model.predict(x, batch_size=1, verbose=0),
-    )
+    rate = 0.1 / (3 - strategy.num_replicas_in_sync)
+    model = compiled(strategy, optimizer=lambda: keras.optimizers.SGD(rate, momentum=0.9))
+    history = fit(model, x, y, batch_size=1)
+    evaluated = model.evaluate(x, y, batch_size=1, verbose=0)
+    predicted = model.predict(x, batch_size=1, verbose=0)
+    return found(strategy, model, history=history, evaluated=evaluated, predicted=predicted)

@@ -133,8 +133,6 @@ class GAN(keras.Model):
 def gan(strategy, directory):
     with begin(strategy):
         model = GAN()
-        # A model without a `call` is no obstacle on several workers; it is one to MirroredStrategy.
-        model.built = isinstance(strategy, tf.distribute.MirroredStrategy)
         model.compile(
             d_optimizer=keras.optimizers.Adam(1e-3),
             g_optimizer=keras.optimizers.Adam(1e-3),

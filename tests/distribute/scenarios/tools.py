@@ -13,6 +13,7 @@ from tests.distribute.multi_worker_functions import classification as any_classi
 
 EXAMPLES = 4 * BATCH
 SCENARIOS = {}  # name -> function of (strategy, directory), which returns what a run has found
+ON_ONE_DEVICE = set()  # those which MirroredStrategy cannot do: their yardstick is one device
 
 Loss = keras.losses.SparseCategoricalCrossentropy
 
@@ -21,6 +22,12 @@ def scenario(function):
     """Adds a function to what two workers do, and what one process does to compare."""
     SCENARIOS[function.__name__] = function
     return function
+
+
+def scenario_on_one_device(function):
+    """Likewise, where a first batch does not split evenly."""
+    ON_ONE_DEVICE.add(function.__name__)
+    return scenario(function)
 
 
 def classification(examples=EXAMPLES):
