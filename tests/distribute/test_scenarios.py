@@ -5,11 +5,15 @@ Replicas see the same data in both, so the arithmetic is the same; workers must 
 
 from __future__ import annotations
 
+import csv
+
+import keras
 import numpy as np
 import pytest
 import tensorflow as tf
 
 from tests.distribute import scenarios
+from tests.distribute.scenarios.tools import classification
 from tests.distribute.test_multi_worker import Found, FoundWhenAsked, weights
 from tests.multi_process import run_workers
 from tfqcomm.distribute import CompressedAllReduce
@@ -84,3 +88,44 @@ def test_two_workers_do_as_one_process(two, one, name):
         np.testing.assert_allclose(actual, desired, rtol=1e-6, atol=1e-6, err_msg=err_msg)
 
     assert_alike(first, expected, close)
+
+
+# ------------------------------------------- files, of callbacks that all workers gave one path to
+
+
+def names_in(path):
+    return sorted(file.name for file in path.iterdir())
+
+
+def test_checkpoints_at_one_path_can_be_read(two, directory):
+    found = two["model_checkpoint"]
+    assert names_in(directory / "checkpoints") == [
+        "best.weights.h5",
+        "epoch-1.keras",
+        "epoch-2.keras",
+    ]
+    x = classification()[0][:32]
+    model = keras.models.load_model(directory / "checkpoints" / "epoch-2.keras")
+    np.testing.assert_allclose(model.predict(x, verbose=0), found[0]["predicted"], atol=1e-5)
+    model.load_weights(directory / "checkpoints" / "best.weights.h5")
+
+
+@pytest.mark.slow
+def test_a_csv_log_at_one_path_has_a_line_for_each_epoch(two, directory):
+    losses = two["csv_logger"][0]["history"]["loss"]
+    with open(directory / "log.csv", newline="") as file:
+        assert [float(row["loss"]) for row in csv.DictReader(file)] == losses
+
+
+@pytest.mark.slow
+def test_tensorboard_at_one_path_has_a_run_for_each_worker(two, directory):
+    assert two["tensorboard_with_histograms"]
+    runs = {str(p.parent.relative_to(directory / "board")) for p in directory.rglob("events.out*")}
+    assert runs == {"train", "validation", "worker_1/train", "worker_1/validation"}
+
+
+@pytest.mark.slow
+def test_a_backup_at_one_path_was_resumed_by_both_and_removed(two, directory):
+    for worker in two["backup_and_restore_of_keras"]:
+        assert worker["epochs"] == [2, 3]
+    assert not (directory / "backup").exists()

@@ -21,19 +21,18 @@ import tfqcomm
 PER_WORKER_BATCH, STEPS, EPOCHS = 16, 8, 3
 
 
-def digits_dataset(batch_size):
-    """An endless stream of images uint8[28, 28] with a bright stripe, whose row is the label."""
+def digits():
+    """Images float32[640, 28, 28] with a bright stripe, whose row gives the label int64[640]."""
     random = np.random.RandomState(0)
     labels = random.randint(0, 10, [640]).astype("int64")
     images = random.randint(0, 64, [640, 28, 28])
     images[np.arange(640), labels * 2] += 150
-    images = images.astype("float32") / 255.0
-    return (
-        tf.data.Dataset.from_tensor_slices((images, labels))
-        .shuffle(640, 1)
-        .repeat()
-        .batch(batch_size)
-    )
+    return images.astype("float32") / 255.0, labels
+
+
+def digits_dataset(batch_size):
+    """An endless stream of batches."""
+    return tf.data.Dataset.from_tensor_slices(digits()).shuffle(640, 1).repeat().batch(batch_size)
 
 
 def build_and_compile_cnn_model():
@@ -123,19 +122,15 @@ def main(directory):
     else:
         own = []
 
-    # Loading: the saved model trains on; the checkpoint brings the weights back.
-    # (The chief may still be writing, where there is no barrier: the tutorial waits no more.)
-    result = model.evaluate(digits_dataset(32).take(4), verbose=0)
+    # Loading: the saved model predicts the same; the checkpoint brings the weights back. All take
+    # part in `evaluate`, so the chief has written its files when the others come to read them.
+    result = model.evaluate(*digits(), verbose=0)
     loaded = keras.models.load_model(model_path)
-    np.testing.assert_allclose(
-        loaded.evaluate(digits_dataset(32).take(4), verbose=0), result, rtol=1e-4
-    )
+    np.testing.assert_allclose(loaded.evaluate(*digits(), verbose=0), result, rtol=1e-4)
     model.set_weights([np.zeros_like(w) for w in model.get_weights()])
     checkpoint.restore(tf.train.latest_checkpoint(checkpoint_dir)).assert_existing_objects_matched()
-    np.testing.assert_allclose(
-        model.evaluate(digits_dataset(32).take(4), verbose=0), result, rtol=1e-4
-    )
-    again = model.fit(dataset, epochs=1, steps_per_epoch=STEPS, verbose=0)
+    np.testing.assert_allclose(model.evaluate(*digits(), verbose=0), result, rtol=1e-4)
+    again = loaded.fit(digits_dataset(PER_WORKER_BATCH), steps_per_epoch=STEPS, verbose=0)
     report = {
         "epochs": history.epoch,
         "loss": history.history["loss"] + again.history["loss"],
