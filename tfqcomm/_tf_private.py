@@ -17,6 +17,7 @@ from collections.abc import Callable, Iterator
 import keras
 import numpy as np
 import tensorflow as tf
+from keras.src import backend
 from keras.src.backend.tensorflow import trainer
 from keras.src.backend.tensorflow.optimizer import TFOptimizer
 from tensorflow.python.autograph.core import ag_ctx as autograph_ctx
@@ -656,6 +657,25 @@ def reconnect() -> None:
     context.context().update_server_def(context.get_server_def())
 
 
+def build_by_calling(model: keras.Model, batch) -> None:
+    """Builds a model, its losses and its metrics by calling it on a batch.
+
+    Keras' own way, to call it on a symbol of the batch's shape, loses that a tensor is ragged or
+    sparse.
+    """
+    x, y, sample_weight = keras.utils.unpack_x_y_sample_weight(batch)
+    outputs = model(x)
+    symbols = [
+        tf.nest.map_structure(lambda v: keras.KerasTensor(v.shape, v.dtype.name), values)
+        for values in (y, outputs)
+    ]
+    for method in (model.compute_metrics, model._compute_loss):
+        backend.compute_output_spec(method, None, *symbols, sample_weight=sample_weight)
+    if model.optimizer is not None and not model.optimizer.built:
+        model.optimizer.build(model.trainable_variables)
+    model._post_build()
+
+
 def build_from_spec(model: keras.Model, element_spec) -> None:
     """Builds a model, its losses and its metrics for batches of this spec, computing nothing."""
     model._symbolic_build(data_batch=element_spec)
@@ -709,11 +729,6 @@ def converted(function: Callable) -> Callable:
     """`function` as `tf.distribute.Strategy.run` would convert it for AutoGraph."""
     status = autograph_ctx.control_status_ctx()
     return autograph.tf_convert(function, status, convert_by_default=False)
-
-
-def batches_left(iterator: tf.distribute.DistributedIterator) -> int:
-    """Batches of an iterator that is new, in this process: -1 without end, -2 unknown."""
-    return int(iterator._cardinality)
 
 
 def next_batch(iterator: tf.distribute.DistributedIterator):

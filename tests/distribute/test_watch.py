@@ -77,7 +77,7 @@ def test_a_wait_beyond_the_limit_names_who_is_busy():
     assert verdict(pulses, NAMES, 0) is None  # without limit
 
 
-# --------------------------------------------------------------------------------------- two workers
+# -------------------------------------------------------------------------------------- two workers
 
 
 @pytest.mark.multi_process

@@ -12,10 +12,10 @@ The functions here have the form that `_tf_private` wraps Keras' methods with: t
 
 from __future__ import annotations
 
-import dataclasses
 import inspect
 import sys
 import weakref
+from typing import NamedTuple
 
 import keras
 import numpy as np
@@ -26,7 +26,8 @@ from tfqcomm import _tf_private, empty_shares
 from tfqcomm.distribute import logs as fused_logs
 from tfqcomm.distribute import outputs as gathered_outputs
 from tfqcomm.distribute.files import one_writer_per_path
-from tfqcomm.distribute.meeting import UNKNOWN, Meeting, epoch_of
+from tfqcomm.distribute.interception import options_of
+from tfqcomm.distribute.meeting import Meeting, epoch_of
 from tfqcomm.distribute.scopes import check_scope
 from tfqcomm.transport import LocalTransport, Transport, transport_for
 
@@ -51,7 +52,7 @@ def fit(original, model, *args, **kwargs):
     if transport is None:
         return original(model, *args, **kwargs)
     arguments = inspect.signature(original).bind(model, *args, **kwargs).arguments
-    meeting = Meeting(transport)
+    meeting = Meeting(transport, counted=arguments.get("steps_per_epoch") is None)
     callbacks = arguments.get("callbacks")
     if isinstance(callbacks, keras.callbacks.CallbackList):
         meeting.set_model(model)
@@ -91,12 +92,14 @@ def build(original, model, iterator=None, data_batch=None):
     if type(model).call is keras.Model.call:
         return  # a GAN, as Keras' examples write it: all it has is a `train_step`
     strategy = model.distribute_strategy
-    if iterator is not None and transport_of(strategy) is not None:
-        data_batch = _tf_private.element_of_one_replica(
-            strategy, _tf_private.first_iterator(iterator)
-        )
-        iterator = None
-    return original(model, iterator=iterator, data_batch=data_batch)
+    if iterator is None or options_of(strategy) is None:
+        return original(model, iterator=iterator, data_batch=data_batch)
+    first = _tf_private.first_iterator(iterator)
+    batch = _tf_private.element_of_one_replica(strategy, first)
+    if any(isinstance(v, (tf.RaggedTensor, tf.SparseTensor)) for v in tf.nest.flatten(batch)):
+        with strategy.scope():
+            return _tf_private.build_by_calling(model, batch)
+    return original(model, data_batch=batch)
 
 
 def reduce(original, values, strategy, reduction):
@@ -122,33 +125,16 @@ def make_function(original, model, step_function):
     return TestFunction(model, step_function, transport, on_batches)
 
 
-@dataclasses.dataclass
-class Ahead:
+class Ahead(NamedTuple):
     """What is known of the next step.
 
     Attributes:
         batch: this worker's, an `Optional` that always has a value: of no rows if there is none.
-        have_batches: bool[P], which workers have any.
-        taken: steps since the iterator was new.
-        batches: int[P], how many each worker had then, where that is known of all and nobody needs
-            to ask at every step.
+        have_batches: bool[P], which workers have any; only this one where nobody is asked.
     """
 
     batch: tf.experimental.Optional
     have_batches: np.ndarray
-    taken: int = 0
-    batches: np.ndarray | None = None
-
-    def most(self) -> int:
-        """Steps that may be taken without asking."""
-        return UNKNOWN if self.batches is None else int(self.batches.min()) - self.taken
-
-    def after(self, batch, have_batches, taken: int) -> Ahead:
-        """What is known once `taken` more steps were taken."""
-        taken += self.taken
-        if self.batches is not None:
-            have_batches = self.batches > taken
-        return Ahead(batch, have_batches, taken, self.batches)
 
 
 class TrainFunction:
@@ -172,8 +158,8 @@ class TrainFunction:
         self._on_batches = on_batches
         self._several = model.steps_per_execution
         # Replicas that train alone keep their logs to themselves, too.
-        synchronous = getattr(model.optimizer, "synchronous", True)
-        self._among = transport if synchronous else LocalTransport(transport.devices)
+        self._synchronous = getattr(model.optimizer, "synchronous", True)
+        self._among = transport if self._synchronous else LocalTransport(transport.devices)
         self._ahead = weakref.WeakKeyDictionary()  # iterator -> Ahead
         self._peek, self._execute = _tf_private.next_batch, self._execution
         if not model.run_eagerly:
@@ -183,37 +169,32 @@ class TrainFunction:
     def __call__(self, iterator):
         if not isinstance(iterator, tf.distribute.DistributedIterator):
             return self._on_batches(iterator)
-        ahead = self._ahead.pop(iterator, None) or self._begin(iterator)
         model = self._model()
         epoch = epoch_of(model)
+        ahead = self._ahead.pop(iterator, None) or self._begin(iterator)
         if epoch.left <= 0 or not ahead.have_batches.all():
             self._tell_who_is_out(ahead, epoch)
             raise StopIteration
+        asks = self._synchronous or not epoch.steps_are_sure
         outputs, batch, flags, taken = self._execute(
             ahead.batch,
             iterator,
             tf.constant(epoch.wants_stop),
-            tf.constant(min(self._several, ahead.most(), epoch.left)),
-            ahead.batches is None,
+            tf.constant(min(self._several, epoch.left)),
+            asks,
         )
         have_batches, want_stop = flags.numpy().T > 0
-        taken = int(taken)
-        self._ahead[iterator] = ahead.after(batch, have_batches, taken)
-        epoch.taken += taken
-        if want_stop.any():
+        self._ahead[iterator] = Ahead(batch, have_batches)
+        epoch.taken += int(taken)
+        if asks and want_stop.any():
             model.stop_training = epoch.stops = True
         return outputs
 
     def _begin(self, iterator) -> Ahead:
         has_batch, batch = self._peek(iterator)
-        own = [int(has_batch), _tf_private.batches_left(iterator)]
         with _tf_private.doing("the first batch of an epoch"):
-            found = self._transport.gather_vectors(tf.constant(own, tf.int64)).numpy()
-        have_batches, batches = found[:, 0] > 0, found[:, 1]
-        if self._among is self._transport or (batches == tf.data.UNKNOWN_CARDINALITY).any():
-            return Ahead(batch, have_batches)
-        batches = np.where(batches == tf.data.INFINITE_CARDINALITY, UNKNOWN, batches)
-        return Ahead(batch, have_batches, batches=batches)
+            found = self._transport.gather_vectors(tf.constant([int(has_batch)])).numpy()
+        return Ahead(batch, found[:, 0] > 0)
 
     def _tell_who_is_out(self, ahead, epoch):
         out = ~ahead.have_batches | (epoch.steps <= epoch.taken)
@@ -233,7 +214,7 @@ class TrainFunction:
         facts = tf.stack([has_following, wants_stop])
         with _tf_private.doing("the logs of a step of fit"):
             outputs, flags = fused_logs.mean_and_flags(self._among, self._strategy, outputs, facts)
-            if asks and self._among is not self._transport:
+            if asks and not self._synchronous:
                 flags = self._transport.gather_vectors(tf.cast(facts, tf.int32))
         return outputs, following, flags
 

@@ -28,12 +28,14 @@ class Epoch:
 
     Attributes:
         steps: int[P], how many each worker is going to take; the largest integer if not known.
+        steps_are_sure: whether all workers have counted them, and nobody merely asked for them.
         taken: so far.
         wants_stop: whether a callback of this worker has ended the training.
         stops: whether all workers end it.
     """
 
     steps: np.ndarray
+    steps_are_sure: bool = False
     taken: int = 0
     wants_stop: bool = False
     stops: bool = False
@@ -63,11 +65,13 @@ class Meeting(keras.callbacks.Callback):
 
     Args:
         transport: to the other workers.
+        counted: whether the number of steps is that of this worker's batches.
     """
 
-    def __init__(self, transport: Transport):
+    def __init__(self, transport: Transport, *, counted: bool):
         super().__init__()
         self._transport = transport
+        self._counted = counted
 
     def on_epoch_begin(self, epoch, logs=None):
         """Compares the epoch, the optimizer's settings and the weights."""
@@ -79,10 +83,11 @@ class Meeting(keras.callbacks.Callback):
         if self._replicas_are_equal():
             facts["fingerprint of the weights"] = str(int(self._fingerprint()[0]))
         self._transport.agree("begin an epoch of fit", facts, {}, advice=_ADVICE)
-        own = tf.constant([(self.params or {}).get("steps") or UNKNOWN], tf.int64)
+        steps = (self.params or {}).get("steps")
+        own = tf.constant([steps or UNKNOWN, int(bool(steps) and self._counted)], tf.int64)
         with _tf_private.doing("the begin of an epoch of fit"):
-            steps = self._transport.gather_vectors(own).numpy()[:, 0]
-        _epochs[self.model] = Epoch(steps)
+            steps, sure = self._transport.gather_vectors(own).numpy().T
+        _epochs[self.model] = Epoch(steps, bool(sure.all()))
 
     def on_train_batch_end(self, batch, logs=None):
         """Notes a wish to stop, which the others hear of with the next step."""
