@@ -25,8 +25,10 @@ from absl import logging
 from tfqcomm import _tf_private, empty_shares
 from tfqcomm.distribute import logs as fused_logs
 from tfqcomm.distribute import outputs as gathered_outputs
+from tfqcomm.distribute.files import one_writer_per_path
 from tfqcomm.distribute.interception import options_of
 from tfqcomm.distribute.meeting import Meeting, epoch_of
+from tfqcomm.distribute.scopes import check_scope
 from tfqcomm.transport import LocalTransport, Transport, transport_for
 
 
@@ -45,6 +47,7 @@ def transport_of(strategy: tf.distribute.Strategy) -> Transport | None:
 
 def fit(original, model, *args, **kwargs):
     """Keras' `fit`, with the workers' meetings among its callbacks."""
+    check_scope(model)
     transport = transport_of(model.distribute_strategy)
     if transport is None:
         return original(model, *args, **kwargs)
@@ -54,12 +57,14 @@ def fit(original, model, *args, **kwargs):
     if isinstance(callbacks, keras.callbacks.CallbackList):
         meeting.set_model(model)
         callbacks.append(meeting)
+        given = callbacks.callbacks
     else:  # the last one, so that it sees what the others did
-        given = [callbacks] if isinstance(callbacks, keras.callbacks.Callback) else callbacks
-        arguments["callbacks"] = [*(given or []), meeting]
+        given = keras.tree.flatten(callbacks or [])
+        arguments["callbacks"] = [*given, meeting]
     del arguments["self"]
     transport.agree("begin fit", {}, {})
-    return original(model, **arguments)
+    with one_writer_per_path(given, transport):
+        return original(model, **arguments)
 
 
 def evaluate(original, model, *args, **kwargs):
@@ -84,6 +89,8 @@ def _agree(model, topic):
 
 def build(original, model, iterator=None, data_batch=None):
     """Keras' building of a model from its first batch: shapes need no communication."""
+    if type(model).call is keras.Model.call:
+        return  # a GAN, as Keras' examples write it: all it has is a `train_step`
     strategy = model.distribute_strategy
     if iterator is None or options_of(strategy) is None:
         return original(model, iterator=iterator, data_batch=data_batch)

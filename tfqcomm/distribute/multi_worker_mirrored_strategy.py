@@ -11,6 +11,7 @@ from tfqcomm.aggregators.options import ExchangeOptions
 from tfqcomm.compressors.base import Compressor
 from tfqcomm.distribute import interception, keras_loop
 from tfqcomm.distribute.new_variables import NewVariables
+from tfqcomm.distribute.scopes import expect_models_of
 from tfqcomm.transport import transport_for
 
 
@@ -86,6 +87,7 @@ class MultiWorkerMirroredStrategy(tf.distribute.MultiWorkerMirroredStrategy):
         transport = transport_for(self)  # on several workers a watch over them begins
         self.new_variables = NewVariables(transport)
         transport.before_agreement = self.new_variables.agree
+        expect_models_of(self)
 
     @contextlib.contextmanager
     def scope(self):
