@@ -1,6 +1,9 @@
 """Communication-efficient distributed training for TensorFlow and Keras 3."""
 
-from tfqcomm import callbacks, compressors, distribute, optimizers, parameter_server, sparsity
+from tfqcomm._start import is_launcher
+
+if not is_launcher():
+    from tfqcomm import callbacks, compressors, distribute, optimizers, parameter_server, sparsity
 
 __all__ = ["callbacks", "compressors", "distribute", "optimizers", "parameter_server", "sparsity"]
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import signal
 
 
 def serve() -> None:
@@ -11,6 +12,8 @@ def serve() -> None:
     The chief, which runs the user's script under `tf.distribute.ParameterServerStrategy`, drives
     it from outside.
     """
+    # Nothing has to be finished; and Python's own handler would wait for `join`, for ever.
+    signal.signal(signal.SIGINT, signal.SIG_DFL)
     import tensorflow as tf  # Only here: the launcher itself does without.
 
     resolver = tf.distribute.cluster_resolver.TFConfigClusterResolver()
