@@ -16,7 +16,7 @@ run `python -m tfqcomm.launch --serve`, which also starts such a task on a real 
 or started again alone, up to `--max_restarts` times in all.
 
 What TensorFlow's C++ log says besides errors is not shown, unless `--verbose` is given or
-`TF_CPP_MIN_LOG_LEVEL` is set.
+`TF_CPP_MIN_LOG_LEVEL` is set to 0 or 1.
 """
 
 from __future__ import annotations
@@ -30,6 +30,7 @@ import sys
 from collections.abc import Sequence
 
 from tfqcomm.launch.environment import (
+    ERRORS_ONLY,
     LOG_LEVEL,
     cluster_of,
     reserve_ports,
@@ -120,13 +121,14 @@ def _common_variables(options: argparse.Namespace) -> dict[str, str]:
     if options.threads_per_worker:
         names = ("TF_NUM_INTRAOP_THREADS", "TF_NUM_INTEROP_THREADS", "OMP_NUM_THREADS")
         variables = dict.fromkeys(names, str(options.threads_per_worker))
-    if not _is_verbose(options):
-        variables[LOG_LEVEL] = "2"
+    if not options.verbose:
+        variables[LOG_LEVEL] = os.environ.get(LOG_LEVEL) or ERRORS_ONLY
     return variables
 
 
 def _is_verbose(options: argparse.Namespace) -> bool:
-    return options.verbose or LOG_LEVEL in os.environ  # who sets it wants to see what it says
+    """Whether the flag says so, or a log level that the user has set."""
+    return options.verbose or os.environ.get(LOG_LEVEL, ERRORS_ONLY) < ERRORS_ONLY
 
 
 def _num_tasks(options: argparse.Namespace) -> int:

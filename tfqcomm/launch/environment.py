@@ -13,7 +13,8 @@ from collections.abc import Mapping, Sequence
 
 PR_SET_PDEATHSIG = 1  # <linux/prctl.h>
 RESTART_COUNT = "TFQCOMM_RESTART_COUNT"  # the variable that says how often a task was started anew
-LOG_LEVEL = "TF_CPP_MIN_LOG_LEVEL"  # of TensorFlow's C++ log: 2 leaves errors
+LOG_LEVEL = "TF_CPP_MIN_LOG_LEVEL"  # the variable of TensorFlow's C++ log, and a level of it
+ERRORS_ONLY = "2"
 
 
 def reserve_ports(count: int, first: int = 0) -> list[socket.socket]:
