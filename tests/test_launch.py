@@ -15,6 +15,7 @@ import time
 import pytest
 
 from tests.multi_process import ROOT, WITHOUT_TENSORFLOW
+from tfqcomm.cluster.addresses import failure_to_connect
 from tfqcomm.launch import cluster_of, environment, output, reserve_ports, task_environment
 
 LAUNCH = f"""{WITHOUT_TENSORFLOW}
@@ -606,6 +607,30 @@ def test_without_a_parameter_server_or_the_chief_all_end(script, job):
     done = launch("--workers=2", "--parameter_servers=1", "--max_restarts=5", path)
     assert done.returncode == 128 + signal.SIGKILL
     assert launcher_said(done) == [f"[launch] {job} 0 failed: SIGKILL. Ending all tasks."]
+
+
+@pytest.mark.multi_process
+@pytest.mark.slow
+def test_ctrl_c_ends_a_server_that_was_started_by_hand():
+    (reserved,) = reserve_ports(1)
+    address = f"127.0.0.1:{reserved.getsockname()[1]}"
+    reserved.close()
+    environment = {**os.environ, **task_environment({"worker": [address]}, "worker", 0)}
+    command = [sys.executable, "-m", "tfqcomm.launch", "--serve"]
+    pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.STDOUT, "text": True}
+    with subprocess.Popen(command, env=environment, cwd=ROOT, **pipes) as server:
+        deadline = time.monotonic() + TIMEOUT
+        while failure_to_connect(address):
+            assert server.poll() is None and time.monotonic() < deadline
+            time.sleep(0.1)
+        second = subprocess.run(command, env=environment, cwd=ROOT, capture_output=True, text=True)
+        server.send_signal(signal.SIGINT)
+        out, _ = server.communicate(timeout=10)
+    assert server.returncode == -signal.SIGINT
+    assert "Traceback" not in out
+    assert "this process is worker 0 and cannot listen on its port: Address already in use" in (
+        second.stderr
+    )
 
 
 @pytest.mark.multi_process

@@ -7,7 +7,7 @@ import tensorflow as tf
 from tfqcomm import _tf_private
 from tfqcomm.aggregators.options import ExchangeOptions
 from tfqcomm.compressors.base import Compressor
-from tfqcomm.distribute import interception
+from tfqcomm.distribute import interception, joining
 from tfqcomm.transport import transport_for
 
 
@@ -45,6 +45,7 @@ class MultiWorkerMirroredStrategy(tf.distribute.MultiWorkerMirroredStrategy):
             first step shows that workers run different programs, on all of them.
     """
 
+    @joining.checked
     def __init__(
         self,
         compressor: Compressor | str | dict | None = None,
