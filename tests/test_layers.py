@@ -7,7 +7,7 @@ L2 traffic, transport, statistics, replicas; error_feedback, worker_state, leade
 L3 aggregators; verification and step on top of them
 L4 distribute, optimizers, callbacks, launch, parameter_server
 L5 tfqcomm itself
-models: Keras only           experiments, benchmarks: the public tfqcomm and models
+models: Keras only           experiments, benchmarks, examples: the public tfqcomm and models
 """
 
 import ast
@@ -40,6 +40,7 @@ DECLARED_FOR = {  # folder -> extras of setup.cfg that are installed where it ru
     "models": [],
     "experiments": ["experiments"],
     "benchmarks": ["experiments"],
+    "examples": [],
     "tests": ["experiments", "test"],
 }
 
@@ -145,7 +146,9 @@ def reached(name: str) -> set[str]:
     return {i for i in found if re.fullmatch(r"tfqcomm(\.\w+)+", i)}
 
 
-@pytest.mark.parametrize("name", names_in("experiments") + names_in("benchmarks"))
+@pytest.mark.parametrize(
+    "name", [n for f in ("experiments", "benchmarks", "examples") for n in names_in(f)]
+)
 def test_experiments_use_only_what_is_public(name):
     allowed = {"tfqcomm", "models", name.split(".")[0]}
     ours = {i.split(".")[0] for i in imports(name)} & DECLARED_FOR.keys()

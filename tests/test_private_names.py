@@ -22,7 +22,7 @@ SEAM = ROOT / "tfqcomm" / "_tf_private.py"
 PACKAGE = sorted((ROOT / "tfqcomm").rglob("*.py"))
 EVERYTHING = PACKAGE + [
     path
-    for folder in ("models", "experiments", "benchmarks", "tests")
+    for folder in ("models", "experiments", "benchmarks", "examples", "tests")
     for path in sorted((ROOT / folder).rglob("*.py"))
     if path != pathlib.Path(__file__)
 ]
