@@ -1,7 +1,7 @@
 """Who may import whom. The imports are read from the sources, so that none is missed.
 
-L0 numerics, wire, agreement, sparsity, cluster, _tf_private, _start; selection and least_squares
-   on top of them
+L0 numerics, wire, agreement, sparsity, cluster, _tf_private and its probe, _start; selection and
+   least_squares on top of them
 L1 compressors
 L2 traffic, transport, statistics, replicas; error_feedback, worker_state, leader_vote on them
 L3 aggregators; verification and step on top of them
@@ -23,7 +23,16 @@ import pytest
 ROOT = pathlib.Path(__file__).parent.parent
 
 LAYERS = [  # a module imports from the lines above its own, and from its own folder
-    {"numerics", "wire", "agreement", "sparsity", "cluster", "_tf_private", "_start"},
+    {
+        "numerics",
+        "wire",
+        "agreement",
+        "sparsity",
+        "cluster",
+        "_tf_private",
+        "_tf_private_probe",
+        "_start",
+    },
     {"selection", "least_squares"},
     {"compressors"},
     {"traffic", "transport", "statistics", "replicas"},

@@ -57,7 +57,9 @@ def test_init_holds_only_imports_and_all(name):
         start, launcher, *body = body
         assert ast.unparse(start) == "from tfqcomm._start import is_launcher"
         assert ast.unparse(launcher.test) == "not is_launcher()" and not launcher.orelse
-        body = [*launcher.body, *body]
+        probe, *subpackages = launcher.body
+        assert ast.unparse(probe) == "import tfqcomm._tf_private_probe"
+        body = [*subpackages, *body]
     for node in body:
         if isinstance(node, ast.ImportFrom):
             imported += [alias.asname or alias.name for alias in node.names]

@@ -3,6 +3,7 @@
 from tfqcomm._start import is_launcher
 
 if not is_launcher():
+    import tfqcomm._tf_private_probe  # noqa: F401 (says what does not fit)
     from tfqcomm import (
         callbacks,
         compressors,
