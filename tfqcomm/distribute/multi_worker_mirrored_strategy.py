@@ -9,7 +9,7 @@ import tensorflow as tf
 from tfqcomm import _tf_private, empty_shares
 from tfqcomm.aggregators.options import ExchangeOptions
 from tfqcomm.compressors.base import Compressor
-from tfqcomm.distribute import interception, keras_loop
+from tfqcomm.distribute import interception, joining, keras_loop
 from tfqcomm.distribute.new_variables import NewVariables
 from tfqcomm.distribute.scopes import expect_models_of
 from tfqcomm.transport import transport_for
@@ -49,6 +49,7 @@ class MultiWorkerMirroredStrategy(tf.distribute.MultiWorkerMirroredStrategy):
             first step shows that workers run different programs, on all of them.
     """
 
+    @joining.checked
     def __init__(
         self,
         compressor: Compressor | str | dict | None = None,

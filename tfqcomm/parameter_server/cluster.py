@@ -15,6 +15,7 @@ from collections.abc import Iterator
 import tensorflow as tf
 
 from tfqcomm import _tf_private
+from tfqcomm import cluster as tasks
 
 PATIENCE = 600  # seconds to wait for tasks that have not started yet
 _connected: Cluster | None = None
@@ -74,6 +75,7 @@ def connect(
         ValueError: where the cluster cannot be this process' own.
     """
     if resolver is None and os.environ.get("TF_CONFIG"):
+        tasks.Cluster.from_environment()  # says what is wrong with it
         resolver = tf.distribute.cluster_resolver.TFConfigClusterResolver()
     if resolver is None:
         return _embedded(workers, parameter_servers)
@@ -117,9 +119,10 @@ def _embedded(workers: int, parameter_servers: int) -> Cluster:
     config = tf.compat.v1.ConfigProto()
     # Steps that wait for one another must not take all the threads.
     config.inter_op_parallelism_threads = max(os.cpu_count() or 1, workers + 1)
-    for job in ("worker", "ps"):
-        for task in spec.task_indices(job):
-            tf.distribute.Server(spec, job, task, protocol="grpc", config=config)
+    with tasks.loopback_only(addresses):
+        for job in ("worker", "ps"):
+            for task in spec.task_indices(job):
+                tf.distribute.Server(spec, job, task, protocol="grpc", config=config)
     resolver = tf.distribute.cluster_resolver.SimpleClusterResolver(spec, rpc_layer="grpc")
     return _connect(resolver, embedded=True)
 
@@ -147,8 +150,9 @@ def _connect(resolver, *, embedded: bool) -> Cluster:
     cluster = Cluster(spec, embedded=embedded)
     for device in (*cluster.workers, *cluster.servers):
         _wait_for(cluster, device)
-    # What connects this process; its variables and its `run` are not used.
-    tf.distribute.ParameterServerStrategy(resolver)
+    with tasks.loopback_only(cluster.addresses.values()):
+        # What connects this process; its variables and its `run` are not used.
+        tf.distribute.ParameterServerStrategy(resolver)
     _tf_private.share_functions()
     _connected = cluster
     return cluster
