@@ -8,7 +8,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from tests.distribute import edge_functions as functions
+from tests.distribute import batch_functions as functions
 from tests.multi_process import run_workers
 from tfqcomm.distribute import CompressedAllReduce
 
