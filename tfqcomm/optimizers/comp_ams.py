@@ -45,7 +45,8 @@ class CompAMS(CompressedOptimizer):
         epsilon: positive; inside the root it keeps steps below `learning_rate * m / 1e-4`.
         compressor: a `tfqcomm.compressors.Compressor`, its name or its config; the paper's are
             `TopK(0.01)` and `BlockSign()`.
-        error_feedback: False loses what compression leaves out; for comparison only.
+        error_feedback: "auto" has it for compressors that contract, such as the paper's; True
+            scales down what others decode; False loses what compression leaves out.
         epsilon_inside: `sqrt(vhat + epsilon)` as in the paper, or `sqrt(vhat) + epsilon` as in
             Keras' AMSGrad.
         min_size: tensors with fewer elements, and those of rank <= 1, travel dense; 0 compresses
@@ -79,7 +80,7 @@ class CompAMS(CompressedOptimizer):
         epsilon: float = 1e-8,
         *,
         compressor="top_k",
-        error_feedback: bool = True,
+        error_feedback: bool | str = "auto",
         epsilon_inside: bool = True,
         min_size: int = 1024,
         schedule: str = "auto",

@@ -63,7 +63,8 @@ class QAdam(CompressedOptimizer):
             config; the paper's is `LogGrid(k)`.
         weight_compressor: of the weights, Q_x; None for none. The paper's is
             `UniformGrid(bits, range="fixed")`.
-        error_feedback: False loses what compression leaves out; for comparison only.
+        error_feedback: "auto" has it for compressors that contract, such as the paper's; True
+            scales down what others decode; False loses what compression leaves out.
         min_size: tensors with fewer elements, and those of rank <= 1, travel dense, and their
             weights are not quantized.
         schedule: "auto", "dense", "all_gather" (the paper's server) or "two_phase".
@@ -99,7 +100,7 @@ class QAdam(CompressedOptimizer):
         *,
         compressor="log_grid",
         weight_compressor=None,
-        error_feedback: bool = True,
+        error_feedback: bool | str = "auto",
         min_size: int = 1024,
         schedule: str = "auto",
         granularity: str = "tensor",

@@ -80,7 +80,7 @@ class QCMDAdagrad(ProximalAdagrad):
         delta: float = 1e-2,
         *,
         compressor="threshold_quantizer",
-        error_feedback: bool = False,
+        error_feedback: bool | str = False,
         l1_on_vectors: bool = False,
         min_size: int = 1024,
         schedule: str = "auto",

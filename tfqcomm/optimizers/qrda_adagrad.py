@@ -88,7 +88,7 @@ class QRDAAdagrad(ProximalAdagrad):
         delta: float = 1e-2,
         *,
         compressor="threshold_quantizer",
-        error_feedback: bool = False,
+        error_feedback: bool | str = False,
         l1_on_vectors: bool = False,
         center: str = "zero",
         min_size: int = 1024,
