@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import re
 from collections.abc import Callable
 
 import numpy as np
@@ -36,6 +37,7 @@ def check_agreement(
     Raises:
         ValueError: on every process, with the facts that differ, and between whom.
     """
+    facts = {name: _without_addresses(fact) for name, fact in facts.items()}
     text = _to_words(json.dumps({"step": topic, **facts, **notes}).encode())
     digest = hashlib.sha256(json.dumps([topic, facts]).encode()).digest()
     record = np.concatenate([np.frombuffer(digest, "<i4"), [len(text)]]).astype(np.int32)
@@ -50,6 +52,11 @@ def check_agreement(
         + "\n".join(_differences([_to_facts(words) for words in texts], names))
         + "\nStart all workers with the same model, optimizer and compressor."
     )
+
+
+def _without_addresses(fact: str) -> str:
+    """Python's default `repr` ends in an address, which differs between equal programs."""
+    return re.sub(r" at 0x[0-9a-fA-F]+", "", fact)
 
 
 def _to_words(text: bytes) -> np.ndarray:

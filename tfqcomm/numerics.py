@@ -166,6 +166,11 @@ def squarable(x: tf.Tensor) -> tf.Tensor:
     return tf.clip_by_value(x, -limit, limit)
 
 
+def add_square(total: tf.Tensor, x: tf.Tensor) -> tf.Tensor:
+    """Total + x^2, at most the largest number of its type, for a `squarable` x."""
+    return tf.minimum(total + x * x, total.dtype.max)
+
+
 def largest_summand(dtype: tf.DType, addends: int) -> float:
     """What each of so many numbers may be at most, so that their sum in `dtype` is finite.
 
@@ -188,6 +193,12 @@ def relative(x: tf.Tensor, scale: tf.Tensor) -> tf.Tensor:
         scale: float32 tensor, non-negative, that broadcasts to `x`.
     """
     return x / tf.where(scale < _SMALLEST_NORMAL, math.inf, scale)
+
+
+def saturating_product(x: tf.Tensor, factor: float) -> tf.Tensor:
+    """`factor` times float32 `x`, beyond the range its largest value; NaN and inf stay."""
+    largest = float(tf.float32.max)
+    return tf.where(is_finite(x), tf.clip_by_value(x * factor, -largest, largest), x)
 
 
 def saturating_cast(x: tf.Tensor, dtype: tf.DType) -> tf.Tensor:

@@ -7,7 +7,7 @@ from typing import ClassVar
 
 import tensorflow as tf
 
-from tfqcomm import selection, wire
+from tfqcomm import numerics, selection, wire
 from tfqcomm.compressors import checks
 from tfqcomm.compressors.base import Compressor
 from tfqcomm.compressors.registry import register
@@ -83,7 +83,7 @@ class RandomK(Compressor):
         positions = random_positions(seed, n, self.num_kept(n))
         values = wire.words_to_floats(body)
         if self.scaled and n:
-            values *= n / self.num_kept(n)
+            values = numerics.saturating_product(values, n / self.num_kept(n))
         return selection.scatter(positions, values, n)
 
 

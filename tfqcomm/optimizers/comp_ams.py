@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import tensorflow as tf
 
+from tfqcomm import numerics
 from tfqcomm.optimizers.base import CompressedOptimizer, check_fraction, check_positive, register
 
 
@@ -17,7 +18,7 @@ def comp_ams_update(gradient, state, learning_rate, *, beta_1, beta_2, epsilon, 
     Returns:
         What to subtract from the variable, and the new state.
     """
-    g, (m, v, vhat) = gradient, state
+    g, (m, v, vhat) = numerics.squarable(gradient), state
     m = beta_1 * m + (1 - beta_1) * g  # first moment
     v = beta_2 * v + (1 - beta_2) * g * g  # second moment
     vhat = tf.maximum(vhat, v)  # its maximum so far

@@ -6,7 +6,7 @@ import math
 
 import tensorflow as tf
 
-from tfqcomm import compressors
+from tfqcomm import compressors, numerics
 from tfqcomm.optimizers.base import CompressedOptimizer, check_fraction, check_positive, register
 
 
@@ -24,7 +24,7 @@ def qadam_message(gradient, state, iteration, *, beta_1, beta_2):
     Returns:
         m / sqrt(v), and the new state.
     """
-    g, m, v = gradient, state["m"], state["v"]
+    g, m, v = numerics.squarable(gradient), state["m"], state["v"]
     if beta_2 == "1-1/t":
         beta_2 = 1 - 1 / (tf.cast(iteration, v.dtype) + 1)
     v = beta_2 * v + (1 - beta_2) * g * g
