@@ -174,11 +174,15 @@ def _remember(worker, memory, reduction):
 
 
 def _local_gradients(transport, strategy, gradient) -> list[tf.Tensor | tf.IndexedSlices]:
-    """Each local replica's gradient, times the number of replicas: float64, or else float32."""
+    """Each local replica's gradient, times the number of replicas: float64, or else float32.
+
+    One that was computed outside of `strategy.run` is one tensor for all local replicas. It counts
+    once, as in TensorFlow, where these are summed.
+    """
     values = strategy.experimental_local_results(gradient)
-    if len(values) == 1:  # computed outside of `strategy.run`: all replicas have the same
-        values = values * transport.local
-    return [_map_values(lambda v: _wide(v) * transport.world, value) for value in values]
+    factor = transport.world * len(values) // transport.local
+    values = [_map_values(lambda v: _wide(v) * factor, value) for value in values]
+    return values * (transport.local // len(values))
 
 
 def _wide(values):
