@@ -71,10 +71,24 @@ class Residuals:
         self._sizes: dict[str, int] = {}  # key -> n, equal on all processes
         self._variables: dict[tuple[int, Slot], tf.Variable] = {}
         self._pending: dict[str, np.ndarray] = {}
+        self._joints: dict[str, dict[str, int]] = {}  # name of several tensors -> their sizes
 
     def declare(self, key: str, size: int) -> None:
         """Makes a tensor known; all processes declare the same ones in the same order."""
         self._sizes[key] = size
+
+    def declare_joint(self, name: str, sizes: dict[str, int]) -> None:
+        """Makes known under what name backups of earlier versions keep several tensors in a row."""
+        self._joints[name] = sizes
+        self._take_apart(name)
+
+    def _take_apart(self, name: str) -> None:
+        sizes = self._joints[name]
+        if name not in self._pending or len(self._pending[name]) != sum(sizes.values()):
+            return
+        joint = self._pending.pop(name)
+        parts = np.split(joint, np.cumsum(list(sizes.values()))[:-1])
+        self._pending |= dict(zip(sizes, parts, strict=True))
 
     def variable(self, replica: int, slot: Slot) -> tf.Variable:
         """The residual variable of a local replica, float32[stop - start], created as zeros."""
@@ -92,12 +106,12 @@ class Residuals:
 
     def norm(self) -> float:
         """Euclidean norm of the first local replica's own residuals."""
-        squares = [
-            float(tf.reduce_sum(tf.square(variable)))
+        norms = [
+            np.linalg.norm(variable.numpy().astype(np.float64))
             for (replica, slot), variable in self._variables.items()
             if replica == 0 and slot.kind == "worker"
         ]
-        return float(np.sqrt(sum(squares)))
+        return float(np.linalg.norm(norms))
 
     def total(self) -> dict[str, np.ndarray]:
         """What all replicas of all processes owe: a collective, to be called on all of them.
@@ -109,6 +123,9 @@ class Residuals:
         for (_, slot), variable in self._variables.items():
             share = self._transport.world if slot.kind == "worker" else 1
             local[slot.key][slot.start : slot.stop] += variable.numpy() / share
+        for key in self._pending.keys() - {slot.key for _, slot in self._variables}:
+            local[key] = self._pending[key] / self._transport.processes  # waits for its variable
+        local = {key: local[key] for key in sorted(local)}  # in the same order everywhere
         return self._transport.add_up(local)
 
     def load_total(self, total: dict[str, np.ndarray]) -> None:
@@ -117,6 +134,8 @@ class Residuals:
         Residuals that do not exist yet receive their part when they are created.
         """
         self._pending = dict(total)
+        for name in self._joints:
+            self._take_apart(name)
         for (_, slot), variable in self._variables.items():
             variable.assign(self._initial_value(slot))
 

@@ -16,7 +16,7 @@ from typing import Protocol
 import keras
 import tensorflow as tf
 
-from tfqcomm import _tf_private, empty_shares, statistics
+from tfqcomm import _tf_private, empty_shares, numerics, statistics
 from tfqcomm.aggregators.exchange import Message, exchange_for
 from tfqcomm.aggregators.options import ExchangeOptions
 from tfqcomm.transport import Transport, transport_for
@@ -84,7 +84,7 @@ def distributed_step(
             agree_to_train(exchange.transport, optimizer, variables, exchange.options.facts())
         messages, memory = [], []
         for key, gradient, variable in zip(keys, gradients, variables, strict=True):
-            values = _local_gradients(strategy, gradient)
+            values = _local_gradients(exchange.transport, strategy, gradient)
             if worker is not None:
                 values, state = _worker_half(worker, exchange, key, values, optimizer)
                 memory.append((key, state))
@@ -149,7 +149,8 @@ def _worker_half(worker, exchange, key, gradients, optimizer):
     messages, states = [], []
     for replica, gradient in enumerate(gradients):
         with tf.device(exchange.transport.devices[replica]):
-            gradient = tf.convert_to_tensor(gradient)  # rows of embeddings are made dense
+            # Rows of embeddings are made dense; what a worker remembers is float32.
+            gradient = tf.cast(tf.convert_to_tensor(gradient), tf.float32)
             slots = {
                 name: exchange.worker_state.variable(replica, name, key, gradient.shape, initial)
                 for name, initial in worker.worker_slots.items()
@@ -173,24 +174,34 @@ def _remember(worker, memory, reduction):
                 slot.assign(values[name])
 
 
-def _local_gradients(strategy, gradient) -> list[tf.Tensor | tf.IndexedSlices]:
-    """Each local replica's gradient, times the number of replicas."""
-    world = strategy.num_replicas_in_sync
-    gradients = []
-    for value in strategy.experimental_local_results(gradient):
-        if isinstance(value, tf.IndexedSlices):
-            scaled = tf.cast(value.values, tf.float32) * world
-            gradients.append(tf.IndexedSlices(scaled, value.indices, value.dense_shape))
-        else:
-            gradients.append(tf.cast(value, tf.float32) * world)
-    return gradients
+def _local_gradients(transport, strategy, gradient) -> list[tf.Tensor | tf.IndexedSlices]:
+    """Each local replica's gradient, times the number of replicas: float64, or else float32.
+
+    One that was computed outside of `strategy.run` is one tensor for all local replicas. It counts
+    once, as in TensorFlow, where these are summed.
+    """
+    values = strategy.experimental_local_results(gradient)
+    factor = transport.world * len(values) // transport.local
+    values = [_map_values(lambda v: _wide(v) * factor, value) for value in values]
+    return values * (transport.local // len(values))
+
+
+def _wide(values):
+    return values if values.dtype == tf.float64 else tf.cast(values, tf.float32)
 
 
 def _cast_like(mean, variable):
-    if isinstance(mean, tf.IndexedSlices):
-        values = tf.cast(mean.values, variable.dtype)
-        return tf.IndexedSlices(values, mean.indices, mean.dense_shape)
-    return tf.cast(mean, variable.dtype)
+    """The mean in the type of the variable; half precision saturates instead of overflowing."""
+    if tf.as_dtype(variable.dtype).size == 2:
+        return _map_values(lambda v: numerics.saturating_cast(v, variable.dtype), mean)
+    return _map_values(lambda v: tf.cast(v, variable.dtype), mean)
+
+
+def _map_values(function, value):
+    """Applies `function` to a tensor, or to the rows of `IndexedSlices`."""
+    if isinstance(value, tf.IndexedSlices):
+        return tf.IndexedSlices(function(value.values), value.indices, value.dense_shape)
+    return function(value)
 
 
 def _path(variable) -> str:

@@ -174,7 +174,8 @@ class Transport(abc.ABC):
         if self.processes == 1:
             return data
         chief = self.process == 0
-        size = int(self._reduce_processes(tf.constant([len(data) if chief else 0]))[0])
+        length = tf.constant([len(data) if chief else 0], tf.int64)  # may be beyond 2 GiB
+        size = int(self._reduce_processes(length)[0])
         if size == 0:  # the ring crashes on empty tensors
             return b""
         words = np.zeros([-(-size // 4)], "<i4")

@@ -28,7 +28,8 @@ class CompressedOptimizer(_tf_private.OptimizerSeam):
     Args:
         learning_rate: float or `keras.optimizers.schedules.LearningRateSchedule`.
         compressor: a `tfqcomm.compressors.Compressor`, its name or its config.
-        error_feedback: add what compression left out to the next message.
+        error_feedback: add what compression left out to the next message; "auto", True or False,
+            as in `tfqcomm.distribute`.
         min_size: tensors with fewer elements, and those of rank <= 1, travel dense.
         schedule: "auto", "dense", "all_gather" or "two_phase".
         granularity: "tensor" or "model": what a scale or a top-k ranges over.
@@ -42,7 +43,7 @@ class CompressedOptimizer(_tf_private.OptimizerSeam):
         learning_rate,
         *,
         compressor,
-        error_feedback: bool,
+        error_feedback: bool | str,
         min_size: int,
         schedule: str,
         granularity: str,

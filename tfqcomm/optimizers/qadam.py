@@ -6,7 +6,7 @@ import math
 
 import tensorflow as tf
 
-from tfqcomm import compressors
+from tfqcomm import compressors, numerics
 from tfqcomm.optimizers.base import CompressedOptimizer, check_fraction, check_positive, register
 
 
@@ -24,7 +24,7 @@ def qadam_message(gradient, state, iteration, *, beta_1, beta_2):
     Returns:
         m / sqrt(v), and the new state.
     """
-    g, m, v = gradient, state["m"], state["v"]
+    g, m, v = numerics.squarable(gradient), state["m"], state["v"]
     if beta_2 == "1-1/t":
         beta_2 = 1 - 1 / (tf.cast(iteration, v.dtype) + 1)
     v = beta_2 * v + (1 - beta_2) * g * g
@@ -63,7 +63,8 @@ class QAdam(CompressedOptimizer):
             config; the paper's is `LogGrid(k)`.
         weight_compressor: of the weights, Q_x; None for none. The paper's is
             `UniformGrid(bits, range="fixed")`.
-        error_feedback: False loses what compression leaves out; for comparison only.
+        error_feedback: "auto" has it for compressors that contract, such as the paper's; True
+            scales down what others decode; False loses what compression leaves out.
         min_size: tensors with fewer elements, and those of rank <= 1, travel dense, and their
             weights are not quantized.
         schedule: "auto", "dense", "all_gather" (the paper's server) or "two_phase".
@@ -99,7 +100,7 @@ class QAdam(CompressedOptimizer):
         *,
         compressor="log_grid",
         weight_compressor=None,
-        error_feedback: bool = True,
+        error_feedback: bool | str = "auto",
         min_size: int = 1024,
         schedule: str = "auto",
         granularity: str = "tensor",

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import tensorflow as tf
 
+from tfqcomm import numerics
 from tfqcomm.optimizers.base import register
 from tfqcomm.optimizers.proximal import ProximalAdagrad, soft_threshold
 
@@ -24,8 +25,8 @@ def qrda_adagrad_update(gradient, state, learning_rate, step, *, center, l1, del
     Returns:
         The new variable and state.
     """
-    q, (s, g) = gradient, state
-    s = s + q * q
+    q, (s, g) = numerics.squarable(gradient), state
+    s = numerics.add_square(s, q)
     g = g + q
     h = delta + tf.sqrt(s)
     x = soft_threshold(center - learning_rate * g / h, learning_rate * step * l1 / h)
@@ -88,7 +89,7 @@ class QRDAAdagrad(ProximalAdagrad):
         delta: float = 1e-2,
         *,
         compressor="threshold_quantizer",
-        error_feedback: bool = False,
+        error_feedback: bool | str = False,
         l1_on_vectors: bool = False,
         center: str = "zero",
         min_size: int = 1024,

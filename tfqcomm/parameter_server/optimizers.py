@@ -98,9 +98,10 @@ def options_of(
         compressor = compressors.TopK(ratio)
     if compressor.integer:  # a server decodes each message by itself
         compressor = dataclasses.replace(compressor, shared_scale=False)
+    options = dataclasses.replace(options, compressor=compressor, schedule="auto")
     return ExchangeOptions(
-        compressor,
-        error_feedback=options.error_feedback,
+        options.codec,  # scaled as error feedback, or its absence, needs it
+        error_feedback=options.feedback,
         min_size=options.min_size,
         seed=options.seed,
     )

@@ -95,7 +95,7 @@ class Trainer(BaseTrainer):
         weight_compressor=None,
         mode: str = "sync",
         max_staleness: int | None = None,
-        error_feedback: bool = True,
+        error_feedback: bool | str = "auto",
         min_size: int = 1024,
         seed: int = 0,
         cluster_resolver: tf.distribute.cluster_resolver.ClusterResolver | None = None,
