@@ -78,6 +78,7 @@ def distributed_step(
     keys = [str(_tf_private.variable_index(optimizer, v)) for v in variables]
 
     def merged(strategy, gradients, learning_rate):
+        require_own_scope(optimizer, strategy)
         exchange = exchange_for(optimizer, options, transport_for(strategy))
         if not exchange.routes:  # before the first step
             agree_to_train(exchange.transport, optimizer, variables, exchange.options.facts())
@@ -106,6 +107,24 @@ def require_replica_context(optimizer, method: str) -> tf.distribute.ReplicaCont
             "`strategy.run(...)`, not directly under `strategy.scope()`."
         )
     return context
+
+
+def require_own_scope(optimizer, strategy: tf.distribute.Strategy) -> None:
+    """The optimizer must have been made in the scope of `strategy`, in cross-replica context.
+
+    Otherwise its variables are those of no replica, and each replica updates them: it counts every
+    step as many times as there are replicas, and schedules and pulls never come when they should.
+
+    Raises:
+        ValueError: if it was not.
+    """
+    copies = strategy.experimental_local_results(_counter(optimizer).value)
+    if len(copies) != transport_for(strategy).local:
+        raise ValueError(
+            f"Optimizer `{optimizer.name}` must be created in the scope of the strategy under "
+            "which it trains: inside `with strategy.scope():`, together with the model. "
+            f"Received: {type(optimizer).__name__} created outside of it"
+        )
 
 
 def _apply(optimizer, exchange, strategy, messages, memory, variables, learning_rate):

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import abc
 
+import keras
 import tensorflow as tf
 
 from tfqcomm import _tf_private
@@ -18,7 +19,7 @@ from tfqcomm.aggregators.options import ExchangeOptions
 from tfqcomm.optimizers.base import check_fraction
 from tfqcomm.optimizers.pulls import Pullable, SharedState
 from tfqcomm.replicas import copies
-from tfqcomm.step import agree_to_train, require_replica_context
+from tfqcomm.step import agree_to_train, require_own_scope, require_replica_context
 from tfqcomm.traffic import Route
 from tfqcomm.transport import transport_for
 
@@ -93,6 +94,7 @@ class LocalSGDOptimizer(_tf_private.OptimizerSeam):
         variables = list(variables)
 
         def merged(strategy, gradients, learning_rate):
+            require_own_scope(self, strategy)
             exchange = self.exchange(strategy)
             replicas = Pullable(exchange, copies(strategy, variables))
             self._begin(replicas, variables)
@@ -104,11 +106,23 @@ class LocalSGDOptimizer(_tf_private.OptimizerSeam):
                     zip(replicas.variables, zip(*local, strict=True), rates, strict=True)
                 )
             ]
+            if replicas.transport.world == 1:  # several replicas have neither: see below
+                self._finish(strategy, variables, healthy[0])
             sent = self._pull(replicas)
             dense = exchange.transport.bytes_all_reduce(replicas.size)
             exchange.meter.record(sent, dense, tf.reduce_all(healthy), 0.0)
 
         context.merge_call(merged, args=(list(gradients), tf.convert_to_tensor(learning_rate)))
+
+    def _finish(self, strategy, variables, healthy):
+        """Moving averages and constraints, in a step that was taken."""
+        values = [v.value if isinstance(v, keras.Variable) else v for v in variables]
+
+        def finish():
+            _tf_private.finish_step(self, strategy, values)
+            return tf.constant(True)
+
+        tf.cond(healthy, finish, lambda: tf.constant(False))
 
     def exchange(self, strategy: tf.distribute.Strategy) -> GradientExchange:
         """Holds the transport, the meter and what each replica remembers by itself."""
