@@ -173,7 +173,8 @@ def _worker_half(worker, exchange, key, gradients, optimizer):
                 for name, initial in worker.worker_slots.items()
             }
             state = {name: tf.convert_to_tensor(slot) for name, slot in slots.items()}
-            message, state = worker.worker_step(gradient, state, _counter(optimizer).value)
+            steps = tf.convert_to_tensor(optimizer.iterations)  # not batches that were gathered
+            message, state = worker.worker_step(gradient, state, steps)
             messages.append(message)
             states.append({name: (slots[name], value) for name, value in state.items()})
     return messages, states
