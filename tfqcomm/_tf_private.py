@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import contextlib
 import functools
+import inspect
 import weakref
 from collections.abc import Callable, Iterator
 
@@ -456,16 +457,19 @@ def _observed_scale_loss(original, optimizer, loss):
 # ---------------------------------------------------------------------------------- Keras: models
 
 _models = weakref.WeakKeyDictionary()  # optimizer -> weak reference to the model it trains
+_called = weakref.WeakKeyDictionary()  # layer -> None; in the order of first calls, as everywhere
+_trained = weakref.WeakKeyDictionary()  # optimizer -> how many were called, and which it trains
 
 
 def remember_models() -> None:
-    """Notes which model an optimizer trains, each time `fit` starts.
+    """Notes what an optimizer may train: the model of a `fit`, and layers that a replica calls.
 
     An optimizer sees trainable variables only; the moving statistics of batch normalization are
-    reached through the model.
+    reached through the layers that hold both.
     """
     if not _is_wrapped(keras.Model.make_train_function):
         _wrap(keras.Model, "make_train_function", _note_model)
+        _wrap(keras.layers.Layer, "__call__", _note_call)
 
 
 def agree_before_compile() -> None:
@@ -477,35 +481,76 @@ def agree_before_compile() -> None:
         _wrap(keras.Model, "compile", _agree_and_compile)
 
 
-def _agree_and_compile(original, model, optimizer="rmsprop", *args, **kwargs):
+def _agree_and_compile(original, model, *args, **kwargs):
     agree = getattr(model.distribute_strategy, "agree_on_optimizer", None)
     if agree is not None and tf.executing_eagerly():
-        agree(optimizer, kwargs.get("steps_per_execution", 1))
-    return original(model, optimizer, *args, **kwargs)
-
-
-def _note_model(original, model, *args, **kwargs):
-    for value in (model.optimizer, *vars(model).values()):  # a GAN has several
-        if isinstance(value, keras.optimizers.Optimizer):
-            _models[getattr(value, "inner_optimizer", value)] = weakref.ref(model)
+        given = inspect.signature(original).bind(model, *args, **kwargs)
+        given.apply_defaults()
+        agree(given.arguments["optimizer"], given.arguments.get("steps_per_execution", 1))
     return original(model, *args, **kwargs)
 
 
-def model_of(optimizer) -> keras.Model | None:
-    """The model that `optimizer` was last seen training in `fit`."""
-    reference = _models.get(optimizer)
-    return reference() if reference else None
+def _note_model(original, model, *args, **kwargs):
+    for optimizer in optimizers_of(model):  # a GAN has several
+        _models[optimizer] = weakref.ref(model)
+    return original(model, *args, **kwargs)
 
 
-def statistics(model: keras.Model) -> list[keras.Variable]:
+def _note_call(original, layer, *args, **kwargs):
+    if tf.distribute.has_strategy() and not tf.distribute.in_cross_replica_context():
+        _called.setdefault(layer)
+    return original(layer, *args, **kwargs)
+
+
+def optimizers_of(model: keras.Model) -> list[keras.optimizers.Optimizer]:
+    """The compiled optimizer, then those a custom model holds, also in lists and dictionaries.
+
+    Of an optimizer that wraps others, those are returned: it exchanges nothing itself.
+    """
+    held = [model.optimizer, *vars(model).values()]
+    found = [o for value in held for o in _unwrapped(value)]
+    found += [o for value in held for o in _contained(value)]  # behind those found ever since
+    return list({id(o): o for o in found}.values())
+
+
+def _unwrapped(value) -> list[keras.optimizers.Optimizer]:
+    if not isinstance(value, keras.optimizers.Optimizer):
+        return []
+    inner = getattr(value, "inner_optimizer", None)  # of a `LossScaleOptimizer`
+    if inner is not None:
+        return _unwrapped(inner)
+    return list(getattr(value, "optimizers", [value]))  # the parts of a `MultiOptimizer`
+
+
+def _contained(value) -> list[keras.optimizers.Optimizer]:
+    if isinstance(value, dict):
+        value = list(value.values())
+    if not isinstance(value, (list, tuple)):
+        return _unwrapped(value)
+    return [o for one in value for o in _contained(one)]
+
+
+def trained_by(optimizer) -> list[keras.layers.Layer]:
+    """What holds the variables of `optimizer`: its model in `fit`, and layers that were called."""
+    known = _trained.get(optimizer)
+    if known is None or known[0] != len(_called):
+        own = {id(v) for v in optimizer._trainable_variables}
+        layers = [layer for layer in _called if any(id(v) in own for v in layer.weights)]
+        known = _trained[optimizer] = (len(_called), [weakref.ref(layer) for layer in layers])
+    found = [_models.get(optimizer, lambda: None)(), *(layer() for layer in known[1])]
+    return [layer for layer in found if layer is not None]
+
+
+def statistics(model: keras.layers.Layer) -> list[keras.Variable]:
     """Float state that layers update while they train, such as batch norm's moving averages.
 
-    Weights that a user froze are not among them, nor is the state of frozen layers.
+    Weights that a user froze are not among them, nor is the state of frozen layers, nor that of a
+    stateful RNN, which Keras does not count among weights.
     """
     found = []
     for layer in model._flatten_layers():
-        if layer.trainable:
-            found += [v for v in layer._non_trainable_variables if v.dtype.startswith("float")]
+        if layer.trainable:  # bfloat16 is a float, too
+            found += [v for v in layer._non_trainable_variables if "float" in v.dtype]
     return list({id(v): v for v in found}.values())
 
 

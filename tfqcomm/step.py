@@ -130,7 +130,9 @@ def require_own_scope(optimizer, strategy: tf.distribute.Strategy) -> None:
 def _apply(optimizer, exchange, strategy, messages, memory, variables, learning_rate):
     """The step in cross-replica context: one graph for all local replicas."""
     tf_variables = [v.value if isinstance(v, keras.Variable) else v for v in variables]
-    moving = statistics.values_to_average(_tf_private.model_of(optimizer), strategy)
+    layers = _tf_private.trained_by(optimizer)
+    moving, wide = statistics.split_by_width(statistics.values_to_average(layers, strategy))
+    statistics.average(exchange.transport, wide)
     if moving:
         messages = [*messages, Message("statistics", statistics.pack(moving), compressible=False)]
     counter = _counter(optimizer)
