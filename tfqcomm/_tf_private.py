@@ -502,32 +502,41 @@ def _note_call(original, layer, *args, **kwargs):
     return original(layer, *args, **kwargs)
 
 
-def optimizers_of(model: keras.Model) -> list[keras.optimizers.Optimizer]:
-    """The compiled optimizer, then those a custom model holds, also in lists and dictionaries.
-
-    Of an optimizer that wraps others, those are returned: it exchanges nothing itself.
-    """
+def optimizers_held_by(model: keras.Model) -> list[keras.optimizers.Optimizer]:
+    """The compiled optimizer, then those a custom model holds, then those in its containers."""
     held = [model.optimizer, *vars(model).values()]
-    found = [o for value in held for o in _unwrapped(value)]
-    found += [o for value in held for o in _contained(value)]  # behind those found ever since
+    found = [o for o in held if isinstance(o, keras.optimizers.Optimizer)]
+    found += [o for value in held for o in _contained(value)]
     return list({id(o): o for o in found}.values())
-
-
-def _unwrapped(value) -> list[keras.optimizers.Optimizer]:
-    if not isinstance(value, keras.optimizers.Optimizer):
-        return []
-    inner = getattr(value, "inner_optimizer", None)  # of a `LossScaleOptimizer`
-    if inner is not None:
-        return _unwrapped(inner)
-    return list(getattr(value, "optimizers", [value]))  # the parts of a `MultiOptimizer`
 
 
 def _contained(value) -> list[keras.optimizers.Optimizer]:
     if isinstance(value, dict):
         value = list(value.values())
-    if not isinstance(value, (list, tuple)):
-        return _unwrapped(value)
-    return [o for one in value for o in _contained(one)]
+    if isinstance(value, (list, tuple)):
+        return [o for one in value for o in _contained(one)]
+    return [value] if isinstance(value, keras.optimizers.Optimizer) else []
+
+
+def optimizers_of(model: keras.Model) -> list[keras.optimizers.Optimizer]:
+    """Likewise; of an optimizer that wraps others, those: it exchanges nothing itself."""
+    found = [o for held in optimizers_held_by(model) for o in _unwrapped(held)]
+    return list({id(o): o for o in found}.values())
+
+
+def _unwrapped(optimizer) -> list[keras.optimizers.Optimizer]:
+    inner = getattr(optimizer, "inner_optimizer", None)  # of a `LossScaleOptimizer`
+    if inner is not None:
+        return _unwrapped(inner)
+    return list(getattr(optimizer, "optimizers", [optimizer]))  # the parts of a `MultiOptimizer`
+
+
+def trained_weights(optimizer, model: keras.Model) -> list[int] | None:
+    """The places among the model's weights of those the optimizer was built for; None: not yet."""
+    if not optimizer.built:
+        return None
+    place = {id(v): i for i, v in enumerate(model.weights)}
+    return [place[id(v)] for v in optimizer._trainable_variables if id(v) in place]
 
 
 def trained_by(optimizer) -> list[keras.layers.Layer]:
@@ -554,8 +563,11 @@ def statistics(model: keras.layers.Layer) -> list[keras.Variable]:
     return list({id(v): v for v in found}.values())
 
 
-def resume_at_epoch(model: keras.Model, epoch: int) -> None:
-    """Makes a `fit` that is about to start begin at `epoch`, as Keras' own callback does."""
+def resume_at_epoch(model: keras.Model, epoch: int | None) -> None:
+    """Makes a `fit` that is about to start begin at `epoch`, as Keras' own callback does.
+
+    It holds for every later `fit`, too, until it is None.
+    """
     model._initial_epoch = epoch
 
 

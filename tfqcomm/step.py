@@ -141,11 +141,13 @@ def _apply(optimizer, exchange, strategy, messages, memory, variables, learning_
     means = list(reduction.means)
     if moving:
         statistics.unpack(means.pop(), moving)
+    debts = [exchange.residuals.debt(m.key, m.size) for m in messages[: len(means)]]
 
     def update():
         reduction.commit()
         _remember(*memory, reduction)
-        means_now = [_cast_like(m, v) for m, v in zip(means, tf_variables, strict=True)]
+        owed = [_paid(m, debt) for m, debt in zip(means, debts, strict=True)]
+        means_now = [_cast_like(m, v) for m, v in zip(owed, tf_variables, strict=True)]
         _tf_private.update_variables(optimizer, strategy, tf_variables, means_now, learning_rate)
         return tf.constant(True)
 
@@ -157,6 +159,17 @@ def _apply(optimizer, exchange, strategy, messages, memory, variables, learning_
     updated = tf.cond(reduction.healthy, update, skip)
     if exchange.options.verify:
         verify_replicas(exchange, strategy, tf_variables, updated)
+
+
+def _paid(mean, debt):
+    """The mean, and what a restored run owes to it, which it owes no longer."""
+    if debt is None:
+        return mean
+    mean = tf.convert_to_tensor(mean)
+    total = mean + tf.cast(tf.reshape(debt, tf.shape(mean)), mean.dtype)
+    with tf.control_dependencies([total]):
+        debt.assign(tf.zeros_like(debt))
+    return total
 
 
 def _counter(optimizer):

@@ -14,10 +14,11 @@ import numpy as np
 
 from tfqcomm import _tf_private, compressors
 from tfqcomm.aggregators.options import ExchangeOptions
+from tfqcomm.optimizers.memory import RememberingOptimizer
 from tfqcomm.step import distributed_step
 
 
-class CompressedOptimizer(_tf_private.OptimizerSeam):
+class CompressedOptimizer(RememberingOptimizer):
     """Abstract base of optimizers that bring their own compression.
 
     A subclass defines `build` and `update_step` as any Keras optimizer does: the server's half.

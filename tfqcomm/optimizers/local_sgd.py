@@ -17,6 +17,7 @@ from tfqcomm import _tf_private
 from tfqcomm.aggregators.exchange import GradientExchange, exchange_for
 from tfqcomm.aggregators.options import ExchangeOptions
 from tfqcomm.optimizers.base import check_fraction
+from tfqcomm.optimizers.memory import RememberingOptimizer
 from tfqcomm.optimizers.pulls import Pullable, SharedState
 from tfqcomm.replicas import copies
 from tfqcomm.step import agree_to_train, require_own_scope, require_replica_context
@@ -34,7 +35,7 @@ def local_sgd_update(gradient, buffer, learning_rate, *, momentum, nesterov):
     return (momentum * v - learning_rate * gradient if nesterov else v), v
 
 
-class LocalSGDOptimizer(_tf_private.OptimizerSeam):
+class LocalSGDOptimizer(RememberingOptimizer):
     """Abstract base of optimizers whose replicas hold different weights between pulls.
 
     A subclass says when and how replicas pull one another. `callbacks.AverageReplicas` puts the
@@ -126,7 +127,9 @@ class LocalSGDOptimizer(_tf_private.OptimizerSeam):
 
     def exchange(self, strategy: tf.distribute.Strategy) -> GradientExchange:
         """Holds the transport, the meter and what each replica remembers by itself."""
-        return exchange_for(self, ExchangeOptions(None), transport_for(strategy))
+        exchange = exchange_for(self, ExchangeOptions(None), transport_for(strategy))
+        exchange.keep("shared", self.shared)
+        return exchange
 
     def _begin(self, replicas, variables):
         """Before the first step: workers agree on what they do, and say how pulls travel."""
