@@ -74,7 +74,7 @@ class SharedState:
             self._variables[name] = _tf_private.local_variable(
                 value(), name=name, device=replicas.transport.device
             )
-            self._load(name)
+        self._load(name)
 
     def state(self) -> dict[str, np.ndarray]:
         """What a backup, or a model, keeps."""
@@ -89,7 +89,8 @@ class SharedState:
     def _load(self, name: str) -> None:
         saved, variable = self._saved.get(name), self._variables[name]
         if saved is not None and saved.shape == tuple(variable.shape):  # counts of W replicas
-            variable.assign(saved)
+            with tf.init_scope():
+                variable.assign(saved)
 
 
 def every(period: int, step: tf.Tensor, pull) -> tf.Tensor:
