@@ -98,3 +98,11 @@ def test_a_model_that_was_saved_without_it_loads_as_before(tmp_path):
     again.optimizer.load_own_variables(store)
     assert again.optimizer.iterations.numpy() == 6
     assert memory_of(again.optimizer) == {}
+
+
+def test_a_saved_model_is_written_as_ever(tmp_path):
+    """It is written inside a graph, where nothing can be asked of a variable."""
+    model = compiled("QAdam")
+    fit(model, 1)
+    tf.saved_model.save(model, str(tmp_path))
+    assert (tmp_path / "saved_model.pb").exists()

@@ -51,10 +51,12 @@ class _Memory(tf.train.experimental.PythonState):
     def serialize(self) -> bytes:
         """An archive of NumPy."""
         file = io.BytesIO()
-        np.savez(file, **memory_of(self._optimizer()))
+        with tf.init_scope():
+            # A SavedModel is written inside a graph, and nobody goes on training from it.
+            np.savez(file, **(memory_of(self._optimizer()) if tf.executing_eagerly() else {}))
         return file.getvalue()
 
     def deserialize(self, string_value: bytes) -> None:
         """Inverse of `serialize`."""
-        with np.load(io.BytesIO(string_value)) as memory:
+        with tf.init_scope(), np.load(io.BytesIO(string_value)) as memory:
             restore_memory(self._optimizer(), dict(memory))
