@@ -79,6 +79,7 @@ def distributed_step(
     keys = [str(_tf_private.variable_index(optimizer, v)) for v in variables]
 
     def merged(strategy, gradients, learning_rate):
+        require_own_scope(optimizer, strategy)
         exchange = exchange_for(optimizer, options, transport_for(strategy))
         if not exchange.routes:  # before the first step
             agree_to_train(exchange.transport, optimizer, variables, exchange.options.facts())
@@ -109,10 +110,30 @@ def require_replica_context(optimizer, method: str) -> tf.distribute.ReplicaCont
     return context
 
 
+def require_own_scope(optimizer, strategy: tf.distribute.Strategy) -> None:
+    """The optimizer must have been made in the scope of `strategy`, in cross-replica context.
+
+    Otherwise its variables are those of no replica, and each replica updates them: it counts every
+    step as many times as there are replicas, and schedules and pulls never come when they should.
+
+    Raises:
+        ValueError: if it was not.
+    """
+    copies = strategy.experimental_local_results(_counter(optimizer).value)
+    if len(copies) != transport_for(strategy).local:
+        raise ValueError(
+            f"Optimizer `{optimizer.name}` must be created in the scope of the strategy under "
+            "which it trains: inside `with strategy.scope():`, together with the model. "
+            f"Received: {type(optimizer).__name__} created outside of it"
+        )
+
+
 def _apply(optimizer, exchange, strategy, messages, memory, variables, learning_rate):
     """The step in cross-replica context: one graph for all local replicas."""
     tf_variables = [v.value if isinstance(v, keras.Variable) else v for v in variables]
-    moving = statistics.values_to_average(_tf_private.model_of(optimizer), strategy)
+    layers = _tf_private.trained_by(optimizer)
+    moving, wide = statistics.split_by_width(statistics.values_to_average(layers, strategy))
+    statistics.average(exchange.transport, wide)
     if moving:
         messages = [*messages, Message("statistics", statistics.pack(moving), compressible=False)]
     counter = _counter(optimizer)
@@ -121,11 +142,13 @@ def _apply(optimizer, exchange, strategy, messages, memory, variables, learning_
     means = list(reduction.means)
     if moving:
         statistics.unpack(means.pop(), moving)
+    debts = [exchange.residuals.debt(m.key, m.size) for m in messages[: len(means)]]
 
     def update():
         reduction.commit()
         _remember(*memory, reduction)
-        means_now = [_cast_like(m, v) for m, v in zip(means, tf_variables, strict=True)]
+        owed = [_paid(m, debt) for m, debt in zip(means, debts, strict=True)]
+        means_now = [_cast_like(m, v) for m, v in zip(owed, tf_variables, strict=True)]
         _tf_private.update_variables(optimizer, strategy, tf_variables, means_now, learning_rate)
         return tf.constant(True)
 
@@ -137,6 +160,17 @@ def _apply(optimizer, exchange, strategy, messages, memory, variables, learning_
     updated = tf.cond(reduction.healthy, update, skip)
     if exchange.options.verify:
         verify_replicas(exchange, strategy, tf_variables, updated)
+
+
+def _paid(mean, debt):
+    """The mean, and what a restored run owes to it, which it owes no longer."""
+    if debt is None:
+        return mean
+    mean = tf.convert_to_tensor(mean)
+    total = mean + tf.cast(tf.reshape(debt, tf.shape(mean)), mean.dtype)
+    with tf.control_dependencies([total]):
+        debt.assign(tf.zeros_like(debt))
+    return total
 
 
 def _counter(optimizer):
@@ -156,7 +190,8 @@ def _worker_half(worker, exchange, key, gradients, optimizer):
                 for name, initial in worker.worker_slots.items()
             }
             state = {name: tf.convert_to_tensor(slot) for name, slot in slots.items()}
-            message, state = worker.worker_step(gradient, state, _counter(optimizer).value)
+            steps = tf.convert_to_tensor(optimizer.iterations)  # not batches that were gathered
+            message, state = worker.worker_step(gradient, state, steps)
             messages.append(message)
             states.append({name: (slots[name], value) for name, value in state.items()})
     return messages, states

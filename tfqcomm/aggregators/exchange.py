@@ -13,7 +13,8 @@ from __future__ import annotations
 
 import weakref
 import zlib
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from typing import Protocol
 
 import numpy as np
 import tensorflow as tf
@@ -46,6 +47,16 @@ _AGGREGATORS = {
 }
 
 
+class Keeper(Protocol):
+    """Part of an optimizer's state."""
+
+    def state(self) -> dict[str, np.ndarray]:
+        """What is saved of it, the same on all processes."""
+
+    def load_state(self, state: Mapping[str, np.ndarray]) -> None:
+        """Inverse of `state`; what is missing stays as it is."""
+
+
 class GradientExchange:
     """Averages an optimizer's messages over all replicas, and keeps its residuals.
 
@@ -57,6 +68,8 @@ class GradientExchange:
         budget: of adaptive top-k; None for other compressors, and before the first step.
         meter: what has been sent.
         routes: how each tensor travels; known once a step has been traced.
+        kept: what else an optimizer's state is made of, by part: objects with `state` and
+            `load_state`.
         served: whether weights live on parameter servers.
         refresh: called before a backup where the model is behind them, within an epoch; else None.
     """
@@ -67,7 +80,8 @@ class GradientExchange:
         self.residuals = Residuals(transport)
         self.worker_state = WorkerState(transport)
         self.budget: Budget | None = None
-        self._saved_budget: dict[str, np.ndarray] = {}
+        self.kept: dict[str, Keeper] = {}
+        self._saved: dict[str, dict[str, np.ndarray]] = {}  # part -> for one yet to be made
         self.meter = Meter()
         self.routes: tuple[Route, ...] = ()
         self.served = False
@@ -142,21 +156,48 @@ class GradientExchange:
         parts = {
             "residual": self.residuals.total(),
             "worker": self.worker_state.mean(),
-            "budget": self.budget.state() if self.budget else self._saved_budget,
+            **self._parts(),
         }
-        return {f"{part}/{key}": v for part, values in parts.items() for key, v in values.items()}
+        return _flat(parts)
 
-    def load_state(self, state: dict[str, np.ndarray]) -> None:
-        """Inverse of `state`, also on another number of replicas."""
-        parts = {"residual": {}, "worker": {}, "budget": {}}
-        for name, value in state.items():
-            part, key = name.split("/", 1)
-            parts[part][key] = value
-        self.residuals.load_total(parts["residual"])
-        self.worker_state.load_mean(parts["worker"])
-        self._saved_budget = parts["budget"]
+    def memory(self) -> dict[str, np.ndarray]:
+        """What of `state` is saved with the optimizer: without residuals, and no collective.
+
+        Of several processes each has its own mean of what workers remember.
+        """
+        worker = self.worker_state
+        mean = worker.mean() if self.served else worker.local_mean()
+        return _flat({"worker": mean, **self._parts()})
+
+    def _parts(self) -> dict[str, dict[str, np.ndarray]]:
+        parts = dict(self._saved)
         if self.budget:
-            self.budget.load_state(self._saved_budget)
+            parts["budget"] = self.budget.state()
+        return parts | {part: keeper.state() for part, keeper in self.kept.items()}
+
+    def load_state(self, state: Mapping[str, np.ndarray]) -> None:
+        """Inverse of `state`, also on another number of replicas."""
+        parts = _nested(state)
+        self.residuals.load_total(parts.pop("residual", {}))
+        self._load_parts(parts)
+
+    def load_memory(self, memory: Mapping[str, np.ndarray]) -> None:
+        """Inverse of `memory`; residuals stay."""
+        self._load_parts(_nested(memory))
+
+    def _load_parts(self, parts):
+        self.worker_state.load_mean(parts.pop("worker", {}))
+        self._saved = parts
+        if self.budget:
+            self.budget.load_state(parts.get("budget", {}))
+        for part, keeper in self.kept.items():
+            keeper.load_state(parts.get(part, {}))
+
+    def keep(self, part: str, keeper: Keeper) -> None:
+        """Saves `keeper` from now on, and gives it what was saved before; idempotent."""
+        if part not in self.kept:
+            self.kept[part] = keeper
+            keeper.load_state(self._saved.get(part, {}))
 
     def _compresses(self, message: Message) -> bool:
         if message.sparse or not message.compressible:
@@ -206,7 +247,7 @@ class GradientExchange:
     def _budget_for(self, n: int) -> Budget:
         if self.budget is None:
             self.budget = Budget(self.options.compressor, n)
-            self.budget.load_state(self._saved_budget)
+            self.budget.load_state(self._saved.get("budget", {}))
         if self.budget.n != n:
             raise ValueError(
                 "An optimizer with adaptive top-k must train the same variables at every step. "
@@ -277,14 +318,31 @@ def _joint_key(messages: Sequence[Message]) -> str:
     return f"model/{zlib.crc32(names.encode()):08x}"
 
 
+def _flat(parts: Mapping[str, Mapping[str, np.ndarray]]) -> dict[str, np.ndarray]:
+    """The keys of an archive: "part/name"."""
+    return {f"{part}/{key}": v for part, values in parts.items() for key, v in values.items()}
+
+
+def _nested(state: Mapping[str, np.ndarray]) -> dict[str, dict[str, np.ndarray]]:
+    """Inverse of `_flat`."""
+    parts: dict[str, dict[str, np.ndarray]] = {}
+    for name, value in state.items():
+        part, key = name.split("/", 1)
+        parts.setdefault(part, {})[key] = value
+    return parts
+
+
 _exchanges = weakref.WeakKeyDictionary()  # optimizer -> GradientExchange
 _restored = weakref.WeakKeyDictionary()  # optimizer -> state for an exchange yet to be made
+_remembered = weakref.WeakKeyDictionary()  # optimizer -> memory for one, likewise
 
 
 def exchange_for(optimizer, options: ExchangeOptions, transport: Transport) -> GradientExchange:
     """The exchange of `optimizer`, made at its first use: no two optimizers share residuals."""
     if optimizer not in _exchanges:
         _exchanges[optimizer] = GradientExchange(options, transport)
+        if optimizer in _remembered:
+            _exchanges[optimizer].load_memory(_remembered.pop(optimizer))
         if optimizer in _restored:
             _exchanges[optimizer].load_state(_restored.pop(optimizer))
     return _exchanges[optimizer]
@@ -301,3 +359,19 @@ def restore_state(optimizer, state: dict[str, np.ndarray]) -> None:
         _exchanges[optimizer].load_state(state)
     else:
         _restored[optimizer] = dict(state)
+
+
+def memory_of(optimizer) -> dict[str, np.ndarray]:
+    """What `optimizer` keeps beside Keras' variables and residuals: see `memory`."""
+    if optimizer in _exchanges:
+        return _exchanges[optimizer].memory()
+    restored = {k: v for k, v in _restored.get(optimizer, {}).items() if "residual/" not in k}
+    return restored or dict(_remembered.get(optimizer, {}))
+
+
+def restore_memory(optimizer, memory: Mapping[str, np.ndarray]) -> None:
+    """Gives `optimizer` what `memory_of` once returned."""
+    if optimizer in _exchanges:
+        _exchanges[optimizer].load_memory(memory)
+    else:
+        _remembered[optimizer] = dict(memory)
