@@ -492,3 +492,8 @@ def calls_for_learning_rate(optimizer: keras.optimizers.Optimizer) -> bool:
     rate = optimizer._learning_rate
     schedule = keras.optimizers.schedules.LearningRateSchedule
     return callable(rate) and not isinstance(rate, (schedule, keras.Variable))
+
+
+def function_arguments(metric: keras.metrics.Metric) -> dict:
+    """What a metric passes to its function: `CosineSimilarity`'s config does not tell `axis`."""
+    return getattr(metric, "_fn_kwargs", {})

@@ -9,7 +9,7 @@ from collections.abc import Callable, Sequence
 import keras
 import tensorflow as tf
 
-from tfqcomm.parameter_server import optimizers
+from tfqcomm import _tf_private
 
 
 def makers(values):
@@ -97,19 +97,59 @@ def _maker(value) -> Callable:
 def _like(value) -> Callable:
     """Of the config alone, taken now: variables made now cannot be read later."""
     if isinstance(value, keras.optimizers.Optimizer):
-        return optimizers.maker_of(value)
+        return _optimizer_maker(value)
+    config = told(value)
+    return lambda: type(value).from_config(dict(config))
+
+
+def _optimizer_maker(
+    optimizer: keras.optimizers.Optimizer,
+) -> Callable[[], keras.optimizers.Optimizer]:
+    """A function that makes one like it, untrained, also where its variables are gone by then.
+
+    Raises:
+        ValueError: where its config does not tell all that it does.
+    """
+    if isinstance(optimizer, keras.optimizers.LossScaleOptimizer):
+        make = _optimizer_maker(optimizer.inner_optimizer)
+        arguments = {
+            name: getattr(optimizer, name)
+            for name in ("name", "initial_scale", "dynamic_growth_steps")
+        }
+        return lambda: keras.optimizers.LossScaleOptimizer(make(), **arguments)
+    config = told(optimizer)
+    excluded, names = _tf_private.decay_exclusions(optimizer)
+    if excluded:
+        raise ValueError(
+            "Variables that are excluded from weight decay must be named before the trainer makes "
+            "its model: `optimizer.exclude_from_weight_decay(var_names=[...])`; or exclude them "
+            "of `trainer.optimizer`, before `fit`. Received: an optimizer with `var_list`"
+        )
+
+    def make_one():
+        copy = type(optimizer).from_config(dict(config))
+        if names is not None:
+            copy.exclude_from_weight_decay(var_names=[names])
+        return copy
+
+    return make_one
+
+
+def told(value) -> dict:
+    """The config of an optimizer or metric, completed where `get_config` is not complete.
+
+    Raises:
+        ValueError: naming the arguments that nothing tells.
+    """
     config = value.get_config()
-    missing = _untold(type(value), config)
+    kinds = (inspect.Parameter.POSITIONAL_OR_KEYWORD, inspect.Parameter.KEYWORD_ONLY)
+    parameters = list(inspect.signature(type(value).__init__).parameters.values())[1:]
+    untold = [p.name for p in parameters if p.kind in kinds and p.name not in config]
+    attributes = vars(value) | _tf_private.function_arguments(value)
+    missing = [name for name in untold if name not in attributes]
     if missing:
         raise ValueError(
             f"`{type(value).__name__}.get_config()` must tell all arguments of its constructor: "
-            f"the trainer makes a metric like the one it was given. Missing: {missing}"
+            f"the trainer makes another one like it. Missing: {missing}"
         )
-    return lambda: type(value).from_config(config)
-
-
-def _untold(cls: type, config: dict) -> list[str]:
-    """Arguments of the constructor that the config does not tell."""
-    kinds = (inspect.Parameter.POSITIONAL_OR_KEYWORD, inspect.Parameter.KEYWORD_ONLY)
-    parameters = list(inspect.signature(cls.__init__).parameters.values())[1:]
-    return [p.name for p in parameters if p.kind in kinds and p.name not in config]
+    return config | {name: attributes[name] for name in untold}

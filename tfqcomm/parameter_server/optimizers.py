@@ -6,7 +6,7 @@ import contextlib
 import dataclasses
 import functools
 import re
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 
 import keras
 import numpy as np
@@ -37,37 +37,6 @@ def whole_only(optimizer: keras.optimizers.Optimizer, variable: keras.Variable) 
     if not isinstance(variable.constraint, (type(None), keras.constraints.NonNeg)):
         return f"its constraint {type(variable.constraint).__name__} depends on the whole of it"
     return None
-
-
-def maker_of(optimizer: keras.optimizers.Optimizer) -> Callable[[], keras.optimizers.Optimizer]:
-    """A function that makes one like it, untrained, also where its variables are gone by then.
-
-    Raises:
-        ValueError: where its config does not tell all that it does.
-    """
-    if isinstance(optimizer, keras.optimizers.LossScaleOptimizer):
-        make = maker_of(optimizer.inner_optimizer)
-        arguments = {
-            name: getattr(optimizer, name)
-            for name in ("name", "initial_scale", "dynamic_growth_steps")
-        }
-        return lambda: keras.optimizers.LossScaleOptimizer(make(), **arguments)
-    config = optimizer.get_config()
-    excluded, names = _tf_private.decay_exclusions(optimizer)
-    if excluded:
-        raise ValueError(
-            "Variables that are excluded from weight decay must be named before the trainer makes "
-            "its model: `optimizer.exclude_from_weight_decay(var_names=[...])`; or exclude them "
-            "of `trainer.optimizer`, before `fit`. Received: an optimizer with `var_list`"
-        )
-
-    def make_one():
-        copy = type(optimizer).from_config(dict(config))
-        if names is not None:
-            copy.exclude_from_weight_decay(var_names=[names])
-        return copy
-
-    return make_one
 
 
 def check(optimizer: keras.optimizers.Optimizer) -> None:
