@@ -9,6 +9,7 @@ from __future__ import annotations
 import contextlib
 import os
 import socket
+import threading
 import time
 from collections.abc import Callable, Iterator
 
@@ -28,12 +29,29 @@ def on(device: str) -> Iterator[None]:
         yield
 
 
-def graph_of(function: Callable, *arguments) -> Callable:
-    """The graph of a function for arguments like these, to be called on any such.
+class Graphs:
+    """The graphs of a function, one for each kind of arguments, for variables of any task.
 
-    Traced by hand: TensorFlow would warn of "retracing", since every server has a function.
+    Traced by hand: TensorFlow would warn of "retracing", since every server and every trainer has
+    functions of its own.
+
+    Args:
+        function: returns nothing, or tensors.
+        kind_of: arguments -> what tells their kinds apart.
     """
-    return tf.function(function, autograph=False).get_concrete_function(*arguments)
+
+    def __init__(self, function: Callable, kind_of: Callable = lambda *arguments: None):
+        self._function = tf.function(function, autograph=False)
+        self._kind_of = kind_of
+        self._graphs: dict = {}
+        self._tracing = threading.Lock()
+
+    def __call__(self, *arguments):
+        kind = self._kind_of(*arguments)
+        with self._tracing:
+            if kind not in self._graphs:
+                self._graphs[kind] = self._function.get_concrete_function(*arguments)
+        return self._graphs[kind](*arguments)
 
 
 class Bulletin:
@@ -57,7 +75,7 @@ class Bulletin:
             with tf.device(home):
                 return tf.identity(value)
 
-        self._read = graph_of(read, self.variable)
+        self._read = Graphs(read)
 
     def read(self) -> np.ndarray:
         """Its present value; raises `tf.errors.OpError` if the task is gone."""

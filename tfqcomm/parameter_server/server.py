@@ -8,7 +8,7 @@ version of the weights, also while others push.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 
 import keras
 import numpy as np
@@ -17,7 +17,7 @@ import tensorflow as tf
 from tfqcomm import _tf_private
 from tfqcomm.aggregators.base import decode_mean, split_words
 from tfqcomm.compressors.identity import Identity
-from tfqcomm.parameter_server.cluster import graph_of, on
+from tfqcomm.parameter_server.cluster import Graphs, on
 from tfqcomm.parameter_server.optimizers import server_optimizer, server_variable
 from tfqcomm.parameter_server.partition import Piece
 from tfqcomm.parameter_server.payload import Format
@@ -75,21 +75,17 @@ class Server:
             self.outbox = tf.Variable(tf.zeros([format.most_pull_words], tf.int32), trainable=False)
             empty = tf.zeros([sum(format.push_lengths)], tf.int32)
             self.inboxes = [tf.Variable(empty, trainable=False) for _ in range(workers)]
-        self._steps: dict[int, Callable] = {}  # number of workers -> graph
-        self._graph_publish: Callable | None = None
+        self._graph_step = Graphs(self._step, kind_of=len)  # of how many inboxes
+        self._graph_publish = Graphs(self._publish)
 
     def step(self, workers: Sequence[int]) -> None:
         """One step with the mean of what these workers have pushed."""
-        inboxes = [self.inboxes[w] for w in workers]
         with on(self.device):
-            if len(inboxes) not in self._steps:
-                self._steps[len(inboxes)] = graph_of(self._step, *inboxes)
-            self._steps[len(inboxes)](*inboxes)
+            self._graph_step([self.inboxes[w] for w in workers])
 
     def publish(self) -> None:
         """Fills the outbox, after the weights were changed from outside."""
         with on(self.device):
-            self._graph_publish = self._graph_publish or graph_of(self._publish)
             self._graph_publish()
 
     def ping(self) -> None:
@@ -97,7 +93,7 @@ class Server:
         with on(self.device):
             self.optimizer.iterations.numpy()
 
-    def _step(self, *inboxes):
+    def _step(self, inboxes):
         """The graph of `step`, one for each number of workers that take part.
 
         Traced after a worker's step, which says what has a gradient.

@@ -19,7 +19,7 @@ import tensorflow as tf
 
 from tfqcomm.error_feedback import encode_with_feedback
 from tfqcomm.parameter_server.base_worker import BaseWorker
-from tfqcomm.parameter_server.cluster import on
+from tfqcomm.parameter_server.cluster import Graphs, on
 from tfqcomm.parameter_server.gradients import all_finite, clip, dense
 from tfqcomm.parameter_server.loss_scale import LossScale
 from tfqcomm.parameter_server.model_step import ModelStep
@@ -87,7 +87,7 @@ class Program:
         self.model_step = ModelStep(model)
         self.large = [p for p in pieces if p in {q for s in servers for q in s.format.large}]
         self.slots, self.memory = self._lay_out_memory()
-        self.step = tf.function(self._step, autograph=False)
+        self.step = Graphs(self._step, kind_of=lambda iterator, *_: str(iterator.element_spec))
 
     def _lay_out_memory(self) -> tuple[dict[tuple[Piece, str], slice], np.ndarray]:
         slots, initial, start = {}, [], 0

@@ -12,7 +12,7 @@ import tensorflow as tf
 from tfqcomm import _tf_private
 from tfqcomm.leader_vote import mean_loss, push_loss
 from tfqcomm.parameter_server.base_worker import BaseWorker
-from tfqcomm.parameter_server.cluster import Bulletin, on
+from tfqcomm.parameter_server.cluster import Bulletin, Graphs, on
 from tfqcomm.parameter_server.flat import flat_values
 from tfqcomm.parameter_server.gradients import all_finite, clip, dense
 from tfqcomm.parameter_server.leader.board import Buffer
@@ -69,9 +69,9 @@ class LeaderProgram:
         self.model_step = ModelStep(model)
         self._pieces = list(pieces)
         self._decays = [_tf_private.decays(self.optimizer, v) for v in self.model_step.weights]
-        self.step = tf.function(self._step, autograph=False)
-        self.show = tf.function(self._show, autograph=False)
-        self.pull = tf.function(self._pull, autograph=False)
+        self.step = Graphs(self._step, kind_of=lambda iterator, *_: str(iterator.element_spec))
+        self.show = Graphs(self._show)
+        self.pull = Graphs(self._pull, kind_of=lambda weights, sources, *_: len(sources))
 
     def _step(
         self,
