@@ -1,4 +1,4 @@
-"""What a user of one process expects of a trainer: the same model, or an error that says why not."""
+"""What a user of one process expects: the same model, or an error that says why not."""
 
 import functools
 
