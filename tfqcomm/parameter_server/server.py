@@ -114,7 +114,7 @@ class Server:
         ]
         if pairs:
             self.optimizer.apply(*zip(*pairs, strict=True))
-        else:
+        else:  # a version all the same: workers go by the oldest that they pull
             self.optimizer.iterations.assign_add(1)
         self.statistics.assign_add(statistics * self._share)
         self._publish()

@@ -160,7 +160,7 @@ class Trainer(BaseTrainer):
         copy = ChiefCopy(
             model,
             pieces,
-            cluster.servers[: 1 + max(p.server for p in pieces)],  # a small model needs fewer
+            cluster.servers,
             lambda own, statistics: Format(own, statistics, options, self._weight_codec),
             workers,
             MODES[self._mode].share(workers),

@@ -139,7 +139,7 @@ class LeaderTrainer(BaseTrainer):
                     self._weight_codec,
                 ),
             )
-            for index, device in enumerate(cluster.servers[: 1 + max(p.server for p in pieces)])
+            for index, device in enumerate(cluster.servers)
         ]
         program = LeaderProgram(model, servers, pieces, loss_scale)
         self._board = LeaderBoard(
