@@ -880,6 +880,41 @@ def clip_gradients(optimizer: keras.optimizers.Optimizer, gradients: list) -> li
     return optimizer._clip_gradients(gradients)
 
 
+def compute_loss(model: keras.Model, x, y, y_pred, sample_weight) -> tf.Tensor:
+    """As `train_step` does it: an override need not have the argument `training`."""
+    return model._compute_loss(x, y, y_pred, sample_weight, training=True)
+
+
+def random_seeds(model: keras.Model) -> list[keras.Variable]:
+    """The states that dropout and the like draw from, each (seed, numbers drawn)."""
+    generators = [g for layer in model._flatten_layers() for g in layer._seed_generators]
+    return list({id(g.state): g.state for g in generators}.values())
+
+
+def may_decay(optimizer: keras.optimizers.Optimizer, variable: keras.Variable) -> bool:
+    """Whether `variable` is not excluded from weight decay, as far as there is any."""
+    return optimizer._use_weight_decay(variable)
+
+
+def decay_exclusions(optimizer: keras.optimizers.Optimizer) -> tuple[bool, str | None]:
+    """What `exclude_from_weight_decay` was told: whether variables, and a pattern of names."""
+    pattern = getattr(optimizer, "_exclude_from_weight_decay_pattern", None)
+    told = bool(getattr(optimizer, "_exclude_from_weight_decay", None))
+    return told, pattern and pattern.pattern
+
+
+def calls_for_learning_rate(optimizer: keras.optimizers.Optimizer) -> bool:
+    """Whether the learning rate is a function, which only the process that made it can call."""
+    rate = optimizer._learning_rate
+    schedule = keras.optimizers.schedules.LearningRateSchedule
+    return callable(rate) and not isinstance(rate, (schedule, keras.Variable))
+
+
+def function_arguments(metric: keras.metrics.Metric) -> dict:
+    """What a metric passes to its function: `CosineSimilarity`'s config does not tell `axis`."""
+    return getattr(metric, "_fn_kwargs", {})
+
+
 # --------------------------------------------------------------------------------- Keras: trainer
 
 
