@@ -943,6 +943,14 @@ def without_optionals(model: keras.Model, step: Callable) -> Callable:
     return model._autoconvert_optionals(step)
 
 
+def not_to_convert(function: Callable) -> Callable:
+    """Marks what AutoGraph is to call as it is, and go on with what that calls, as in TensorFlow.
+
+    `tf.autograph.experimental.do_not_convert` would switch AutoGraph off for the user's code, too.
+    """
+    return autograph.autograph_artifact(function)
+
+
 def converted(function: Callable) -> Callable:
     """`function` as `tf.distribute.Strategy.run` would convert it for AutoGraph."""
     status = autograph_ctx.control_status_ctx()

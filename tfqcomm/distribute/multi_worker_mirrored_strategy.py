@@ -100,6 +100,7 @@ class MultiWorkerMirroredStrategy(tf.distribute.MultiWorkerMirroredStrategy):
             yield strategy
             self.new_variables.agree()
 
+    @_tf_private.not_to_convert
     def run(self, fn, args=(), kwargs=None, options=None):
         """Like TensorFlow's; a replica whose share of the batch is empty contributes nothing."""
         self.new_variables.agree()
