@@ -71,7 +71,8 @@ def _check_model(model: keras.Model) -> tf.distribute.Strategy | None:
 
 def _check_optimizer(model, optimizer, strategy) -> None:
     optimizer = getattr(optimizer, "inner_optimizer", optimizer)
-    if not strategy.extended.variable_created_in_scope(optimizer.iterations.value):
+    first = optimizer.variables[0]  # the counter of iterations, which its constructor makes
+    if not strategy.extended.variable_created_in_scope(first.value):
         raise ValueError(
             f"The optimizer {optimizer.name!r} of the model {model.name!r} was made outside of "
             f"`strategy.scope()`. Make it inside: `with strategy.scope(): optimizer = "
