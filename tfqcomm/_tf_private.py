@@ -367,6 +367,31 @@ def _agree_and_compile(original, model, optimizer="rmsprop", *args, **kwargs):
     return original(model, optimizer, *args, **kwargs)
 
 
+_scopes = None  # what looks at a model before it is compiled or trained
+
+
+def check_scopes(scopes) -> None:
+    """Calls `scopes.check_compile(model, optimizer)` and `scopes.check_fit(model)` before these.
+
+    Afterwards TensorFlow's own error has come, or the model has been built.
+    """
+    global _scopes
+    if _scopes is None:
+        _wrap(keras.Model, "compile", _check_and_compile)
+        _wrap(keras.Model, "make_train_function", _check_and_make_train_function)
+    _scopes = scopes
+
+
+def _check_and_compile(original, model, optimizer="rmsprop", *args, **kwargs):
+    _scopes.check_compile(model, optimizer)
+    return original(model, optimizer, *args, **kwargs)
+
+
+def _check_and_make_train_function(original, model, *args, **kwargs):
+    _scopes.check_fit(model)
+    return original(model, *args, **kwargs)
+
+
 def _note_model(original, model, *args, **kwargs):
     for value in (model.optimizer, *vars(model).values()):  # a GAN has several
         if isinstance(value, keras.optimizers.Optimizer):

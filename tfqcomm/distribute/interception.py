@@ -9,6 +9,7 @@ import tensorflow as tf
 
 from tfqcomm import _tf_private
 from tfqcomm.aggregators.options import ExchangeOptions
+from tfqcomm.distribute import scopes
 from tfqcomm.step import distributed_step
 
 
@@ -18,6 +19,7 @@ def install() -> None:
     _tf_private.agree_on_finite_gradients()
     _tf_private.remember_models()
     _tf_private.agree_before_compile()
+    _tf_private.check_scopes(scopes)
 
 
 def find_step(optimizer: keras.optimizers.Optimizer):
