@@ -190,3 +190,14 @@ def test_imports_are_declared_in_setup_cfg(folder):
     foreign = roots - sys.stdlib_module_names - DECLARED_FOR.keys()
     undeclared = foreign - set().union(*map(modules_of, declared))
     assert not undeclared, f"{folder} imports what setup.cfg does not declare"
+
+
+def test_the_oldest_versions_that_are_allowed_are_those_that_are_tested():
+    """`make test-oldest` installs what setup.cfg names as the lowest."""
+    config = configparser.ConfigParser()
+    config.read(ROOT / "setup.cfg")
+    requirements = config["options"]["install_requires"]
+    tested = re.search(r"^OLDEST_VERSIONS := (.*)$", (ROOT / "Makefile").read_text(), re.M)[1]
+    for name in ("tensorflow", "keras"):
+        lowest = re.search(rf"^{name} >=([\d.]+)", requirements, re.M)[1]
+        assert f"'{name}=={lowest}.*'" in tested

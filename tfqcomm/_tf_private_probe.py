@@ -73,6 +73,8 @@ NAMES: dict[str, tuple[str, ...] | None] = {
     "tensorflow.python.distribute.values:PerReplicaSpec": None,
     # Keras: optimizers
     f"{_OPTIMIZER}._apply_weight_decay": ("variables",),
+    f"{_OPTIMIZER}._backend_apply_gradients": ("grads", "trainable_variables"),
+    f"{_OPTIMIZER}._overwrite_model_variables_with_average_value": ("trainable_variables",),
     f"{_OPTIMIZER}._backend_update_step": ("grads", "trainable_variables", "learning_rate"),
     "keras:Optimizer._use_weight_decay": ("variable",),
     "keras:Optimizer._get_variable_index": ("variable",),
@@ -84,9 +86,12 @@ NAMES: dict[str, tuple[str, ...] | None] = {
     f"{_MODEL}.make_train_function": ("force",),
     f"{_MODEL}.compile": ("optimizer", "loss", "metrics", "steps_per_execution", "jit_compile"),
     f"{_MODEL}._flatten_layers": (),
+    f"{_MODEL}._compute_loss": ("x", "y", "y_pred", "sample_weight", "training"),
+    f"{_MODEL}._post_build": (),
     f"{_MODEL}._symbolic_build": ("data_batch",),
     f"{_MODEL}._maybe_symbolic_build": ("iterator", "data_batch"),
     f"{_MODEL}._make_function": ("step_function",),
+    "keras.src.backend:compute_output_spec": ("fn",),
     f"{_TRAINER}:reduce_per_replica": ("values", "strategy", "reduction"),
 }
 
@@ -112,9 +117,21 @@ SET: dict[str, tuple[str, ...]] = {
         "_strategy",
     ),
     "tensorflow.python.distribute.values:PerReplicaSpec": ("_value_specs",),
-    "keras:layers.Layer": ("_non_trainable_variables",),
+    "tensorflow.python.distribute.values:DistributedValues": ("_values",),
+    "keras:layers.Layer": ("_non_trainable_variables", "_seed_generators"),
+    "keras:Optimizer": (
+        "_exclude_from_weight_decay",
+        "_exclude_from_weight_decay_pattern",
+        "_learning_rate",
+        "_model_variables_moving_average",
+        "_trainable_variables",
+    ),
+    "keras:metrics.MeanMetricWrapper": ("_fn_kwargs",),
     _MODEL: ("_initial_epoch", "_loss_tracker"),
 }
+
+# What only some of the versions have; `_tf_private` asks for it before it is used.
+OPTIONAL = {"_autoconvert_optionals"}
 
 
 def check() -> None:
