@@ -140,7 +140,8 @@ class Residuals:
         for (_, slot), variable in self._variables.items():
             local[slot.key][slot.start : slot.stop] += variable.numpy() / holders[slot.kind]
         for key in self._pending.keys() - {slot.key for _, slot in self._variables}:
-            local[key] = self._pending[key] / self._transport.processes  # waits for its variable
+            # It waits for its variable, on every process.
+            local[key] = np.float32(self._pending[key]) / np.float32(self._transport.processes)
         local = {key: local[key] for key in sorted(local)}  # in the same order everywhere
         return self._transport.add_up(local)
 

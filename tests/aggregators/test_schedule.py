@@ -2,6 +2,7 @@
 
 import pytest
 
+from tests.aggregators.processes import ThreadTransport
 from tfqcomm.aggregators import ExchangeOptions
 from tfqcomm.aggregators import schedule as schedules
 from tfqcomm.compressors import BFloat16, BlockSign, Float16, Identity, RandomK, Ternary, TopK
@@ -58,6 +59,25 @@ def test_auto_sends_the_fewest_bytes(compressor, world, expected):
         others = ("all_gather", "dense") if compressor.sparse else ("all_gather", "two_phase")
         costs = [schedules.bytes_per_worker(s, payload, sum(sizes), world) for s in others]
         assert schedules.bytes_per_worker(chosen, payload, sum(sizes), world) == min(costs)
+
+
+@pytest.mark.parametrize("processes", [2, 3, 8])
+@pytest.mark.parametrize("local", [1, 2, 8])
+def test_devices_of_a_process_change_what_is_sent_but_not_what_is_cheapest(processes, local):
+    """The formulas count every device as a worker; a transport counts what a process sends."""
+    transport = ThreadTransport(None, processes, 0, ["CPU:0"] * local)
+    world, sizes = processes * local, [600_000]
+    for compressor in (BlockSign(), Ternary(), TopK(0.01), TopK(0.07), TopK(0.2), TopK(0.6)):
+        words = compressor.num_words(sizes[0])
+        costs = {
+            "all_gather": transport.bytes_all_gather(words),
+            "dense": transport.bytes_all_reduce(sizes[0]),
+            "two_phase": transport.bytes_all_to_all(words // world)
+            + transport.bytes_all_gather(words // world),
+        }
+        del costs["two_phase" if compressor.sparse else "dense"]
+        chosen = schedules.choose("auto", compressor, sizes, world)
+        assert costs[chosen] <= 1.001 * min(costs.values()), (compressor, costs)
 
 
 @pytest.mark.parametrize("world", [1, 2, 16])
