@@ -476,6 +476,8 @@ def agree_before_compile() -> None:
     """Lets workers compare their optimizers before `compile` creates the optimizers' variables.
 
     Afterwards it is too late: one worker creates a variable while the other does something else.
+    Also lets an optimizer say that XLA cannot compile its step (`supports_jit`, as layers do),
+    where Keras decides by itself.
     """
     if not _is_wrapped(keras.Model.compile):
         _wrap(keras.Model, "compile", _agree_and_compile)
@@ -483,11 +485,14 @@ def agree_before_compile() -> None:
 
 def _agree_and_compile(original, model, *args, **kwargs):
     agree = getattr(model.distribute_strategy, "agree_on_optimizer", None)
+    given = inspect.signature(original).bind(model, *args, **kwargs)
+    given.apply_defaults()
     if agree is not None and tf.executing_eagerly():
-        given = inspect.signature(original).bind(model, *args, **kwargs)
-        given.apply_defaults()
         agree(given.arguments["optimizer"], given.arguments.get("steps_per_execution", 1))
-    return original(model, *args, **kwargs)
+    automatic = given.arguments.get("jit_compile") == "auto"
+    if automatic and not getattr(given.arguments["optimizer"], "supports_jit", True):
+        given.arguments["jit_compile"] = False
+    return original(*given.args, **given.kwargs)
 
 
 def _note_model(original, model, *args, **kwargs):
