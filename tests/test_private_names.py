@@ -29,8 +29,9 @@ EVERYTHING = PACKAGE + [
 
 PRIVATE_PATHS = re.compile(r"tensorflow\.python|tensorflow\.core|keras\.src|\btf\.__internal__")
 
-# Public, though they begin with an underscore: of namedtuples, of `os`, and our own seam.
-PUBLIC = {"_replace", "_asdict", "_fields", "_make", "_exit", "_tf_private"}
+# Public, though they begin with an underscore: of namedtuples, of `os`, what Python itself gives to
+# abstract classes, and our own seam.
+PUBLIC = {"_replace", "_asdict", "_fields", "_make", "_exit", "_abc_impl", "_tf_private"}
 
 
 def path_id(path: pathlib.Path) -> str:

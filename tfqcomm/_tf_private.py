@@ -458,7 +458,7 @@ def _observed_scale_loss(original, optimizer, loss):
 
 _models = weakref.WeakKeyDictionary()  # optimizer -> weak reference to the model it trains
 _called = weakref.WeakKeyDictionary()  # layer -> None; in the order of first calls, as everywhere
-_trained = weakref.WeakKeyDictionary()  # optimizer -> how many were called, and which it trains
+_trained = weakref.WeakKeyDictionary()  # optimizer -> weak references to those it trains
 
 
 def remember_models() -> None:
@@ -502,8 +502,10 @@ def _note_model(original, model, *args, **kwargs):
 
 
 def _note_call(original, layer, *args, **kwargs):
-    if tf.distribute.has_strategy() and not tf.distribute.in_cross_replica_context():
-        _called.setdefault(layer)
+    in_replica = tf.distribute.has_strategy() and not tf.distribute.in_cross_replica_context()
+    if in_replica and layer not in _called:
+        _called[layer] = None
+        _trained.clear()
     return original(layer, *args, **kwargs)
 
 
@@ -546,12 +548,13 @@ def trained_weights(optimizer, model: keras.Model) -> list[int] | None:
 
 def trained_by(optimizer) -> list[keras.layers.Layer]:
     """What holds the variables of `optimizer`: its model in `fit`, and layers that were called."""
-    known = _trained.get(optimizer)
-    if known is None or known[0] != len(_called):
+    if optimizer not in _trained:
         own = {id(v) for v in optimizer._trainable_variables}
         layers = [layer for layer in _called if any(id(v) in own for v in layer.weights)]
-        known = _trained[optimizer] = (len(_called), [weakref.ref(layer) for layer in layers])
-    found = [_models.get(optimizer, lambda: None)(), *(layer() for layer in known[1])]
+        inside = {id(one) for layer in layers for one in layer._flatten_layers(include_self=False)}
+        layers = [layer for layer in layers if id(layer) not in inside]
+        _trained[optimizer] = [weakref.ref(layer) for layer in layers]
+    found = [_models.get(optimizer, lambda: None)(), *(one() for one in _trained[optimizer])]
     return [layer for layer in found if layer is not None]
 
 

@@ -127,10 +127,29 @@ class TwoOptimizers(keras.Model):
         return {"loss": loss}
 
 
-def test_a_model_with_several_optimizers_counts_as_well():
+class InContainers(TwoOptimizers):
+    """Its optimizers are in a dictionary and a list."""
+
+    def compile(self):
+        super().compile()
+        self.held = {"first": self.first_optimizer, "others": [self.second_optimizer]}
+        del self.first_optimizer, self.second_optimizer
+
+    def train_step(self, x):
+        self.first_optimizer, self.second_optimizer = self.held["first"], self.held["others"][0]
+        try:
+            return super().train_step(x)
+        finally:
+            del self.first_optimizer, self.second_optimizer
+
+
+@pytest.mark.parametrize(
+    "kind", [TwoOptimizers, pytest.param(InContainers, marks=pytest.mark.slow)]
+)
+def test_a_model_with_several_optimizers_counts_as_well(kind):
     strategy = compressing(2, "top_k")
     with strategy.scope():
-        model = TwoOptimizers()
+        model = kind()
         model.compile()
     model.fit(tf.data.Dataset.from_tensor_slices(inputs()).batch(BATCH), verbose=0)
     assert_replicas_equal(strategy, model.variables)
