@@ -117,9 +117,11 @@ class TwoOptimizers(keras.Model):
     def call(self, x):
         return self.second(self.first(x))
 
+    def both(self):
+        return self.first_optimizer, self.second_optimizer
+
     def train_step(self, x):
-        parts = [(self.first, self.first_optimizer), (self.second, self.second_optimizer)]
-        for part, optimizer in parts:
+        for part, optimizer in zip((self.first, self.second), self.both(), strict=True):
             with tf.GradientTape() as tape:
                 loss = tf.reduce_mean(tf.square(part(x, training=True))) / 2
             variables = part.trainable_variables
@@ -135,12 +137,8 @@ class InContainers(TwoOptimizers):
         self.held = {"first": self.first_optimizer, "others": [self.second_optimizer]}
         del self.first_optimizer, self.second_optimizer
 
-    def train_step(self, x):
-        self.first_optimizer, self.second_optimizer = self.held["first"], self.held["others"][0]
-        try:
-            return super().train_step(x)
-        finally:
-            del self.first_optimizer, self.second_optimizer
+    def both(self):
+        return self.held["first"], self.held["others"][0]
 
 
 @pytest.mark.parametrize(
