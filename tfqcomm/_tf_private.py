@@ -511,7 +511,7 @@ def _note_call(original, layer, *args, **kwargs):
 
 def optimizers_held_by(model: keras.Model) -> list[keras.optimizers.Optimizer]:
     """The compiled optimizer, then those a custom model holds, then those in its containers."""
-    held = [model.optimizer, *vars(model).values()]
+    held = [getattr(model, "optimizer", None), *vars(model).values()]
     found = [o for o in held if isinstance(o, keras.optimizers.Optimizer)]
     found += [o for value in held for o in _contained(value)]
     return list({id(o): o for o in found}.values())
