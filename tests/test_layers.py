@@ -3,7 +3,7 @@
 L0 numerics, wire, agreement, sparsity, cluster, _tf_private and its probe, _start; selection and
    least_squares on top of them
 L1 compressors
-L2 traffic, transport, statistics, replicas; error_feedback, worker_state, leader_vote on them
+L2 traffic, transport, replicas; statistics, error_feedback, worker_state, leader_vote on them
 L3 aggregators; verification and step on top of them
 L4 distribute, optimizers, callbacks, launch, parameter_server
 L5 tfqcomm itself
@@ -35,8 +35,8 @@ LAYERS = [  # a module imports from the lines above its own, and from its own fo
     },
     {"selection", "least_squares"},
     {"compressors"},
-    {"traffic", "transport", "statistics", "replicas"},
-    {"error_feedback", "worker_state", "leader_vote"},
+    {"traffic", "transport", "replicas"},
+    {"statistics", "error_feedback", "worker_state", "leader_vote"},
     {"aggregators"},
     {"verification"},
     {"step"},

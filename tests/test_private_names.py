@@ -32,13 +32,15 @@ EVERYTHING = PACKAGE + [
 
 PRIVATE_PATHS = re.compile(r"tensorflow\.python|tensorflow\.core|keras\.src|\btf\.__internal__")
 
-# Public, though they begin with an underscore: of namedtuples, of `os`, and our own seam.
+# Public, though they begin with an underscore: of namedtuples, of `os`, what Python itself gives to
+# abstract classes, and our own seam.
 PUBLIC = {
     "_replace",
     "_asdict",
     "_fields",
     "_make",
     "_exit",
+    "_abc_impl",
     "_tf_private",
     "_tf_private_probe",
 }

@@ -681,7 +681,7 @@ def _observed_scale_loss(original, optimizer, loss):
 
 _models = weakref.WeakKeyDictionary()  # optimizer -> weak reference to the model it trains
 _called = weakref.WeakKeyDictionary()  # layer -> None; in the order of first calls, as everywhere
-_trained = weakref.WeakKeyDictionary()  # optimizer -> how many were called, and which it trains
+_trained = weakref.WeakKeyDictionary()  # optimizer -> weak references to those it trains
 
 
 def remember_models() -> None:
@@ -699,6 +699,8 @@ def agree_before_compile() -> None:
     """Lets workers compare their optimizers before `compile` creates the optimizers' variables.
 
     Afterwards it is too late: one worker creates a variable while the other does something else.
+    Also lets an optimizer say that XLA cannot compile its step (`supports_jit`, as layers do),
+    where Keras decides by itself.
     """
     if not _is_wrapped(keras.Model.compile):
         _wrap(keras.Model, "compile", _agree_and_compile)
@@ -706,11 +708,14 @@ def agree_before_compile() -> None:
 
 def _agree_and_compile(original, model, *args, **kwargs):
     agree = getattr(model.distribute_strategy, "agree_on_optimizer", None)
+    given = inspect.signature(original).bind(model, *args, **kwargs)
+    given.apply_defaults()
     if agree is not None and tf.executing_eagerly():
-        given = inspect.signature(original).bind(model, *args, **kwargs)
-        given.apply_defaults()
         agree(given.arguments["optimizer"])
-    return original(model, *args, **kwargs)
+    automatic = given.arguments.get("jit_compile") == "auto"
+    if automatic and not getattr(given.arguments["optimizer"], "supports_jit", True):
+        given.arguments["jit_compile"] = False
+    return original(*given.args, **given.kwargs)
 
 
 def _note_model(original, model, *args, **kwargs):
@@ -720,14 +725,16 @@ def _note_model(original, model, *args, **kwargs):
 
 
 def _note_call(original, layer, *args, **kwargs):
-    if tf.distribute.has_strategy() and not tf.distribute.in_cross_replica_context():
-        _called.setdefault(layer)
+    in_replica = tf.distribute.has_strategy() and not tf.distribute.in_cross_replica_context()
+    if in_replica and layer not in _called:
+        _called[layer] = None
+        _trained.clear()
     return original(layer, *args, **kwargs)
 
 
 def optimizers_held_by(model: keras.Model) -> list[keras.optimizers.Optimizer]:
     """The compiled optimizer, then those a custom model holds, then those in its containers."""
-    held = [model.optimizer, *vars(model).values()]
+    held = [getattr(model, "optimizer", None), *vars(model).values()]
     found = [o for o in held if isinstance(o, keras.optimizers.Optimizer)]
     found += [o for value in held for o in _contained(value)]
     return list({id(o): o for o in found}.values())
@@ -764,12 +771,13 @@ def trained_weights(optimizer, model: keras.Model) -> list[int] | None:
 
 def trained_by(optimizer) -> list[keras.layers.Layer]:
     """What holds the variables of `optimizer`: its model in `fit`, and layers that were called."""
-    known = _trained.get(optimizer)
-    if known is None or known[0] != len(_called):
+    if optimizer not in _trained:
         own = {id(v) for v in optimizer._trainable_variables}
         layers = [layer for layer in _called if any(id(v) in own for v in layer.weights)]
-        known = _trained[optimizer] = (len(_called), [weakref.ref(layer) for layer in layers])
-    found = [_models.get(optimizer, lambda: None)(), *(layer() for layer in known[1])]
+        inside = {id(one) for layer in layers for one in layer._flatten_layers(include_self=False)}
+        layers = [layer for layer in layers if id(layer) not in inside]
+        _trained[optimizer] = [weakref.ref(layer) for layer in layers]
+    found = [_models.get(optimizer, lambda: None)(), *(one() for one in _trained[optimizer])]
     return [layer for layer in found if layer is not None]
 
 

@@ -71,7 +71,7 @@ def distributed_step(
     Raises:
         ValueError: where compression cannot work, saying what to do instead.
     """
-    _refuse_impossible(optimizer)
+    _refuse_impossible(optimizer, options)
     context = require_replica_context(optimizer, "apply")
     gradients = empty_shares.without_empty(gradients)
     variables = list(variables)
@@ -243,12 +243,18 @@ def _path(variable) -> str:
     return getattr(variable, "path", variable.name)
 
 
-def _refuse_impossible(optimizer) -> None:
+def _refuse_impossible(optimizer, options) -> None:
     if _tf_private.in_xla_context():
-        raise ValueError(
-            "Compressed training cannot be compiled by XLA: its collectives would be replaced "
-            "by uncompressed ones. Use `model.compile(..., jit_compile=False)`."
-        )
+        reason = None
+        if tf.distribute.has_strategy():
+            reason = "its collectives would be replaced by uncompressed ones"
+        elif options.compressor.adaptive:
+            reason = "how many entries adaptive top-k keeps is known at run time only"
+        if reason is not None:
+            raise ValueError(
+                f"Compressed training cannot be compiled by XLA: {reason}. Use "
+                "`model.compile(..., jit_compile=False)`."
+            )
     if optimizer.gradient_accumulation_steps and tf.distribute.has_strategy():
         raise ValueError(
             "Argument `gradient_accumulation_steps` is not supported under a distribution "

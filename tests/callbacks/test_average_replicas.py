@@ -221,3 +221,23 @@ def test_a_backup_behind_it_holds_the_average(tmp_path):
     for replica in range(2):
         found = exchange.worker_state.variable(replica, "momentum", "0", [6, 8], 0.0)
         np.testing.assert_allclose(found.numpy(), right, rtol=1e-6)
+
+
+def test_weights_of_float64_come_back_to_the_digit():
+    """They were kept, and averaged, as float32."""
+    keras.config.set_dtype_policy("float64")
+    strategy = plain(2)
+    model = compiled(strategy)
+    (kernels,) = copies(strategy, [model.layers[0].kernel])[:1]
+    own = [kernels[0] + 1 / 3, kernels[0] + 2 / 7]
+    for local, value in zip(
+        strategy.experimental_local_results(model.layers[0].kernel.value), own, strict=True
+    ):
+        local.assign(value)
+    callback = AverageReplicas()
+    callback.set_model(model)
+    callback.on_test_begin()
+    np.testing.assert_array_equal(model.layers[0].kernel.numpy(), (own[0] + own[1]) / 2)
+    callback.on_test_end()
+    for (kernel,), value in zip(copies(strategy, [model.layers[0].kernel]), own, strict=True):
+        np.testing.assert_array_equal(kernel, value)

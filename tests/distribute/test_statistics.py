@@ -117,9 +117,11 @@ class TwoOptimizers(keras.Model):
     def call(self, x):
         return self.second(self.first(x))
 
+    def both(self):
+        return self.first_optimizer, self.second_optimizer
+
     def train_step(self, x):
-        parts = [(self.first, self.first_optimizer), (self.second, self.second_optimizer)]
-        for part, optimizer in parts:
+        for part, optimizer in zip((self.first, self.second), self.both(), strict=True):
             with tf.GradientTape() as tape:
                 loss = tf.reduce_mean(tf.square(part(x, training=True))) / 2
             variables = part.trainable_variables
@@ -127,10 +129,25 @@ class TwoOptimizers(keras.Model):
         return {"loss": loss}
 
 
-def test_a_model_with_several_optimizers_counts_as_well():
+class InContainers(TwoOptimizers):
+    """Its optimizers are in a dictionary and a list."""
+
+    def compile(self):
+        super().compile()
+        self.held = {"first": self.first_optimizer, "others": [self.second_optimizer]}
+        del self.first_optimizer, self.second_optimizer
+
+    def both(self):
+        return self.held["first"], self.held["others"][0]
+
+
+@pytest.mark.parametrize(
+    "kind", [TwoOptimizers, pytest.param(InContainers, marks=pytest.mark.slow)]
+)
+def test_a_model_with_several_optimizers_counts_as_well(kind):
     strategy = compressing(2, "top_k")
     with strategy.scope():
-        model = TwoOptimizers()
+        model = kind()
         model.compile()
     model.fit(tf.data.Dataset.from_tensor_slices(inputs()).batch(BATCH), verbose=0)
     assert_replicas_equal(strategy, model.variables)

@@ -1,6 +1,7 @@
 """What every optimizer owes its user under a strategy. Keras' own run it, too."""
 
 import functools
+import types
 
 import keras
 import numpy as np
@@ -177,6 +178,50 @@ def test_xla_is_refused(case):
     model = compiled(case, strategy_of(case), jit_compile=True)
     with pytest.raises(ValueError, match="cannot be compiled by XLA.*`model.compile.*jit_compile"):
         fit(model)
+
+
+def test_keras_does_not_choose_to_compile_what_cannot_be(monkeypatch):
+    """As it does by default on one GPU, where adaptive top-k would then end in an error of XLA."""
+    gpu = types.SimpleNamespace(device_type="GPU")
+    monkeypatch.setattr(tf.config, "list_physical_devices", lambda *args: [gpu])
+    for optimizer, chosen in ((optimizers.AdaptiveTopKSGD(), False), (optimizers.QAdam(), True)):
+        model = keras.Sequential([keras.Input([6]), keras.layers.Dense(1)])
+        model.compile(optimizer, "mse")
+        assert model.jit_compile is chosen
+
+
+def test_what_compile_is_given_by_position_is_checked_as_well():
+    """`steps_per_execution` is its seventh argument, and was only seen by name."""
+    strategy = compressing(WORLD, "top_k")
+    seen = []
+    strategy.agree_on_optimizer = lambda optimizer, steps: seen.append((optimizer, steps))
+    with strategy.scope():
+        model = keras.Sequential([keras.Input([6]), keras.layers.Dense(1)])
+        model.compile("sgd", "mse", None, None, None, False, 4)
+        model.compile(loss="mse", steps_per_execution=2)
+    assert seen == [("sgd", 4), ("rmsprop", 2)]
+
+
+OWN = [case for case in OPTIMIZERS if case.strategy_compressor is None]
+
+
+@pytest.mark.parametrize(
+    "case",
+    [pytest.param(c, marks=[] if c.name == "QAdam" else [pytest.mark.slow]) for c in OWN],
+    ids=str,
+)
+def test_one_device_without_a_strategy_may_be_compiled(case):
+    """On one GPU Keras' default does so, and every optimizer of this package refused it."""
+    if case.name.startswith("AdaptiveTopK"):
+        with pytest.raises(ValueError, match="cannot be compiled by XLA: how many entries"):
+            fit(compiled(case, plain(), jit_compile=True))
+        return
+    model = compiled(case, plain(), jit_compile=True)
+    fit(model)
+    expected = compiled(case, plain())
+    fit(expected)
+    assert_weights_close(model, expected, atol=1e-5)
+    assert model.optimizer.iterations.numpy() == BATCHES * EPOCHS
 
 
 @over_optimizers()

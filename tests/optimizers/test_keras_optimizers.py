@@ -4,6 +4,8 @@
 """
 
 import functools
+import pathlib
+import re
 
 import keras
 import numpy as np
@@ -71,6 +73,9 @@ class Run:
 
         return run
 
+    def loss(self, errors):
+        return tf.reduce_mean(errors)
+
     def _replica_step(self, tokens, targets, factors):
         context = tf.distribute.get_replica_context()
         rank, world = context.replica_id_in_sync_group, context.num_replicas_in_sync
@@ -79,7 +84,7 @@ class Run:
         variables = self.model.trainable_variables
         with tf.GradientTape() as tape:
             errors = tf.square(self.model(tokens, training=True) - targets)
-            loss = tf.reduce_mean(errors) * factors[rank] / world
+            loss = self.loss(errors) * factors[rank] / world
         self.optimizer.apply(tape.gradient(loss, variables), variables)
 
 
@@ -148,5 +153,31 @@ def test_the_parts_of_a_multi_optimizer_skip_together():
     np.testing.assert_equal(copies(two.strategy, two.state), before)
 
 
+@pytest.mark.slow
+def test_a_scaled_loss_trains_as_the_optimizer_inside():
+    def scaled():
+        return keras.optimizers.LossScaleOptimizer(keras.optimizers.Adam(0.01), initial_scale=8.0)
+
+    class Scaling(Run):
+        def loss(self, errors):
+            return self.optimizer.scale_loss(super().loss(errors))
+
+    one = Run(plain(), lambda: keras.optimizers.Adam(0.01))
+    steps(one, 1)
+    two = Scaling(compressing(WORLD, "identity"), scaled)
+    steps(two, WORLD)
+    state = [*two.model.variables, *two.optimizer.inner_optimizer.variables]
+    for mine, right in zip(state, one.state, strict=True):
+        np.testing.assert_allclose(mine.numpy(), right.numpy(), atol=2e-5, err_msg=mine.path)
+    before = copies(two.strategy, state)
+    tokens, targets = next(batches())
+    two.step(tokens, targets.astype("float32"), np.float32([1, np.nan]))
+    np.testing.assert_equal(copies(two.strategy, state), before)
+    for replica in copies(two.strategy, [two.optimizer.dynamic_scale]):
+        assert replica == [4.0]
+
+
 def test_every_optimizer_of_keras_is_in_the_table():
-    assert len(NAMES) >= 13
+    table = (pathlib.Path(__file__).parents[2] / "docs" / "optimizers.md").read_text()
+    for name in [*NAMES, *WRAPPERS]:
+        assert re.search(rf"^\|.*\b{name}\b.*\|$", table, re.MULTILINE), name

@@ -5,6 +5,8 @@ import numpy as np
 import pytest
 import tensorflow as tf
 
+from tests.multi_process import run_workers
+from tests.optimizers.memory_functions import save_on_the_chief_alone
 from tests.replicas import plain
 from tfqcomm import optimizers
 from tfqcomm.aggregators.exchange import memory_of
@@ -106,3 +108,14 @@ def test_a_saved_model_is_written_as_ever(tmp_path):
     fit(model, 1)
     tf.saved_model.save(model, str(tmp_path))
     assert (tmp_path / "saved_model.pb").exists()
+
+
+@pytest.mark.slow
+@pytest.mark.multi_process
+def test_the_chief_of_several_workers_saves_alone_what_its_own_replicas_remember(tmp_path):
+    one, two = run_workers(save_on_the_chief_alone, args={"path": str(tmp_path / "model.keras")})
+    loaded = keras.models.load_model(tmp_path / "model.keras")
+    np.testing.assert_array_equal(memory_of(loaded.optimizer)["worker/m/0"], one["own"])
+    assert np.abs(one["own"] - two["own"]).max() > 1e-3
+    for worker in (one, two):
+        np.testing.assert_allclose(worker["mean"], (one["own"] + two["own"]) / 2, rtol=1e-6)

@@ -224,6 +224,18 @@ def test_first_step_is_one_step_also_where_batches_are_gathered():
     np.testing.assert_allclose(variable, [-1, 1], atol=1e-6)
 
 
+def test_first_step_of_a_variable_whose_first_gradient_comes_late_is_one_step():
+    """Its "1-1/t" counted the optimizer's steps: at the hundredth, the step was 10."""
+    optimizer, (early, late) = build(
+        plain(), lambda: QAdam(1.0, 0.0, "1-1/t", compressor="identity", min_size=0), [(2,), (2,)]
+    )
+    late.assign([0.0, 0.0])
+    for _ in range(9):
+        optimizer.apply([np.float32([1, 1])], [early])
+    optimizer.apply([np.float32([3, -5])], [late])
+    np.testing.assert_allclose(late, [-1, 1], atol=1e-6)
+
+
 def quantizing(**options):
     grid = UniformGrid(2, range="absmax")
 

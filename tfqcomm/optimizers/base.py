@@ -65,6 +65,12 @@ class CompressedOptimizer(RememberingOptimizer):
         )
         _tf_private.agree_on_finite_gradients()
         _tf_private.remember_models()
+        _tf_private.agree_before_compile()
+
+    @property
+    def supports_jit(self) -> bool:
+        """Whether XLA can compile the step where there is no strategy."""
+        return not self.options.compressor.adaptive
 
     worker_slots: Mapping[str, float] = {}  # what a worker remembers of each tensor: see `step`
 

@@ -217,7 +217,7 @@ def check_period(name: str, value: int) -> None:
 
 
 def _refuse_impossible(optimizer, variables, world):
-    if _tf_private.in_xla_context():
+    if _tf_private.in_xla_context() and tf.distribute.has_strategy():
         raise ValueError(
             "Replicas that train alone cannot be compiled by XLA: their collectives would be "
             "replaced. Use `model.compile(..., jit_compile=False)`."

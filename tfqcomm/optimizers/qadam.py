@@ -17,7 +17,7 @@ from tfqcomm.optimizers.base import (
 )
 
 
-def qadam_message(gradient, state, iteration, *, beta_1, beta_2):
+def qadam_message(gradient, state, *, beta_1, beta_2):
     """The worker's half of Quantized Adam (arXiv 2004.14180, Algorithm 1), before compression.
 
     The step size is left to the server's half. Quantizers scale with their input, so a residual
@@ -25,19 +25,21 @@ def qadam_message(gradient, state, iteration, *, beta_1, beta_2):
 
     Args:
         gradient: the worker's own, at the quantized weights.
-        state: `m` and `v`, of the gradient's shape.
-        iteration: steps taken so far, t - 1.
+        state: `m` and `v`, of the gradient's shape; for "1-1/t" also `t`, the steps so far of this
+            tensor, whose first gradient may come late.
 
     Returns:
         m / sqrt(v), and the new state.
     """
     g, m, v = numerics.squarable(gradient), state["m"], state["v"]
+    counted = {}
     if beta_2 == "1-1/t":
-        beta_2 = 1 - 1 / (tf.cast(iteration, v.dtype) + 1)
+        counted = {"t": state["t"] + 1}
+        beta_2 = 1 - 1 / counted["t"]
     v = beta_2 * v + (1 - beta_2) * g * g
     m = beta_1 * m + (1 - beta_1) * g
     # With "1-1/t" nothing is left of the initial v after the first step: 0 / sqrt(0) is 0.
-    return tf.math.divide_no_nan(m, tf.sqrt(v)), {"m": m, "v": v}
+    return tf.math.divide_no_nan(m, tf.sqrt(v)), {"m": m, "v": v, **counted}
 
 
 def mark(value: tf.Tensor) -> tf.Tensor:
@@ -149,10 +151,12 @@ class QAdam(CompressedOptimizer):
         self.epsilon = epsilon
         self.weight_compressor = compressors.get(weight_compressor)
         self.worker_slots = {"m": 0.0, "v": float(epsilon)}
+        if beta_2 == "1-1/t":
+            self.worker_slots["t"] = 0.0
 
     def worker_step(self, gradient, state, iteration):
         """The worker's half: see `qadam_message`."""
-        return qadam_message(gradient, state, iteration, beta_1=self.beta_1, beta_2=self.beta_2)
+        return qadam_message(gradient, state, beta_1=self.beta_1, beta_2=self.beta_2)
 
     def build(self, variables):
         """Creates what quantization leaves out of each weight."""

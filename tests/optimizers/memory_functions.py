@@ -1,0 +1,30 @@
+"""What the workers of `test_memory.py` do."""
+
+from __future__ import annotations
+
+import pathlib
+
+import keras
+import numpy as np
+
+from tests.multi_process_functions import task_index
+from tfqcomm.aggregators.exchange import exchange_of, memory_of
+from tfqcomm.distribute import MultiWorkerMirroredStrategy
+from tfqcomm.optimizers import QAdam
+
+
+def save_on_the_chief_alone(path):
+    """Trains, and saves without the other worker: nothing in it may wait for that one."""
+    strategy = MultiWorkerMirroredStrategy()
+    keras.utils.set_random_seed(0)
+    with strategy.scope():
+        model = keras.Sequential([keras.Input([4]), keras.layers.Dense(2)])
+        model.compile(QAdam(0.05, compressor="log_grid", min_size=0), "mse")
+    x = np.random.default_rng(0).normal(size=[16, 4]).astype("float32")
+    model.fit(x, x[:, :2], batch_size=8, shuffle=False, verbose=0)
+    if task_index() == 0:
+        model.save(pathlib.Path(path))
+    return {
+        "own": memory_of(model.optimizer)["worker/m/0"],
+        "mean": exchange_of(model.optimizer).state()["worker/m/0"],  # a collective
+    }
