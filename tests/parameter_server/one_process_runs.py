@@ -100,6 +100,10 @@ def sgd() -> keras.optimizers.Optimizer:
     return keras.optimizers.SGD(0.1, momentum=0.9)
 
 
+def slow_sgd() -> keras.optimizers.Optimizer:
+    return keras.optimizers.SGD(0.01)
+
+
 # ------------------------------------------------------------------------------- Mixed precision
 
 
@@ -424,13 +428,127 @@ def refusals() -> dict:
 
         on_servers(build, sgd, arrays, loss="mse")
 
+    def assigned():
+        def build():
+            return sequential(keras.layers.SpectralNormalization(keras.layers.Dense(1)))
+
+        on_servers(build, sgd, arrays, loss="mse")
+
     errors = {}
-    for function in (freeze, split, all_frozen):
+    for function in (freeze, split, all_frozen, assigned):
         try:
             function()
         except ValueError as error:
             errors[function.__name__] = str(error)
     return errors
+
+
+# ------------------------------------------------------------------------------- Kinds of layers
+
+
+class Counter(keras.layers.Layer):
+    """Counts its calls, in an integer that nobody averages."""
+
+    def build(self, shape):
+        self.calls = self.add_weight(
+            shape=[], dtype="int32", initializer="zeros", trainable=False, name="calls"
+        )
+
+    def call(self, x):
+        self.calls.assign_add(1)
+        return x
+
+
+def normalization():
+    layer = keras.layers.Normalization()
+    layer.adapt(joined(make_data())[0])
+    return layer
+
+
+def shared():
+    dense = keras.layers.Dense(FEATURES, activation="tanh")
+    return [dense, dense]
+
+
+LAYERS = {  # between the features and a Dense(1)
+    "batch normalization": lambda: [keras.layers.BatchNormalization()],
+    "convolutions": lambda: [
+        keras.layers.Reshape([FEATURES, 1]),
+        keras.layers.Conv1D(4, 3),
+        keras.layers.BatchNormalization(),
+        keras.layers.MaxPooling1D(),
+        keras.layers.Flatten(),
+    ],
+    "separable convolutions": lambda: [
+        keras.layers.Reshape([FEATURES, 1]),
+        keras.layers.SeparableConv1D(4, 3),
+        keras.layers.GlobalAveragePooling1D(),
+    ],
+    "recurrent layers": lambda: [
+        keras.layers.Reshape([FEATURES, 1]),
+        keras.layers.Masking(),
+        keras.layers.Bidirectional(keras.layers.LSTM(4, return_sequences=True)),
+        keras.layers.GRU(4, dropout=0.2, recurrent_dropout=0.2, seed=1),
+    ],
+    "attention": lambda: [
+        keras.layers.Reshape([FEATURES, 1]),
+        keras.layers.EinsumDense("abc,cd->abd", output_shape=(FEATURES, 8)),
+        Attention(),
+        keras.layers.LayerNormalization(),
+        keras.layers.Flatten(),
+    ],
+    "noise": lambda: [
+        keras.layers.GaussianNoise(0.1, seed=1),
+        keras.layers.GaussianDropout(0.1, seed=2),
+        keras.layers.AlphaDropout(0.1, seed=3),
+    ],
+    "group normalization": lambda: [
+        keras.layers.Dense(8),
+        keras.layers.GroupNormalization(2),
+        keras.layers.UnitNormalization(),
+    ],
+    "activations with weights": lambda: [keras.layers.Dense(8), keras.layers.PReLU()],
+    "shared layers": shared,
+    "an adapted normalization": lambda: [normalization()],
+    "a counter": lambda: [Counter()],
+    "a model within a model": lambda: [
+        keras.Sequential([keras.layers.Dense(8), keras.layers.BatchNormalization()])
+    ],
+    "a frozen layer": lambda: [
+        keras.layers.Dense(8, trainable=False),
+        keras.layers.BatchNormalization(trainable=False),
+    ],
+}
+
+
+class Attention(keras.layers.Layer):
+    """Attends to itself."""
+
+    def __init__(self):
+        super().__init__()
+        self.attention = keras.layers.MultiHeadAttention(2, 4, dropout=0.1, seed=1)
+
+    def build(self, shape):
+        self.attention.build(shape, shape)
+
+    def call(self, x, training=None):
+        return self.attention(x, x, training=training)
+
+
+def layers() -> dict:
+    """For each kind the largest difference of any variable; dropout's states among them."""
+    found = {}
+    for name, make in LAYERS.items():
+
+        def build(make=make):
+            keras.utils.set_random_seed(0)
+            return sequential(*make(), keras.layers.Dense(1))
+
+        one = in_one_process(build, slow_sgd, make_data(), loss="mse", epochs=2)
+        trainer = on_servers(build, slow_sgd, make_data(), loss="mse", epochs=2)
+        pairs = zip(one.variables, trainer.model.variables, strict=True)
+        found[name] = difference(*zip(*((a.numpy(), b.numpy()) for a, b in pairs), strict=True))
+    return found
 
 
 # -------------------------------------------------------------------------------------- Backups
@@ -530,6 +648,7 @@ def everything() -> dict:
         "more servers than pieces": more_servers_than_pieces(),
         "compiled": compiled(),
         "refusals": refusals(),
+        "layers": layers(),
         "torn backups": torn_backups(),
         "freed": freed(),
     }

@@ -118,10 +118,16 @@ def test_an_override_of_compute_loss_without_training_works():
         ("freeze", "The optimizer and the layers to train must stay as they were in the first"),
         ("split", "must leave variable 0 whole: a step of Lamb depends on the whole of a"),
         ("all_frozen", "The model must have trainable weights."),
+        ("assigned", "must not assign weights that are trained, as `SpectralNormalization` does"),
     ],
 )
 def test_refuses(name, message):
     assert message in found()["refusals"][name]
+
+
+@pytest.mark.parametrize("name", runs.LAYERS)
+def test_layers_and_their_states_are_those_of_one_process(name):
+    assert found()["layers"][name] <= 1e-5
 
 
 def test_backups_within_an_asynchronous_epoch_are_of_one_version():
