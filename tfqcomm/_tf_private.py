@@ -15,6 +15,7 @@ from collections.abc import Callable, Iterator
 import keras
 import tensorflow as tf
 from keras.src.backend.tensorflow.optimizer import TFOptimizer
+from keras.src.trainers.data_adapters import tf_dataset_adapter
 from tensorflow.python.distribute import (
     collective_all_reduce_strategy,
     cross_device_utils,
@@ -497,3 +498,8 @@ def calls_for_learning_rate(optimizer: keras.optimizers.Optimizer) -> bool:
 def function_arguments(metric: keras.metrics.Metric) -> dict:
     """What a metric passes to its function: `CosineSimilarity`'s config does not tell `axis`."""
     return getattr(metric, "_fn_kwargs", {})
+
+
+def weigh_classes(dataset: tf.data.Dataset, class_weight: dict) -> tf.data.Dataset:
+    """Adds to each batch the sample weights that Keras' `fit` makes of `class_weight`."""
+    return dataset.map(tf_dataset_adapter.make_class_weight_map_fn(class_weight))

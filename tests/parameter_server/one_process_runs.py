@@ -8,6 +8,7 @@ from __future__ import annotations
 import gc
 import logging
 import os
+import pathlib
 import warnings
 import weakref
 from collections.abc import Callable
@@ -57,7 +58,7 @@ def in_one_process(build, optimizer, arrays, epochs: int = 1, **arguments) -> ke
     dataset = tf.data.Dataset.from_tensor_slices(joined(arrays)).batch(2 * BATCH)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
-        model.fit(dataset, epochs=epochs, verbose=0)
+        model.fit(dataset, epochs=epochs, shuffle=False, verbose=0)
     return model
 
 
@@ -217,7 +218,8 @@ def frozen_weights() -> float:
     trainer = on_servers(frozen_model, sgd, arrays, 2, loss="mse")
     for model in (one, trainer.model):
         model.set_weights([w + 1 if i < 2 else w for i, w in enumerate(model.get_weights())])
-    one.fit(tf.data.Dataset.from_tensor_slices(joined(arrays)).batch(2 * BATCH), verbose=0)
+    dataset = tf.data.Dataset.from_tensor_slices(joined(arrays)).batch(2 * BATCH)
+    one.fit(dataset, shuffle=False, verbose=0)
     trainer.fit(dataset_fn(arrays, 2), verbose=0)
     ends = [one.get_weights(), trainer.model.get_weights()]
     return difference(*ends)
@@ -404,6 +406,26 @@ def compiled() -> dict:
         "servers": trainer.model.history.history,
         "old loss": compare(old_loss, sgd, loss=None),
     }
+
+
+def class_weights() -> float:
+    """The difference with rare classes that count more."""
+
+    def build():
+        keras.utils.set_random_seed(0)
+        return sequential(keras.layers.Dense(3))
+
+    x, y = make_data()
+    data = (x, np.clip(np.round(y[..., 0] + 1), 0, 2).astype("int32"))
+    loss = keras.losses.SparseCategoricalCrossentropy(from_logits=True)
+    weights = {0: 1.0, 1: 0.5, 2: 4.0}
+    one = build()
+    one.compile(sgd(), loss)
+    dataset = tf.data.Dataset.from_tensor_slices(joined(data)).batch(2 * BATCH)
+    one.fit(dataset, class_weight=weights, shuffle=False, verbose=0)
+    trainer = Trainer(build, optimizer=sgd(), loss=loss)
+    trainer.fit(dataset_fn(data, 2), class_weight=weights, verbose=0)
+    return difference(one.get_weights(), trainer.model.get_weights())
 
 
 def refusals() -> dict:
@@ -647,8 +669,31 @@ def everything() -> dict:
         "extremes": extremes(),
         "more servers than pieces": more_servers_than_pieces(),
         "compiled": compiled(),
+        "class weights": class_weights(),
         "refusals": refusals(),
         "layers": layers(),
         "torn backups": torn_backups(),
         "freed": freed(),
     }
+
+
+def growth(mode: str, rounds: int = 1800, window: int = 300) -> float:
+    """The fewest bytes by which a round lets the process grow, over windows of a long `fit`."""
+    os.environ.pop("TF_CONFIG", None)
+    sizes = []
+
+    def note(batch, logs):
+        if (batch + 1) % window == 0:
+            pages = int(pathlib.Path("/proc/self/statm").read_text().split()[1])
+            sizes.append(pages * os.sysconf("SC_PAGE_SIZE"))
+
+    trainer = Trainer(
+        lambda: sequential(keras.layers.Dense(1)), optimizer="sgd", loss="mse", mode=mode
+    )
+    trainer.fit(
+        dataset_fn(make_data(), 2),
+        steps_per_epoch=rounds,
+        callbacks=[keras.callbacks.LambdaCallback(on_train_batch_end=note)],
+        verbose=0,
+    )
+    return min(np.diff(sizes)[1:]) / window
