@@ -21,6 +21,7 @@ import tensorflow as tf
 from keras.src import backend
 from keras.src.backend.tensorflow import trainer
 from keras.src.backend.tensorflow.optimizer import TFOptimizer
+from keras.src.trainers.data_adapters import tf_dataset_adapter
 from tensorflow.python.autograph.core import ag_ctx as autograph_ctx
 from tensorflow.python.autograph.impl import api as autograph
 from tensorflow.python.distribute import (
@@ -921,6 +922,11 @@ def calls_for_learning_rate(optimizer: keras.optimizers.Optimizer) -> bool:
 def function_arguments(metric: keras.metrics.Metric) -> dict:
     """What a metric passes to its function: `CosineSimilarity`'s config does not tell `axis`."""
     return getattr(metric, "_fn_kwargs", {})
+
+
+def weigh_classes(dataset: tf.data.Dataset, class_weight: dict) -> tf.data.Dataset:
+    """Adds to each batch the sample weights that Keras' `fit` makes of `class_weight`."""
+    return dataset.map(tf_dataset_adapter.make_class_weight_map_fn(class_weight))
 
 
 # --------------------------------------------------------------------------------- Keras: trainer

@@ -1,7 +1,6 @@
 """Which optimizers of a model the callbacks see, and in what order, which names their backups."""
 
 import keras
-
 from tfqcomm.callbacks.optimizers import optimizers_of
 
 

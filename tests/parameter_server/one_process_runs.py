@@ -8,6 +8,7 @@ from __future__ import annotations
 import gc
 import logging
 import os
+import pathlib
 import warnings
 import weakref
 from collections.abc import Callable
@@ -57,7 +58,7 @@ def in_one_process(build, optimizer, arrays, epochs: int = 1, **arguments) -> ke
     dataset = tf.data.Dataset.from_tensor_slices(joined(arrays)).batch(2 * BATCH)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
-        model.fit(dataset, epochs=epochs, verbose=0)
+        model.fit(dataset, epochs=epochs, shuffle=False, verbose=0)
     return model
 
 
@@ -98,6 +99,10 @@ def dense_model(**arguments) -> keras.Model:
 
 def sgd() -> keras.optimizers.Optimizer:
     return keras.optimizers.SGD(0.1, momentum=0.9)
+
+
+def slow_sgd() -> keras.optimizers.Optimizer:
+    return keras.optimizers.SGD(0.01)
 
 
 # ------------------------------------------------------------------------------- Mixed precision
@@ -213,7 +218,8 @@ def frozen_weights() -> float:
     trainer = on_servers(frozen_model, sgd, arrays, 2, loss="mse")
     for model in (one, trainer.model):
         model.set_weights([w + 1 if i < 2 else w for i, w in enumerate(model.get_weights())])
-    one.fit(tf.data.Dataset.from_tensor_slices(joined(arrays)).batch(2 * BATCH), verbose=0)
+    dataset = tf.data.Dataset.from_tensor_slices(joined(arrays)).batch(2 * BATCH)
+    one.fit(dataset, shuffle=False, verbose=0)
     trainer.fit(dataset_fn(arrays, 2), verbose=0)
     ends = [one.get_weights(), trainer.model.get_weights()]
     return difference(*ends)
@@ -402,6 +408,26 @@ def compiled() -> dict:
     }
 
 
+def class_weights() -> float:
+    """The difference with rare classes that count more."""
+
+    def build():
+        keras.utils.set_random_seed(0)
+        return sequential(keras.layers.Dense(3))
+
+    x, y = make_data()
+    data = (x, np.clip(np.round(y[..., 0] + 1), 0, 2).astype("int32"))
+    loss = keras.losses.SparseCategoricalCrossentropy(from_logits=True)
+    weights = {0: 1.0, 1: 0.5, 2: 4.0}
+    one = build()
+    one.compile(sgd(), loss)
+    dataset = tf.data.Dataset.from_tensor_slices(joined(data)).batch(2 * BATCH)
+    one.fit(dataset, class_weight=weights, shuffle=False, verbose=0)
+    trainer = Trainer(build, optimizer=sgd(), loss=loss)
+    trainer.fit(dataset_fn(data, 2), class_weight=weights, verbose=0)
+    return difference(one.get_weights(), trainer.model.get_weights())
+
+
 def refusals() -> dict:
     """The errors of what cannot be right."""
     arrays = make_data()
@@ -424,13 +450,127 @@ def refusals() -> dict:
 
         on_servers(build, sgd, arrays, loss="mse")
 
+    def assigned():
+        def build():
+            return sequential(keras.layers.SpectralNormalization(keras.layers.Dense(1)))
+
+        on_servers(build, sgd, arrays, loss="mse")
+
     errors = {}
-    for function in (freeze, split, all_frozen):
+    for function in (freeze, split, all_frozen, assigned):
         try:
             function()
         except ValueError as error:
             errors[function.__name__] = str(error)
     return errors
+
+
+# ------------------------------------------------------------------------------- Kinds of layers
+
+
+class Counter(keras.layers.Layer):
+    """Counts its calls, in an integer that nobody averages."""
+
+    def build(self, shape):
+        self.calls = self.add_weight(
+            shape=[], dtype="int32", initializer="zeros", trainable=False, name="calls"
+        )
+
+    def call(self, x):
+        self.calls.assign_add(1)
+        return x
+
+
+def normalization():
+    layer = keras.layers.Normalization()
+    layer.adapt(joined(make_data())[0])
+    return layer
+
+
+def shared():
+    dense = keras.layers.Dense(FEATURES, activation="tanh")
+    return [dense, dense]
+
+
+LAYERS = {  # between the features and a Dense(1)
+    "batch normalization": lambda: [keras.layers.BatchNormalization()],
+    "convolutions": lambda: [
+        keras.layers.Reshape([FEATURES, 1]),
+        keras.layers.Conv1D(4, 3),
+        keras.layers.BatchNormalization(),
+        keras.layers.MaxPooling1D(),
+        keras.layers.Flatten(),
+    ],
+    "separable convolutions": lambda: [
+        keras.layers.Reshape([FEATURES, 1]),
+        keras.layers.SeparableConv1D(4, 3),
+        keras.layers.GlobalAveragePooling1D(),
+    ],
+    "recurrent layers": lambda: [
+        keras.layers.Reshape([FEATURES, 1]),
+        keras.layers.Masking(),
+        keras.layers.Bidirectional(keras.layers.LSTM(4, return_sequences=True)),
+        keras.layers.GRU(4, dropout=0.2, recurrent_dropout=0.2, seed=1),
+    ],
+    "attention": lambda: [
+        keras.layers.Reshape([FEATURES, 1]),
+        keras.layers.EinsumDense("abc,cd->abd", output_shape=(FEATURES, 8)),
+        Attention(),
+        keras.layers.LayerNormalization(),
+        keras.layers.Flatten(),
+    ],
+    "noise": lambda: [
+        keras.layers.GaussianNoise(0.1, seed=1),
+        keras.layers.GaussianDropout(0.1, seed=2),
+        keras.layers.AlphaDropout(0.1, seed=3),
+    ],
+    "group normalization": lambda: [
+        keras.layers.Dense(8),
+        keras.layers.GroupNormalization(2),
+        keras.layers.UnitNormalization(),
+    ],
+    "activations with weights": lambda: [keras.layers.Dense(8), keras.layers.PReLU()],
+    "shared layers": shared,
+    "an adapted normalization": lambda: [normalization()],
+    "a counter": lambda: [Counter()],
+    "a model within a model": lambda: [
+        keras.Sequential([keras.layers.Dense(8), keras.layers.BatchNormalization()])
+    ],
+    "a frozen layer": lambda: [
+        keras.layers.Dense(8, trainable=False),
+        keras.layers.BatchNormalization(trainable=False),
+    ],
+}
+
+
+class Attention(keras.layers.Layer):
+    """Attends to itself."""
+
+    def __init__(self):
+        super().__init__()
+        self.attention = keras.layers.MultiHeadAttention(2, 4, dropout=0.1, seed=1)
+
+    def build(self, shape):
+        self.attention.build(shape, shape)
+
+    def call(self, x, training=None):
+        return self.attention(x, x, training=training)
+
+
+def layers() -> dict:
+    """For each kind the largest difference of any variable; dropout's states among them."""
+    found = {}
+    for name, make in LAYERS.items():
+
+        def build(make=make):
+            keras.utils.set_random_seed(0)
+            return sequential(*make(), keras.layers.Dense(1))
+
+        one = in_one_process(build, slow_sgd, make_data(), loss="mse", epochs=2)
+        trainer = on_servers(build, slow_sgd, make_data(), loss="mse", epochs=2)
+        pairs = zip(one.variables, trainer.model.variables, strict=True)
+        found[name] = difference(*zip(*((a.numpy(), b.numpy()) for a, b in pairs), strict=True))
+    return found
 
 
 # -------------------------------------------------------------------------------------- Backups
@@ -529,7 +669,31 @@ def everything() -> dict:
         "extremes": extremes(),
         "more servers than pieces": more_servers_than_pieces(),
         "compiled": compiled(),
+        "class weights": class_weights(),
         "refusals": refusals(),
+        "layers": layers(),
         "torn backups": torn_backups(),
         "freed": freed(),
     }
+
+
+def growth(mode: str, rounds: int = 1800, window: int = 300) -> float:
+    """The fewest bytes by which a round lets the process grow, over windows of a long `fit`."""
+    os.environ.pop("TF_CONFIG", None)
+    sizes = []
+
+    def note(batch, logs):
+        if (batch + 1) % window == 0:
+            pages = int(pathlib.Path("/proc/self/statm").read_text().split()[1])
+            sizes.append(pages * os.sysconf("SC_PAGE_SIZE"))
+
+    trainer = Trainer(
+        lambda: sequential(keras.layers.Dense(1)), optimizer="sgd", loss="mse", mode=mode
+    )
+    trainer.fit(
+        dataset_fn(make_data(), 2),
+        steps_per_epoch=rounds,
+        callbacks=[keras.callbacks.LambdaCallback(on_train_batch_end=note)],
+        verbose=0,
+    )
+    return min(np.diff(sizes)[1:]) / window

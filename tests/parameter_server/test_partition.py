@@ -42,3 +42,10 @@ def test_large_variables_are_split_by_default(servers):
 def test_only_rows_are_split():
     with pytest.raises(ValueError, match=r"`variable_partitioner` must split the first axis only"):
         partition([(4, 4)], 2, lambda shape, dtype: [1, 2])
+
+
+def test_what_must_be_whole_is_not_split_by_default():
+    """Rows of a kernel were given to Lamb one server's at a time: the norms were those of parts."""
+    pieces = partition([(6000, 1000), (6000, 1000)], 2, whole={0: "its norm counts"})
+    assert [p.shape for p in pieces if p.variable == 0] == [(6000, 1000)]
+    assert len([p for p in pieces if p.variable == 1]) == 2

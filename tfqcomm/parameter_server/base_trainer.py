@@ -125,6 +125,7 @@ class BaseTrainer(abc.ABC):
         callbacks: Sequence[keras.callbacks.Callback] = (),
         initial_epoch: int = 0,
         verbose: int | str = "auto",
+        class_weight: dict[int, float] | None = None,
     ) -> keras.callbacks.History:
         """Trains, as `keras.Model.fit` does.
 
@@ -133,7 +134,7 @@ class BaseTrainer(abc.ABC):
                 shard or shuffle by the `tf.distribute.InputContext` it is given; a function of no
                 arguments gives all workers the same. It is repeated as often as needed. A batch
                 is a worker's: W of them make the global batch.
-            epochs, initial_epoch, verbose: as in Keras.
+            epochs, initial_epoch, verbose, class_weight: as in Keras.
             steps_per_epoch: rounds of an epoch, each with one batch of every worker; None for the
                 length of the first worker's dataset.
             validation_data: evaluated on the chief: a dataset, or (x, y), as in Keras.
@@ -149,7 +150,7 @@ class BaseTrainer(abc.ABC):
             ValueError: for arguments that do not fit.
             ServerLost: when a parameter server is gone.
         """
-        makers = data.datasets(dataset_fn, len(self._cluster.workers))
+        makers = data.datasets(dataset_fn, len(self._cluster.workers), class_weight)
         spec, length = data.inspect_dataset(makers[0])
         steps = data.steps_of_epoch(steps_per_epoch, length)
         self._prepare(makers, spec)

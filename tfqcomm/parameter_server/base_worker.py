@@ -111,7 +111,7 @@ class BaseWorker(abc.ABC):
         seeds = {id(v) for v in _tf_private.random_seeds(step.model)}
         values = []
         for variable in step.local:
-            value = np.array(variable)
+            value = np.array(variable.numpy())
             if self.index and id(variable) in seeds:
                 value[0] = (int(value[0]) + self.index * 0x9E3779B9) % (1 << 31)
             values.append(value)

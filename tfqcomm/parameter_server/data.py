@@ -9,12 +9,17 @@ from collections.abc import Callable
 import keras
 import tensorflow as tf
 
+from tfqcomm import _tf_private
 
-def datasets(dataset_fn: Callable[..., tf.data.Dataset], workers: int) -> list[Callable]:
+
+def datasets(
+    dataset_fn: Callable[..., tf.data.Dataset], workers: int, class_weight: dict | None = None
+) -> list[Callable]:
     """For each worker a function that makes its dataset.
 
     Args:
         dataset_fn: takes a `tf.distribute.InputContext`, or nothing.
+        class_weight: as of `keras.Model.fit`.
 
     Raises:
         ValueError: for anything else.
@@ -24,12 +29,15 @@ def datasets(dataset_fn: Callable[..., tf.data.Dataset], workers: int) -> list[C
             "Argument `dataset_fn` must be a function that returns a batched tf.data.Dataset: "
             f"every worker makes its own. Received: dataset_fn={dataset_fn!r}"
         )
-    if not inspect.signature(dataset_fn).parameters:
-        return [dataset_fn] * workers
-    return [
-        functools.partial(dataset_fn, tf.distribute.InputContext(workers, index, workers))
-        for index in range(workers)
-    ]
+    makers = [dataset_fn] * workers
+    if inspect.signature(dataset_fn).parameters:
+        makers = [
+            functools.partial(dataset_fn, tf.distribute.InputContext(workers, index, workers))
+            for index in range(workers)
+        ]
+    if class_weight is None:
+        return makers
+    return [lambda m=maker: _tf_private.weigh_classes(m(), class_weight) for maker in makers]
 
 
 def inspect_dataset(dataset_fn: Callable) -> tuple[object, int | None]:

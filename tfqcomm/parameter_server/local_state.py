@@ -17,11 +17,11 @@ class LocalState:
     def __init__(self, fleet: Fleet):
         self._fleet = fleet
         self._variables = fleet.workers[0].model_step.local
-        self._known = [np.array(v) for v in self._variables]
+        self._known = [np.array(v.numpy()) for v in self._variables]
 
     def send(self) -> None:
         """Gives the workers what was changed on the chief, by `set_weights` or a backup."""
-        values = [np.array(v) for v in self._variables]
+        values = [np.array(v.numpy()) for v in self._variables]
         pairs = zip(values, self._known, strict=True)
         if any(not np.array_equal(value, known) for value, known in pairs):
             for worker in self._fleet.workers:

@@ -76,6 +76,7 @@ class ModelStep:
             scaled = loss if scale is None else loss * tf.cast(scale, loss.dtype)
         gradients = tape.gradient(scaled, weights)
         self._note_connected(gradients)
+        self._refuse_assigned(weights, scope)
         self._assign_local(local, before, scope)
         metrics.assign(self.metrics.collect(scope, states))
         return unscale(gradients, scale), join(self.statistics, scope, tf.float32), loss
@@ -91,6 +92,19 @@ class ModelStep:
                 f"Gradients do not exist for variables {paths} when minimizing the loss: they "
                 "stay as they are.",
                 stacklevel=2,
+            )
+
+    def _refuse_assigned(self, weights, scope) -> None:
+        """Servers know of gradients alone."""
+        assigned = [
+            v.path
+            for v, w in zip(self.weights, weights, strict=True)
+            if scope.get_current_value(v) is not w
+        ]
+        if assigned:
+            raise ValueError(
+                "Layers must not assign weights that are trained, as `SpectralNormalization` does: "
+                f"parameter servers would not see it. Received: {', '.join(assigned)}"
             )
 
     def _assign_local(self, local, before, scope) -> None:

@@ -57,7 +57,8 @@ class Trainer(BaseTrainer):
         workers, parameter_servers: of an embedded cluster.
         variable_partitioner: as of `tf.distribute.ParameterServerStrategy`. By default variables
             of 8 MiB and more are split among the servers. A part counts as a tensor of its own:
-            scales and top-k range over it.
+            scales and top-k range over it. Where a step or a constraint depends on the whole of a
+            variable (Adafactor, Lamb, Muon; all but NonNeg), it is not split.
 
     Raises:
         ValueError: for arguments that do not fit; the message names what does.
@@ -73,7 +74,9 @@ class Trainer(BaseTrainer):
     message is applied twice. If a parameter server is lost, `fit` raises an error.
 
     Differences from training in one process: `train_step` is Keras' own; gradients of embeddings
-    are dense; moving statistics of layers are averaged over the workers.
+    are dense; moving statistics of layers are averaged over the workers; each worker drops out
+    other inputs; a message that is not finite is skipped. What cannot be as in one process is
+    refused by name. All optimizers of Keras are compared in docs/optimizers.md.
 
     Example:
     >>> import tfqcomm
