@@ -2,4 +2,7 @@
 
 import os
 
-os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")  # before TensorFlow: progress stays readable
+from experiments import quiet
+
+if int(os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")) > 1:  # progress stays readable
+    quiet.import_tensorflow()

@@ -29,7 +29,7 @@ from collections.abc import Callable
 
 import keras
 import tensorflow as tf
-from absl import app, flags
+from absl import app, flags, logging
 
 import models
 import tfqcomm
@@ -79,6 +79,8 @@ PRESETS = {
     "cifar10": Preset(models.comp_ams_cifar_cnn, 5, 256),
 }
 
+PROGRESS_LINES = 4  # of each run
+
 FLAGS = flags.FLAGS
 SETTINGS = [  # recorded in metrics.json
     flags.DEFINE_enum("dataset", "digits", list(PRESETS), "Data set; digits needs no download."),
@@ -107,6 +109,8 @@ def work(name: str) -> None:
         global_batch=FLAGS.global_batch or preset.global_batch,
         seed=FLAGS.seed,
         log_dir=os.path.join(FLAGS.out, "tensorboard", name),
+        verbose=0,
+        lines=PROGRESS_LINES,
     )
     if training.is_chief(strategy):
         metrics = read_metrics()
@@ -153,6 +157,7 @@ def compare() -> None:
 def main(_):
     """Compares all runs, or is one worker of one run."""
     tf.get_logger().setLevel("WARNING")
+    logging.set_verbosity(logging.WARNING)
     unknown = set(FLAGS.runs) - set(RUNS)
     if unknown or not FLAGS.runs:
         raise app.UsageError(f"--runs must be among {','.join(RUNS)}. Received: {FLAGS.runs}")

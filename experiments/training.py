@@ -100,10 +100,15 @@ class EpochRecorder(keras.callbacks.Callback):
     It stands first in `callbacks`, so that the others see the scores and the time is that of
     training alone. The figures of the training set are Keras' own: means over the epoch, with
     dropout.
+
+    Args:
+        x_test, y_test: the test set.
+        lines: how many times to say how far training has come; 0 is silent.
     """
 
-    def __init__(self, x_test: np.ndarray, y_test: np.ndarray):
+    def __init__(self, x_test: np.ndarray, y_test: np.ndarray, lines: int = 0):
         super().__init__()
+        self._lines = lines
         self.epochs: list[dict[str, float]] = []
         self._test_set = x_test, y_test
 
@@ -125,6 +130,13 @@ class EpochRecorder(keras.callbacks.Callback):
                 "train_seconds": seconds,
             }
         )
+        epochs = self.params["epochs"]
+        if self._lines and (epoch + 1) * self._lines // epochs > epoch * self._lines // epochs:
+            print(
+                f"epoch {epoch + 1}/{epochs}: loss {logs['loss']:.4f}, "
+                f"test loss {logs['val_loss']:.4f}, test accuracy {logs['val_accuracy']:.2%}",
+                flush=True,
+            )
 
 
 def compiled(
@@ -178,6 +190,7 @@ def train(
     steps_per_epoch: int | None = None,
     log_dir: str | None = None,
     verbose: int = 2,
+    lines: int = 0,
     first: Sequence[keras.callbacks.Callback] = (),
 ) -> list[dict[str, float]]:
     """Trains with `model.fit` and returns a record of each epoch.
@@ -193,6 +206,7 @@ def train(
         steps_per_epoch: after which an epoch is over, wherever in the training set; None: a pass.
         log_dir: where the chief writes TensorBoard logs.
         verbose: of `model.fit` on the chief; 0 is silent.
+        lines: how many times the chief says, in a line, how far it has come.
         first: callbacks of all processes; what they do comes before the test.
 
     Returns:
@@ -208,7 +222,7 @@ def train(
             f"Argument `global_batch` must be from {replicas}, the number of replicas, to "
             f"{examples}, the number of examples. Received: global_batch={global_batch}"
         )
-    recorder = EpochRecorder(dataset.x_test, dataset.y_test)
+    recorder = EpochRecorder(dataset.x_test, dataset.y_test, lines)
     traffic = tfqcomm.callbacks.TrafficLogger(log_dir, verbose=int(verbose > 0))
     callbacks = [*first, recorder, traffic]
     if log_dir:

@@ -40,6 +40,10 @@ class CompressorCase:
     variance: Callable[[int], float] | None = None
     idempotent: bool = True
 
+    def error_bound(self, n: int) -> float:
+        """The constant, whichever it is."""
+        return (self.contraction or self.variance)(n)
+
     def __str__(self) -> str:
         config = ",".join(f"{k}={v}" for k, v in self.compressor.get_config().items())
         return f"{type(self.compressor).__name__}({config})"
@@ -80,12 +84,20 @@ def _adaptive_top_k(budget: float | str, average: Callable[[int], int], **kwargs
     )
 
 
-def _random_k(ratio: float) -> CompressorCase:
+def _random_k(ratio: float, **kwargs) -> CompressorCase:
+    def contraction(n):
+        return 1 - kept(ratio, n) / n
+
+    def variance(n):
+        return n / kept(ratio, n) - 1
+
     return CompressorCase(
-        compressors.RandomK(ratio),
+        compressors.RandomK(ratio, **kwargs),
         words=lambda n: 2 + kept(ratio, n),
-        contraction=lambda n: 1 - kept(ratio, n) / n,
-        in_expectation=True,
+        contraction=None if kwargs else contraction,
+        in_expectation=not kwargs,
+        variance=variance if kwargs else None,
+        idempotent=not kwargs,  # scaled again
     )
 
 
@@ -186,6 +198,7 @@ COMPRESSORS = [
     _adaptive_top_k("500 entries/step", lambda n: min(500, n), rule="threshold"),
     _random_k(0.01),
     _random_k(1.0),
+    _random_k(0.3, scaled=True),
     _block_sign(),
     _block_sign(1000),
     _ternary(2.5),

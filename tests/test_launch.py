@@ -15,6 +15,7 @@ import time
 import pytest
 
 from tests.multi_process import ROOT, WITHOUT_TENSORFLOW
+from tfqcomm.cluster.addresses import failure_to_connect
 from tfqcomm.launch import cluster_of, environment, output, reserve_ports, task_environment
 
 LAUNCH = f"""{WITHOUT_TENSORFLOW}
@@ -42,10 +43,12 @@ def script(tmp_path):
     return write
 
 
-def start(*arguments: str, **options) -> subprocess.Popen:
+def start(*arguments: str, variables=None, **options) -> subprocess.Popen:
+    env = {k: v for k, v in os.environ.items() if k != "TF_CPP_MIN_LOG_LEVEL"}  # the tests' own
+    defaults = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
     return subprocess.Popen(
         [sys.executable, "-c", LAUNCH, *arguments],
-        **{"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True, **options},
+        **{"env": {**env, **(variables or {})}, **defaults, **options},
     )
 
 
@@ -273,8 +276,8 @@ def test_a_closed_pipe_ends_all(script):
         ("--workers=1 no_such.py", "There is no script 'no_such.py' in "),
         ("--workers=1 -m no_such.module", "There is no module 'no_such.module' in "),
         (
-            "--workers=1 --max_restarts=1 x.py",
-            "Argument `--max_restarts` needs `--parameter_servers`",
+            "--workers=1 --max_restarts=-1 x.py",
+            "Argument `--max_restarts` must be at least 0. Received: --max_restarts=-1",
         ),
         ("--workers=1 --port_s=1 x.py", "unrecognized arguments: --port_s=1"),
         ("--serve", "Argument `--serve` needs TF_CONFIG, which names the server."),
@@ -357,6 +360,139 @@ def test_orphan_does_not_run_on(monkeypatch):
     environment.die_with_parent(os.getppid())
     environment.die_with_parent(os.getppid() + 1)
     assert exits == [137]
+
+
+RESTARTED = "import os; attempt = int(os.environ['TFQCOMM_RESTART_COUNT'])\n"
+
+
+def test_when_one_fails_all_are_started_again(script):
+    path = script(
+        TASK,
+        RESTARTED,
+        """
+        print("attempt", attempt, flush=True)
+        if attempt < 2 and task == attempt:
+            time.sleep(0.5)
+            sys.exit(f"failed {attempt}")
+        time.sleep(60 if attempt < 2 else 0)
+        """,
+    )
+    done = launch("--workers=3", "--max_restarts=3", path)
+    assert done.returncode == 0
+    assert all(
+        lines_of(done.stdout, f"worker {i}") == [f"attempt {a}" for a in range(3)] for i in range(3)
+    )
+    assert done.stderr.splitlines() == [
+        "[worker 0] failed 0",
+        "[launch] worker 0 failed: exit code 1. Ending all tasks.",
+        "[launch] Starting all tasks again: restart 1 of 3.",
+        "[worker 1] failed 1",
+        "[launch] worker 1 failed: exit code 1. Ending all tasks.",
+        "[launch] Starting all tasks again: restart 2 of 3.",
+    ]
+
+
+def test_restarts_end_with_the_last_one(script):
+    path = script(RESTARTED, "raise SystemExit(attempt + 10)")
+    done = launch("--workers=1", "--max_restarts=2", path)
+    assert done.returncode == 12
+    assert done.stderr.count("Starting all tasks again") == 2
+
+
+def test_a_restart_takes_ports_on_which_nothing_of_the_last_attempt_can_listen(script):
+    path = script(RESTARTED, "print(os.environ['TF_CONFIG']); raise SystemExit(1)")
+    done = launch("--workers=2", "--max_restarts=2", path)
+    clusters = {
+        tuple(json.loads(line)["cluster"]["worker"]) for line in lines_of(done.stdout, "worker 0")
+    }
+    addresses = [address for cluster in clusters for address in cluster]
+    assert len(clusters) > 1 and len(set(addresses)) == len(addresses)
+
+
+def test_ports_that_the_user_named_stay_through_a_restart(script):
+    (reserved,) = reserve_ports(1)
+    first = reserved.getsockname()[1]
+    reserved.close()
+    path = script(RESTARTED, "print(os.environ['TF_CONFIG']); raise SystemExit(1 - attempt)")
+    done = launch("--workers=1", "--max_restarts=1", f"--port={first}", path)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.count(f'["127.0.0.1:{first}"]') == 2
+
+
+def test_ctrl_c_is_not_a_failure_that_asks_for_a_restart(script):
+    with start("--workers=1", "--max_restarts=5", script(ASLEEP, "time.sleep(60)")) as launcher:
+        read_pids(launcher, 1)
+        launcher.send_signal(signal.SIGINT)
+        _, err = launcher.communicate(timeout=TIMEOUT)
+    assert launcher.returncode == 130
+    assert "again" not in err
+
+
+CHATTER = """\
+WARNING: All log messages before absl::InitializeLog() is called are written to STDERR
+I0000 00:00:1795695352.388069    5805 port.cc:153] oneDNN custom operations are on.
+I0000 00:00:1795695352.388495    5805 cudart_stub.cc:31] Could not find cuda drivers.
+"""
+FINDINGS = """\
+W0000 00:00:1795695352.388495    5805 allocator.cc:31] Allocation exceeds 10% of free memory.
+E0000 00:00:1795695352.388495    5805 collective.cc:31] Check alive failed.
+F0000 00:00:1795695352.388495    5805 check.cc:31] Check failed.
+I1126 12:16:18.785770 140461050448768 script.py:123] logged by Python
+WARNING: mine
+"""
+
+
+def test_what_tensorflow_says_of_itself_is_left_out_and_nothing_else(script):
+    path = script(f"import sys; text = {CHATTER + FINDINGS!r}; sys.stderr.write(text); print(text)")
+    quiet = launch("--workers=1", path)
+    assert lines_of(quiet.stderr, "worker 0") == FINDINGS.splitlines()
+    assert lines_of(quiet.stdout, "worker 0")[:-1] == (CHATTER + FINDINGS).splitlines()
+    for loud in (
+        launch("--workers=1", "--verbose", path),
+        launch("--workers=1", path, variables={"TF_CPP_MIN_LOG_LEVEL": "1"}),
+    ):
+        assert lines_of(loud.stderr, "worker 0") == (CHATTER + FINDINGS).splitlines()
+
+
+def test_the_log_level_that_the_user_set_wins(script):
+    path = script("import os; print(os.environ.get('TF_CPP_MIN_LOG_LEVEL'))")
+    assert launch("--workers=1", path).stdout == "[worker 0] 2\n"
+    assert launch("--workers=1", "--verbose", path).stdout == "[worker 0] None\n"
+    mine = launch("--workers=1", path, variables={"TF_CPP_MIN_LOG_LEVEL": "0"})
+    assert mine.stdout == "[worker 0] 0\n"
+
+
+@pytest.mark.parametrize("gpu", [True, False])
+def test_that_cuda_cannot_start_is_an_error_where_there_is_a_gpu(monkeypatch, gpu):
+    monkeypatch.setattr(output, "_has_gpu", lambda: gpu)
+    line = b"E0000 00:00:1795695355.585637    5805 cuda_platform.cc:52] failed call to cuInit: X"
+    assert output.is_chatter(line) is not gpu
+
+
+def test_output_without_an_end_of_line_costs_as_much_as_with_them():
+    """A cutter that looks at the line begun again for each piece would take a minute."""
+    cutter, piece = output.LineCutter(), b"x" * 1024
+    begin = time.process_time()
+    for _ in range(16 * 1024):
+        assert cutter.cut(piece) == []
+    assert cutter.finish() == [b"x" * (16 << 20)]
+    assert time.process_time() - begin < 5
+
+
+def test_ctrl_c_ends_tasks_that_only_serve_at_once_and_quietly(script):
+    """They sit in TensorFlow's code, which sees no signal: nobody has to wait for them."""
+    path = script(KILLER, "find('ps', 0); print('pid', os.getpid(), flush=True); time.sleep(60)")
+    with start("--workers=2", "--parameter_servers=1", path) as launcher:
+        read_pids(launcher, 1)
+        begin = time.monotonic()
+        launcher.send_signal(signal.SIGINT)
+        _, err = launcher.communicate(timeout=TIMEOUT)
+    assert time.monotonic() - begin < 3
+    said = [line for line in err.splitlines() if line.startswith("[launch]")]
+    assert said == ["[launch] received SIGINT. Ending all tasks."]
+    assert launcher.returncode == 130
+    assert "KeyboardInterrupt" in err  # the chief's, who is told
+    assert not lines_of(err, "ps 0") + lines_of(err, "worker 0") + lines_of(err, "worker 1")
 
 
 @pytest.mark.parametrize(
@@ -475,6 +611,30 @@ def test_without_a_parameter_server_or_the_chief_all_end(script, job):
 
 @pytest.mark.multi_process
 @pytest.mark.slow
+def test_ctrl_c_ends_a_server_that_was_started_by_hand():
+    (reserved,) = reserve_ports(1)
+    address = f"127.0.0.1:{reserved.getsockname()[1]}"
+    reserved.close()
+    environment = {**os.environ, **task_environment({"worker": [address]}, "worker", 0)}
+    command = [sys.executable, "-m", "tfqcomm.launch", "--serve"]
+    pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.STDOUT, "text": True}
+    with subprocess.Popen(command, env=environment, cwd=ROOT, **pipes) as server:
+        deadline = time.monotonic() + TIMEOUT
+        while failure_to_connect(address):
+            assert server.poll() is None and time.monotonic() < deadline
+            time.sleep(0.1)
+        second = subprocess.run(command, env=environment, cwd=ROOT, capture_output=True, text=True)
+        server.send_signal(signal.SIGINT)
+        out, _ = server.communicate(timeout=10)
+    assert server.returncode == -signal.SIGINT
+    assert "Traceback" not in out
+    assert "this process is worker 0 and cannot listen on its port: Address already in use" in (
+        second.stderr
+    )
+
+
+@pytest.mark.multi_process
+@pytest.mark.slow
 def test_parameter_server_tasks_need_no_code(script):
     path = script(
         """
@@ -496,3 +656,44 @@ def test_parameter_server_tasks_need_no_code(script):
     done = launch(*options, path, env=env)
     assert done.returncode == 0, done.stderr
     assert done.stdout == "[chief 0] chief /job:ps/replica:0/task:0/device:CPU:0 9.0\n"
+
+
+@pytest.mark.multi_process
+@pytest.mark.slow
+def test_a_run_whose_worker_dies_goes_on_where_it_was(script, tmp_path):
+    path = script(
+        """
+        import os, signal
+        import keras, numpy as np, tfqcomm
+
+        strategy = tfqcomm.distribute.MultiWorkerMirroredStrategy("block_sign")
+        rank = strategy.cluster_resolver.task_id
+        attempt = int(os.environ["TFQCOMM_RESTART_COUNT"])
+
+        class Fault(keras.callbacks.Callback):
+            def on_epoch_begin(self, epoch, logs=None):
+                if rank == 0:
+                    print("attempt", attempt, "epoch", epoch)
+                if (rank, attempt, epoch) == (1, 0, 2):
+                    os.kill(os.getpid(), signal.SIGKILL)
+
+        with strategy.scope():
+            model = keras.Sequential([keras.Input([64]), keras.layers.Dense(32)])
+            model.compile("adam", "mse")
+        x = np.random.RandomState(0).randn(64, 64).astype("float32")
+        """,
+        f"backup = tfqcomm.callbacks.BackupAndRestore({str(tmp_path / 'backup')!r})\n"
+        "callbacks = [backup, Fault()]\n"
+        "model.fit(x, x[:, :32], batch_size=16, epochs=4, verbose=0, callbacks=callbacks)\n",
+    )
+    environment = {"PYTHONPATH": str(ROOT)}
+    done = launch("--workers=2", "--max_restarts=1", path, variables=environment)
+    assert done.returncode == 0, done.stderr
+    epochs = [line for line in lines_of(done.stdout, "worker 0") if line.startswith("attempt")]
+    first, second = (
+        [int(line.split()[-1]) for line in epochs if line.startswith(f"attempt {attempt} ")]
+        for attempt in range(2)
+    )
+    assert first in ([0, 1], [0, 1, 2])  # worker 0 may have begun the epoch, too
+    assert second == [2, 3]
+    assert "[launch] worker 1 failed: SIGKILL. Ending all tasks." in done.stderr

@@ -1,12 +1,13 @@
 """Who may import whom. The imports are read from the sources, so that none is missed.
 
-L0 numerics, wire, agreement, sparsity, _tf_private; selection and least_squares on top of them
+L0 numerics, wire, agreement, sparsity, cluster, _tf_private and its probe, _start; selection and
+   least_squares on top of them
 L1 compressors
 L2 traffic, transport, statistics, replicas; error_feedback, worker_state, leader_vote on them
 L3 aggregators; verification and step on top of them
 L4 distribute, optimizers, callbacks, launch, parameter_server
 L5 tfqcomm itself
-models: Keras only           experiments, benchmarks: the public tfqcomm and models
+models: Keras only           experiments, benchmarks, examples: the public tfqcomm and models
 """
 
 import ast
@@ -22,7 +23,16 @@ import pytest
 ROOT = pathlib.Path(__file__).parent.parent
 
 LAYERS = [  # a module imports from the lines above its own, and from its own folder
-    {"numerics", "wire", "agreement", "sparsity", "_tf_private"},
+    {
+        "numerics",
+        "wire",
+        "agreement",
+        "sparsity",
+        "cluster",
+        "_tf_private",
+        "_tf_private_probe",
+        "_start",
+    },
     {"selection", "least_squares"},
     {"compressors"},
     {"traffic", "transport", "statistics", "replicas"},
@@ -39,6 +49,7 @@ DECLARED_FOR = {  # folder -> extras of setup.cfg that are installed where it ru
     "models": [],
     "experiments": ["experiments"],
     "benchmarks": ["experiments"],
+    "examples": [],
     "tests": ["experiments", "test"],
 }
 
@@ -144,7 +155,9 @@ def reached(name: str) -> set[str]:
     return {i for i in found if re.fullmatch(r"tfqcomm(\.\w+)+", i)}
 
 
-@pytest.mark.parametrize("name", names_in("experiments") + names_in("benchmarks"))
+@pytest.mark.parametrize(
+    "name", [n for f in ("experiments", "benchmarks", "examples") for n in names_in(f)]
+)
 def test_experiments_use_only_what_is_public(name):
     allowed = {"tfqcomm", "models", name.split(".")[0]}
     ours = {i.split(".")[0] for i in imports(name)} & DECLARED_FOR.keys()

@@ -15,6 +15,7 @@ import pytest
 import tensorflow as tf
 
 import tfqcomm
+from tfqcomm import _start
 
 ROOT = pathlib.Path(__file__).parent.parent
 MODULES = ["tfqcomm", *(m.name for m in pkgutil.walk_packages(tfqcomm.__path__, "tfqcomm."))]
@@ -52,6 +53,13 @@ def test_init_holds_only_imports_and_all(name):
     docstring, *body = ast.parse(inspect.getsource(module)).body
     assert isinstance(docstring, ast.Expr)
     imported = []
+    if name == "tfqcomm":  # The launcher, a part of the package, is to start without the rest.
+        start, launcher, *body = body
+        assert ast.unparse(start) == "from tfqcomm._start import is_launcher"
+        assert ast.unparse(launcher.test) == "not is_launcher()" and not launcher.orelse
+        probe, *subpackages = launcher.body
+        assert ast.unparse(probe) == "import tfqcomm._tf_private_probe"
+        body = [*subpackages, *body]
     for node in body:
         if isinstance(node, ast.ImportFrom):
             imported += [alias.asname or alias.name for alias in node.names]
@@ -84,6 +92,22 @@ def test_docstring_examples_run(name):
         optionflags=doctest.ELLIPSIS | doctest.NORMALIZE_WHITESPACE,
     )
     assert result.failed == 0
+
+
+@pytest.mark.parametrize(
+    ("arguments", "options", "is_launcher"),
+    [
+        (["-m"], ["-m", "tfqcomm.launch", "-m", "x"], True),
+        (["-m"], ["-X", "dev", "-m", "tfqcomm.launch"], True),
+        (["-m"], ["-m", "mine", "-m", "tfqcomm.launch"], False),  # whose __init__ imports tfqcomm
+        (["mine.py", "-m", "tfqcomm.launch"], ["mine.py", "-m", "tfqcomm.launch"], False),
+        ([""], [], False),
+    ],
+)
+def test_the_launcher_alone_starts_without_tensorflow(monkeypatch, arguments, options, is_launcher):
+    monkeypatch.setattr("sys.argv", arguments)
+    monkeypatch.setattr("sys.orig_argv", ["python", *options])
+    assert _start.is_launcher() is is_launcher
 
 
 @pytest.mark.parametrize("document", ["README.md", "CONTRIBUTING.md"])

@@ -1,6 +1,6 @@
 """Private names of TensorFlow and Keras stand in `tfqcomm/_tf_private.py` and nowhere else.
 
-Also here: what the sources must not hold at all.
+But for its probe, which must know each of them. Also here: what the sources must not hold at all.
 """
 
 import ast
@@ -12,17 +12,20 @@ import pathlib
 import pkgutil
 import re
 
+import keras
 import pytest
 
 import tfqcomm
+from tfqcomm import _tf_private_probe
 
 ROOT = pathlib.Path(__file__).parent.parent
 SEAM = ROOT / "tfqcomm" / "_tf_private.py"
+PROBE = ROOT / "tfqcomm" / "_tf_private_probe.py"
 
 PACKAGE = sorted((ROOT / "tfqcomm").rglob("*.py"))
 EVERYTHING = PACKAGE + [
     path
-    for folder in ("models", "experiments", "benchmarks", "tests")
+    for folder in ("models", "experiments", "benchmarks", "examples", "tests")
     for path in sorted((ROOT / folder).rglob("*.py"))
     if path != pathlib.Path(__file__)
 ]
@@ -30,7 +33,15 @@ EVERYTHING = PACKAGE + [
 PRIVATE_PATHS = re.compile(r"tensorflow\.python|tensorflow\.core|keras\.src|\btf\.__internal__")
 
 # Public, though they begin with an underscore: of namedtuples, of `os`, and our own seam.
-PUBLIC = {"_replace", "_asdict", "_fields", "_make", "_exit", "_tf_private"}
+PUBLIC = {
+    "_replace",
+    "_asdict",
+    "_fields",
+    "_make",
+    "_exit",
+    "_tf_private",
+    "_tf_private_probe",
+}
 
 
 def path_id(path: pathlib.Path) -> str:
@@ -45,7 +56,7 @@ def is_private(name: object) -> bool:
 
 @pytest.mark.parametrize("path", EVERYTHING, ids=path_id)
 def test_no_private_module(path):
-    if path != SEAM:
+    if path not in (SEAM, PROBE):
         assert not PRIVATE_PATHS.findall(path.read_text())
 
 
@@ -55,7 +66,7 @@ def test_no_private_attribute_of_another_object(path):
 
     A test may look inside what it imports from tfqcomm: `selection._candidates`.
     """
-    if path == SEAM:
+    if path in (SEAM, PROBE):
         return
     tree = ast.parse(path.read_text())
     own = {"self", "cls", "super()"} | (
@@ -115,6 +126,89 @@ def test_no_private_name_of_a_base_class(cls):
     used |= set(re.findall(r"\b(?:self|cls|super\(\))\.(_[a-z]\w*)", inspect.getsource(cls)))
     taken = used & theirs
     assert not taken
+
+
+SEAM_TREE = ast.parse(SEAM.read_text())
+
+
+def own_names_of_the_seam() -> set[str]:
+    """What the seam defines, and what its classes and functions set on objects."""
+    names = set()
+    for node in ast.walk(SEAM_TREE):
+        if isinstance(node, ast.FunctionDef | ast.ClassDef):
+            names.add(node.name)
+        elif isinstance(node, ast.Name | ast.Attribute) and isinstance(node.ctx, ast.Store):
+            names.add(getattr(node, "attr", None) or node.id)
+    return names
+
+
+def private_names_of_the_seam() -> set[str]:
+    """Every private attribute that it reads, calls or wraps."""
+    names = set()
+    for node in ast.walk(SEAM_TREE):
+        if isinstance(node, ast.Attribute):
+            names.add(node.attr)
+        elif isinstance(node, ast.Call) and ast.unparse(node.func) in {"getattr", "_wrap"}:
+            names.add(getattr(node.args[1], "value", None))
+    return {name for name in names if is_private(name)}
+
+
+def test_every_private_name_is_probed():
+    """Or an upgrade that renames it would be an error in the middle of a run."""
+    probed = {name.rpartition(":")[2].rpartition(".")[2] for name in _tf_private_probe.NAMES}
+    probed |= {name for names in _tf_private_probe.SET.values() for name in names}
+    assert not private_names_of_the_seam() - own_names_of_the_seam() - probed
+
+
+def test_every_private_module_is_probed():
+    probed = " ".join([*_tf_private_probe.NAMES, *_tf_private_probe.SET])
+    for node in ast.walk(SEAM_TREE):
+        if isinstance(node, ast.ImportFrom) and PRIVATE_PATHS.match(node.module):
+            for alias in node.names:
+                whole = {f"{node.module}.{alias.name}:", f"{node.module}:{alias.name}"}
+                assert any(name in probed for name in whole), f"{node.module}, {alias.name}"
+
+
+@pytest.mark.parametrize(
+    ("owner", "change", "message"),
+    [
+        (keras.Model, {"_symbolic_build": None}, "keras:Model._symbolic_build is missing"),
+        (
+            keras.Optimizer,
+            {"_clip_gradients": lambda self, gradients: None},
+            "keras:Optimizer._clip_gradients takes (self, gradients), where ('grads',) was expec",
+        ),
+        (
+            keras.Optimizer,
+            {"update_step": lambda self, gradient, variable, learning_rate, state: None},
+            "keras:Optimizer.update_step takes (self, gradient, variable, learning_rate, state), ",
+        ),
+    ],
+)
+def test_a_name_that_an_upgrade_changed_is_one_clear_error(monkeypatch, owner, change, message):
+    ((name, new),) = change.items()
+    base = next(base for base in owner.__mro__ if name in vars(base))
+    if new is None:
+        monkeypatch.delattr(base, name)
+    else:
+        monkeypatch.setattr(base, name, new)
+    with pytest.raises(ImportError) as caught:
+        _tf_private_probe.check()
+    assert message in str(caught.value)
+    assert str(caught.value).startswith("tfqcomm does not fit the installed TensorFlow 2.")
+    assert f"It was checked on {_tf_private_probe.CHECKED_ON}" in str(caught.value)
+
+
+def test_an_attribute_that_a_class_no_longer_sets_is_named(monkeypatch):
+    monkeypatch.setitem(_tf_private_probe.SET, "keras:Model", ("_no_such_attribute",))
+    with pytest.raises(ImportError, match="keras:Model has no attribute _no_such_attribute"):
+        _tf_private_probe.check()
+
+
+def test_a_module_that_is_gone_is_named(monkeypatch):
+    monkeypatch.setitem(_tf_private_probe.NAMES, "tensorflow.python.no_such:name", None)
+    with pytest.raises(ImportError, match="tensorflow.python.no_such:name is missing"):
+        _tf_private_probe.check()
 
 
 @pytest.mark.parametrize("path", PACKAGE, ids=path_id)

@@ -1,7 +1,27 @@
 """Communication-efficient distributed training for TensorFlow and Keras 3."""
 
-from tfqcomm import callbacks, compressors, distribute, optimizers, parameter_server, sparsity
+from tfqcomm._start import is_launcher
 
-__all__ = ["callbacks", "compressors", "distribute", "optimizers", "parameter_server", "sparsity"]
+if not is_launcher():
+    import tfqcomm._tf_private_probe  # noqa: F401 (says what does not fit)
+    from tfqcomm import (
+        callbacks,
+        compressors,
+        distribute,
+        launch,
+        optimizers,
+        parameter_server,
+        sparsity,
+    )
+
+__all__ = [
+    "callbacks",
+    "compressors",
+    "distribute",
+    "launch",
+    "optimizers",
+    "parameter_server",
+    "sparsity",
+]
 
 __version__ = "0.1.0"

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import contextlib
 import functools
+import inspect
 import threading
 import weakref
 import zlib
@@ -305,9 +306,8 @@ class WorkerExtended(collective_all_reduce_strategy.CollectiveAllReduceExtended)
     """The multi-worker strategy's engine, with what TensorFlow's constructor cannot set.
 
     * several logical CPUs per process (TensorFlow takes the first alone);
-    * a question to all workers before each variable is created, so that workers which build
-      different models hear what differs instead of waiting for each other for ever, and values
-      that all have anyway (an optimizer's zeros, seeded weights) are not sent;
+    * variables that are not sent by the chief one by one as they are made: `on_new_variable` hears
+      of each, and sees to it that all workers have the same;
     * no coordination service, which waits for a worker that never comes without limit, and says of
       one that died at most that a heartbeat was missed; nor TensorFlow's own check of its peers'
       health: the package's watch does that and more;
@@ -321,10 +321,10 @@ class WorkerExtended(collective_all_reduce_strategy.CollectiveAllReduceExtended)
     _strategies = 0  # of this process, so far
 
     def __init__(
-        self, strategy, *, devices_per_worker, before_variable, communication_options, **kwargs
+        self, strategy, *, devices_per_worker, on_new_variable, communication_options, **kwargs
     ):
         self._devices_per_worker = devices_per_worker
-        self._before_variable = before_variable
+        self._on_new_variable = on_new_variable
         self.timeout_seconds = communication_options.timeout_seconds
         super().__init__(
             strategy, communication_options=_without_timeout(communication_options), **kwargs
@@ -370,6 +370,12 @@ class WorkerExtended(collective_all_reduce_strategy.CollectiveAllReduceExtended)
             )
         return devices, kind
 
+    def _create_variable(self, next_creator, **kwargs):
+        variable = super()._create_variable(next_creator, **kwargs)
+        if tf.executing_eagerly() and self._num_workers > 1:
+            self._on_new_variable(variable)
+        return variable
+
     def _get_variable_creator_initial_value(self, replica_id, device, primary_var, **kwargs):
         creator = super()._get_variable_creator_initial_value
         if replica_id != 0 or self._num_workers == 1:
@@ -381,13 +387,12 @@ class WorkerExtended(collective_all_reduce_strategy.CollectiveAllReduceExtended)
             value = tf.convert_to_tensor(
                 getattr(value, "wrapped_value", value), dtype=kwargs.get("dtype")
             )
-            # Inside a tf.function (an optimizer that is built in its first step) a value is known
-            # now only if it is a constant, as zeros are. Others come from the chief at run time.
-            known = value if tf.executing_eagerly() else tf.get_static_value(value)
-            if known is not None:
-                with tf.init_scope():
-                    if self._before_variable(kwargs.get("name"), tf.convert_to_tensor(known)):
-                        return value
+            if tf.executing_eagerly():
+                return value  # compared later, with all that are new
+            # In a tf.function (an optimizer that is built in its first step) constants, as zeros
+            # are, are equal as the programs are. What is computed comes from the chief.
+            if tf.get_static_value(value) is not None:
+                return value
             return creator(replica_id, device, primary_var, **{**kwargs, "initial_value": value})()
 
         return initial_value
@@ -397,6 +402,11 @@ def _without_timeout(options):
     return tf.distribute.experimental.CommunicationOptions(
         bytes_per_pack=options.bytes_per_pack, implementation=options.implementation
     )
+
+
+def copies_of(variable: tf.Variable) -> tuple[tf.Variable, ...]:
+    """A distributed variable's copies on this process' replicas; a plain one is its only copy."""
+    return getattr(variable, "_values", (variable,))
 
 
 def init_strategy(strategy: tf.distribute.Strategy, extended: WorkerExtended) -> None:
@@ -417,21 +427,35 @@ def cross_device_ops(strategy: tf.distribute.Strategy) -> tf.distribute.CrossDev
 
 
 class OptimizerSeam(keras.optimizers.Optimizer):
-    """A Keras optimizer whose exchange of gradients is its own.
+    """A Keras optimizer whose step is its own, from local gradients to weights.
 
-    Keras' `apply` unscales, clips and filters the local gradients, then calls the two private
-    methods below; a subclass gets one public method, `distributed_step`, for both.
+    Keras' `apply` unscales and filters the local gradients, then calls the private methods below;
+    a subclass gets one public method, `distributed_step`, for all of them.
     """
 
     def distributed_step(self, gradients, variables, learning_rate):
-        """Exchanges the local `gradients` and updates `variables` (abstract)."""
+        """Exchanges the local `gradients`, and takes the whole of the step (abstract).
+
+        That is weight decay, `update_step`, moving averages and constraints: `update_variables`.
+        """
         raise TypeError(f"{type(self).__name__} must define `distributed_step`")
+
+    def _backend_apply_gradients(self, grads, trainable_variables):
+        if self.gradient_accumulation_steps:
+            super()._backend_apply_gradients(grads, trainable_variables)  # gathers, now and then:
+        else:
+            _take_step(self, self.distributed_step, grads, trainable_variables)
+
+    def _backend_update_step(self, grads, trainable_variables, learning_rate):
+        self.distributed_step(grads, trainable_variables, learning_rate)
 
     def _apply_weight_decay(self, variables):
         pass  # part of the step, which may be skipped as a whole
 
-    def _backend_update_step(self, grads, trainable_variables, learning_rate):
-        self.distributed_step(grads, trainable_variables, learning_rate)
+    def decay_step(self, variable, learning_rate):
+        """Keras' decoupled weight decay of one variable, before its `update_step`."""
+        rate = tf.cast(learning_rate, variable.dtype) * tf.cast(self.weight_decay, variable.dtype)
+        variable.assign_sub(variable * rate)
 
 
 Step = Callable[[keras.optimizers.Optimizer, list, list, tf.Tensor], None]
@@ -443,12 +467,13 @@ def intercept_stock_optimizers(find_step: Callable[[keras.optimizers.Optimizer],
 
     TensorFlow's seam, `CrossDeviceOps.batch_reduce`, sees nameless tensors: not whose gradients
     they are, nor that they are gradients at all, and it cannot skip the update that follows. The
-    two methods wrapped here know all three. Where `find_step` answers None, Keras' code runs.
+    method wrapped here knows all three, and comes before anything of an optimizer changes. Where
+    `find_step` answers None, Keras' code runs.
     """
     global _find_step
     if _find_step is None:
-        _wrap(TFOptimizer, "_apply_weight_decay", _decay_unless_intercepted)
-        _wrap(TFOptimizer, "_backend_update_step", _step_unless_intercepted)
+        _wrap(TFOptimizer, "_backend_apply_gradients", _apply_unless_intercepted)
+        _wrap(TFOptimizer, "_backend_update_step", _update_also_in_cross_replica_context)
     _find_step = find_step
 
 
@@ -470,31 +495,49 @@ def _is_wrapped(method) -> bool:
     return getattr(method, "wrapped_by_tfqcomm", False)
 
 
-def _decay_unless_intercepted(original, optimizer, variables):
-    if _find_step(optimizer) is None:
-        original(optimizer, variables)
-
-
-def _step_unless_intercepted(original, optimizer, grads, trainable_variables, learning_rate):
-    step = _find_step(optimizer)
+def _apply_unless_intercepted(original, optimizer, grads, trainable_variables):
+    step = None if isinstance(optimizer, OptimizerSeam) else _find_step(optimizer)
     if step is None:
-        original(optimizer, grads, trainable_variables, learning_rate)
+        original(optimizer, grads, trainable_variables)
     else:
-        step(optimizer, grads, trainable_variables, learning_rate)
+        _take_step(optimizer, functools.partial(step, optimizer), grads, trainable_variables)
+
+
+def _take_step(optimizer, step, grads, trainable_variables):
+    step(optimizer._clip_gradients(grads), list(trainable_variables), optimizer.learning_rate)
+    # Keras' `apply` will go through this list, its own, once more, for constraints. They are part
+    # of the step, and a step that was skipped changes nothing.
+    trainable_variables.clear()
+
+
+def _update_also_in_cross_replica_context(original, optimizer, grads, variables, learning_rate):
+    if tf.distribute.in_cross_replica_context():  # in the middle of `update_variables`
+        _update_each(optimizer, tf.distribute.get_strategy(), variables, grads, learning_rate)
+    else:
+        original(optimizer, grads, variables, learning_rate)
 
 
 def update_variables(optimizer, strategy, variables, gradients, learning_rate) -> None:
-    """Keras' decoupled weight decay, then its `update_step`, where each variable lives.
+    """All that changes in one step of `optimizer`, each variable where it lives.
+
+    Weight decay, `update_step`, moving averages, constraints: in Keras' order, and nothing else
+    of a step may change anything, or one that is skipped would.
 
     Args:
         variables: `tf.Variable`s, mirrored or not.
         gradients: one tensor for each, the same on all replicas.
     """
+    for variable in variables:
+        _decay(optimizer, strategy, variable, learning_rate)
+    if isinstance(optimizer, OptimizerSeam):
+        _update_each(optimizer, strategy, variables, gradients, learning_rate)
+    else:  # Nadam multiplies its momenta here, once for all variables
+        optimizer._backend_update_step(gradients, variables, learning_rate)
+    finish_step(optimizer, strategy, variables)
+
+
+def _update_each(optimizer, strategy, variables, gradients, learning_rate):
     for variable, gradient in zip(variables, gradients, strict=True):
-        if decays(optimizer, variable):
-            strategy.extended.update(
-                variable, _decay, args=(learning_rate, optimizer.weight_decay), group=False
-            )
         strategy.extended.update(
             variable,
             lambda v, g, lr: optimizer.update_step(g, v, lr),
@@ -503,9 +546,62 @@ def update_variables(optimizer, strategy, variables, gradients, learning_rate) -
         )
 
 
-def _decay(variable, learning_rate, weight_decay):
-    rate = tf.cast(learning_rate, variable.dtype) * tf.cast(weight_decay, variable.dtype)
-    variable.assign_sub(variable * rate)
+def _decay(optimizer, strategy, variable, learning_rate):
+    method = type(optimizer)._apply_weight_decay
+    if method not in (TFOptimizer._apply_weight_decay, OptimizerSeam._apply_weight_decay):
+        known = optimizer._trainable_variables[variable_index(optimizer, variable)]
+
+        def step(local, rate):  # Muon has a method of its own; here it sees the local copy alone
+            optimizer._apply_weight_decay([known])
+
+    elif decays(optimizer, variable):
+        keras_own = functools.partial(OptimizerSeam.decay_step, optimizer)
+        step = getattr(optimizer, "decay_step", keras_own)
+    else:
+        return
+    strategy.extended.update(variable, step, args=(learning_rate,), group=False)
+
+
+def finish_step(optimizer, strategy, variables) -> None:
+    """What Keras' `apply` does once `variables` are updated: moving averages, constraints."""
+    if optimizer.gradient_accumulation_steps:
+        return  # Keras does it itself, after every batch it gathers
+    if optimizer.use_ema:
+        _average_weights(optimizer, strategy)
+    for variable in variables:
+        known = optimizer._trainable_variables[variable_index(optimizer, variable)]
+        constraint = getattr(known, "constraint", None)
+        if constraint is not None:
+            strategy.extended.update(
+                variable,
+                lambda v, constraint=constraint: v.assign(constraint(tf.convert_to_tensor(v))),
+                group=False,
+            )
+
+
+def _average_weights(optimizer, strategy):
+    """`use_ema`; every replica averages its own copies, so that nothing is sent."""
+    known, averages = optimizer._trainable_variables, optimizer._model_variables_moving_average
+    steps, every = optimizer.iterations, optimizer.ema_overwrite_frequency
+
+    def update(average, value):
+        momentum = tf.cast(tf.not_equal(steps, 0), value.dtype) * optimizer.ema_momentum
+        average.assign(momentum * average + (1 - momentum) * value)
+
+    for variable, average in zip(map(_value, known), averages, strict=True):
+        if average is not None:
+            strategy.extended.update(_value(average), update, args=(variable,), group=False)
+
+    def overwrite():
+        optimizer._overwrite_model_variables_with_average_value(known)
+        return tf.constant(True)
+
+    if every:
+        tf.cond(tf.equal((steps + 1) % every, 0), overwrite, lambda: tf.constant(False))
+
+
+def _value(variable) -> tf.Variable:
+    return variable.value if isinstance(variable, keras.Variable) else variable
 
 
 def decays(optimizer, variable) -> bool:
@@ -519,13 +615,18 @@ def variable_index(optimizer, variable) -> int:
 
 
 def agree_on_finite_gradients() -> None:
-    """Makes `LossScaleOptimizer` ask all replicas whether the gradients are finite.
+    """Makes Keras' optimizers of optimizers skip a step as one.
 
-    Keras asks the first local replica alone: an inf on another is applied, and two processes
-    that see different answers wait for each other for ever.
+    `LossScaleOptimizer` asks the first local replica alone whether gradients are finite: an inf on
+    another is applied, and two processes that see different answers wait for each other for ever.
+    The parts of a `MultiOptimizer` know their own gradients alone, and some would take a step that
+    the others skip.
     """
     if not _is_wrapped(keras.optimizers.LossScaleOptimizer.check_finite):
         _wrap(keras.optimizers.LossScaleOptimizer, "check_finite", _agreed_check_finite)
+    several = getattr(keras.optimizers, "MultiOptimizer", None)  # Keras 3.10 has none
+    if several is not None and not _is_wrapped(several.apply):
+        _wrap(several, "apply", _apply_all_or_none)
 
 
 def _agreed_check_finite(original, optimizer, grads):
@@ -535,6 +636,32 @@ def _agreed_check_finite(original, optimizer, grads):
         return finite
     failures = context.all_reduce(tf.distribute.ReduceOp.SUM, tf.cast(~finite, tf.float32))
     return tf.equal(failures, 0.0)
+
+
+def _apply_all_or_none(original, optimizer, grads, trainable_variables=None):
+    parts = optimizer.optimizers
+    if not any(isinstance(o, OptimizerSeam) or (_find_step and _find_step(o)) for o in parts):
+        return original(optimizer, grads, trainable_variables)
+    finite = [tf.reduce_all(tf.math.is_finite(_numbers(g))) for g in grads if g is not None]
+    if any(g is not None for g in grads):
+        poison = tf.where(tf.reduce_all(finite), 0.0, float("nan"))  # one for all
+        grads = [g if g is None else _plus(g, poison) for g in grads]
+    before = [tf.identity(o.iterations.value) for o in parts]
+    original(optimizer, grads, trainable_variables)
+    moved = [tf.not_equal(o.iterations, was) for o, was in zip(parts, before, strict=True)]
+    skipped = tf.cast(~tf.reduce_any(moved), optimizer.iterations.dtype)
+    optimizer.iterations.assign_sub(skipped)
+
+
+def _numbers(gradient):
+    return gradient.values if isinstance(gradient, tf.IndexedSlices) else gradient
+
+
+def _plus(gradient, number):
+    number = tf.cast(number, gradient.dtype)
+    if isinstance(gradient, tf.IndexedSlices):
+        return tf.IndexedSlices(gradient.values + number, gradient.indices, gradient.dense_shape)
+    return gradient + number
 
 
 def pass_losses_on() -> None:
@@ -553,16 +680,19 @@ def _observed_scale_loss(original, optimizer, loss):
 # ---------------------------------------------------------------------------------- Keras: models
 
 _models = weakref.WeakKeyDictionary()  # optimizer -> weak reference to the model it trains
+_called = weakref.WeakKeyDictionary()  # layer -> None; in the order of first calls, as everywhere
+_trained = weakref.WeakKeyDictionary()  # optimizer -> how many were called, and which it trains
 
 
 def remember_models() -> None:
-    """Notes which model an optimizer trains, each time `fit` starts.
+    """Notes what an optimizer may train: the model of a `fit`, and layers that a replica calls.
 
     An optimizer sees trainable variables only; the moving statistics of batch normalization are
-    reached through the model.
+    reached through the layers that hold both.
     """
     if not _is_wrapped(keras.Model.make_train_function):
         _wrap(keras.Model, "make_train_function", _note_model)
+        _wrap(keras.layers.Layer, "__call__", _note_call)
 
 
 def agree_before_compile() -> None:
@@ -574,40 +704,93 @@ def agree_before_compile() -> None:
         _wrap(keras.Model, "compile", _agree_and_compile)
 
 
-def _agree_and_compile(original, model, optimizer="rmsprop", *args, **kwargs):
+def _agree_and_compile(original, model, *args, **kwargs):
     agree = getattr(model.distribute_strategy, "agree_on_optimizer", None)
     if agree is not None and tf.executing_eagerly():
-        agree(optimizer)
-    return original(model, optimizer, *args, **kwargs)
-
-
-def _note_model(original, model, *args, **kwargs):
-    for value in (model.optimizer, *vars(model).values()):  # a GAN has several
-        if isinstance(value, keras.optimizers.Optimizer):
-            _models[getattr(value, "inner_optimizer", value)] = weakref.ref(model)
+        given = inspect.signature(original).bind(model, *args, **kwargs)
+        given.apply_defaults()
+        agree(given.arguments["optimizer"])
     return original(model, *args, **kwargs)
 
 
-def model_of(optimizer) -> keras.Model | None:
-    """The model that `optimizer` was last seen training in `fit`."""
-    reference = _models.get(optimizer)
-    return reference() if reference else None
+def _note_model(original, model, *args, **kwargs):
+    for optimizer in optimizers_of(model):  # a GAN has several
+        _models[optimizer] = weakref.ref(model)
+    return original(model, *args, **kwargs)
 
 
-def statistics(model: keras.Model) -> list[keras.Variable]:
+def _note_call(original, layer, *args, **kwargs):
+    if tf.distribute.has_strategy() and not tf.distribute.in_cross_replica_context():
+        _called.setdefault(layer)
+    return original(layer, *args, **kwargs)
+
+
+def optimizers_held_by(model: keras.Model) -> list[keras.optimizers.Optimizer]:
+    """The compiled optimizer, then those a custom model holds, then those in its containers."""
+    held = [model.optimizer, *vars(model).values()]
+    found = [o for o in held if isinstance(o, keras.optimizers.Optimizer)]
+    found += [o for value in held for o in _contained(value)]
+    return list({id(o): o for o in found}.values())
+
+
+def _contained(value) -> list[keras.optimizers.Optimizer]:
+    if isinstance(value, dict):
+        value = list(value.values())
+    if isinstance(value, (list, tuple)):
+        return [o for one in value for o in _contained(one)]
+    return [value] if isinstance(value, keras.optimizers.Optimizer) else []
+
+
+def optimizers_of(model: keras.Model) -> list[keras.optimizers.Optimizer]:
+    """Likewise; of an optimizer that wraps others, those: it exchanges nothing itself."""
+    found = [o for held in optimizers_held_by(model) for o in _unwrapped(held)]
+    return list({id(o): o for o in found}.values())
+
+
+def _unwrapped(optimizer) -> list[keras.optimizers.Optimizer]:
+    inner = getattr(optimizer, "inner_optimizer", None)  # of a `LossScaleOptimizer`
+    if inner is not None:
+        return _unwrapped(inner)
+    return list(getattr(optimizer, "optimizers", [optimizer]))  # the parts of a `MultiOptimizer`
+
+
+def trained_weights(optimizer, model: keras.Model) -> list[int] | None:
+    """The places among the model's weights of those the optimizer was built for; None: not yet."""
+    if not optimizer.built:
+        return None
+    place = {id(v): i for i, v in enumerate(model.weights)}
+    return [place[id(v)] for v in optimizer._trainable_variables if id(v) in place]
+
+
+def trained_by(optimizer) -> list[keras.layers.Layer]:
+    """What holds the variables of `optimizer`: its model in `fit`, and layers that were called."""
+    known = _trained.get(optimizer)
+    if known is None or known[0] != len(_called):
+        own = {id(v) for v in optimizer._trainable_variables}
+        layers = [layer for layer in _called if any(id(v) in own for v in layer.weights)]
+        known = _trained[optimizer] = (len(_called), [weakref.ref(layer) for layer in layers])
+    found = [_models.get(optimizer, lambda: None)(), *(layer() for layer in known[1])]
+    return [layer for layer in found if layer is not None]
+
+
+def statistics(model: keras.layers.Layer) -> list[keras.Variable]:
     """Float state that layers update while they train, such as batch norm's moving averages.
 
-    Weights that a user froze are not among them, nor is the state of frozen layers.
+    Weights that a user froze are not among them, nor is the state of frozen layers, nor that of a
+    stateful RNN, which Keras does not count among weights.
     """
     found = []
     for layer in model._flatten_layers():
-        if layer.trainable:
-            found += [v for v in layer._non_trainable_variables if v.dtype.startswith("float")]
+        if layer.trainable:  # bfloat16 is a float, too
+            found += [v for v in layer._non_trainable_variables if "float" in v.dtype]
     return list({id(v): v for v in found}.values())
 
 
-def resume_at_epoch(model: keras.Model, epoch: int) -> None:
-    """Makes a `fit` that is about to start begin at `epoch`, as Keras' own callback does."""
+def resume_at_epoch(model: keras.Model, epoch: int | None) -> None:
+    """Makes a `fit` that is about to start begin at `epoch`, as Keras' own callback does.
+
+    It holds for every later `fit`, too, until it is None.
+    """
     model._initial_epoch = epoch
 
 
@@ -695,6 +878,41 @@ def first_epoch(model: keras.Model, default: int) -> int:
 def clip_gradients(optimizer: keras.optimizers.Optimizer, gradients: list) -> list:
     """The optimizer's own clipping, which its `apply` begins with."""
     return optimizer._clip_gradients(gradients)
+
+
+def compute_loss(model: keras.Model, x, y, y_pred, sample_weight) -> tf.Tensor:
+    """As `train_step` does it: an override need not have the argument `training`."""
+    return model._compute_loss(x, y, y_pred, sample_weight, training=True)
+
+
+def random_seeds(model: keras.Model) -> list[keras.Variable]:
+    """The states that dropout and the like draw from, each (seed, numbers drawn)."""
+    generators = [g for layer in model._flatten_layers() for g in layer._seed_generators]
+    return list({id(g.state): g.state for g in generators}.values())
+
+
+def may_decay(optimizer: keras.optimizers.Optimizer, variable: keras.Variable) -> bool:
+    """Whether `variable` is not excluded from weight decay, as far as there is any."""
+    return optimizer._use_weight_decay(variable)
+
+
+def decay_exclusions(optimizer: keras.optimizers.Optimizer) -> tuple[bool, str | None]:
+    """What `exclude_from_weight_decay` was told: whether variables, and a pattern of names."""
+    pattern = getattr(optimizer, "_exclude_from_weight_decay_pattern", None)
+    told = bool(getattr(optimizer, "_exclude_from_weight_decay", None))
+    return told, pattern and pattern.pattern
+
+
+def calls_for_learning_rate(optimizer: keras.optimizers.Optimizer) -> bool:
+    """Whether the learning rate is a function, which only the process that made it can call."""
+    rate = optimizer._learning_rate
+    schedule = keras.optimizers.schedules.LearningRateSchedule
+    return callable(rate) and not isinstance(rate, (schedule, keras.Variable))
+
+
+def function_arguments(metric: keras.metrics.Metric) -> dict:
+    """What a metric passes to its function: `CosineSimilarity`'s config does not tell `axis`."""
+    return getattr(metric, "_fn_kwargs", {})
 
 
 # --------------------------------------------------------------------------------- Keras: trainer

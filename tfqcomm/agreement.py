@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import re
 from collections.abc import Callable
 
 import numpy as np
@@ -43,6 +44,7 @@ def check_agreement(
     Raises:
         ValueError: on every process, with the facts that differ, and between whom.
     """
+    facts = {name: _without_addresses(fact) for name, fact in facts.items()}
     text = _to_words(json.dumps({"step": topic, **facts, **notes}).encode())
     # int32[17]: digest of the facts | length of the text | digest of the evidence
     parts = [_digest(json.dumps([topic, facts]).encode()), [len(text)], _digest(evidence)]
@@ -63,6 +65,11 @@ def check_agreement(
 
 def _digest(data: bytes) -> np.ndarray:
     return np.frombuffer(hashlib.sha256(data).digest(), "<i4")
+
+
+def _without_addresses(fact: str) -> str:
+    """Python's default `repr` ends in an address, which differs between equal programs."""
+    return re.sub(r" at 0x[0-9a-fA-F]+", "", fact)
 
 
 def _to_words(text: bytes) -> np.ndarray:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import functools
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 import tensorflow as tf
 
@@ -52,6 +52,12 @@ def magnitude_keys(x: tf.Tensor) -> tf.Tensor:
 def is_finite(x: tf.Tensor) -> tf.Tensor:
     """True where float32 `x` is neither NaN nor infinite."""
     return magnitude_keys(x) < 0x7F800000
+
+
+def all_finite(tensors: Sequence[tf.Tensor]) -> tf.Tensor:
+    """Bool scalar: neither NaN nor infinity stands in tensors of any float type."""
+    flags = [tf.reduce_all(tf.math.is_finite(x)) for x in tensors]
+    return tf.reduce_all(flags) if flags else tf.constant(True)
 
 
 def is_negative(x: tf.Tensor) -> tf.Tensor:
@@ -131,6 +137,54 @@ def norm(x: tf.Tensor, largest: tf.Tensor) -> tf.Tensor:
     return tf.where(is_finite(largest) & ~is_finite(norms), tf.float32.max, norms)
 
 
+def global_norm(tensors: Sequence[tf.Tensor]) -> tf.Tensor:
+    """Euclidean norm of all numbers there are, float32 and at most its largest.
+
+    Squares of float32 leave its range above 1.8e19 and below 1e-23; only then a slower way in
+    float64 is taken. Of tensors with NaN or infinities it is one of these.
+    """
+    tensors = [x if x.dtype == tf.float64 else tf.cast(x, tf.float32) for x in tensors]
+    plain = tf.cast(tf.linalg.global_norm([tf.cast(x, tf.float32) for x in tensors]), tf.float32)
+
+    def exact():
+        squares = [tf.reduce_sum(tf.square(tf.cast(x, tf.float64))) for x in tensors]
+        norm = tf.sqrt(tf.add_n(squares))
+        largest = float(tf.float32.max)
+        norm = tf.where(tf.math.is_finite(norm), tf.minimum(norm, largest), norm)
+        return tf.cast(norm, tf.float32)
+
+    return tf.cond(is_finite(plain) & (plain > 1e-15), lambda: plain, exact)
+
+
+def squarable(x: tf.Tensor) -> tf.Tensor:
+    """`x`, limited to magnitudes whose squares are finite: 1.8e19 in float32.
+
+    A sum of squares that was infinite once would stay so, and nothing divided by its root would
+    move again.
+    """
+    limit = math.sqrt(float(x.dtype.max)) * (1 - 2.0**-10)
+    return tf.clip_by_value(x, -limit, limit)
+
+
+def add_square(total: tf.Tensor, x: tf.Tensor) -> tf.Tensor:
+    """Total + x^2, at most the largest number of its type, for a `squarable` x."""
+    return tf.minimum(total + x * x, total.dtype.max)
+
+
+def largest_summand(dtype: tf.DType, addends: int) -> float:
+    """What each of so many numbers may be at most, so that their sum in `dtype` is finite.
+
+    In whatever order they are added. Each of so many roundings makes a number larger by the unit
+    roundoff at most; and sums of a power of two are exact, so that, rounding being monotonic, those
+    of smaller numbers do not exceed them.
+    """
+    share = float(dtype.max) / addends
+    if addends == 1:
+        return share
+    roundoff = 2.0 ** -{tf.float16: 11, tf.bfloat16: 8, tf.float32: 24}[dtype]
+    return max(share * (1 - addends * roundoff), 2.0 ** math.floor(math.log2(share)))
+
+
 def relative(x: tf.Tensor, scale: tf.Tensor) -> tf.Tensor:
     """X / scale, and zero where `scale` is zero or denormal.
 
@@ -139,6 +193,12 @@ def relative(x: tf.Tensor, scale: tf.Tensor) -> tf.Tensor:
         scale: float32 tensor, non-negative, that broadcasts to `x`.
     """
     return x / tf.where(scale < _SMALLEST_NORMAL, math.inf, scale)
+
+
+def saturating_product(x: tf.Tensor, factor: float) -> tf.Tensor:
+    """`factor` times float32 `x`, beyond the range its largest value; NaN and inf stay."""
+    largest = float(tf.float32.max)
+    return tf.where(is_finite(x), tf.clip_by_value(x * factor, -largest, largest), x)
 
 
 def saturating_cast(x: tf.Tensor, dtype: tf.DType) -> tf.Tensor:

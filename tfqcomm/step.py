@@ -16,7 +16,7 @@ from typing import Protocol
 import keras
 import tensorflow as tf
 
-from tfqcomm import _tf_private, empty_shares, statistics
+from tfqcomm import _tf_private, empty_shares, numerics, statistics
 from tfqcomm.aggregators.exchange import Message, exchange_for
 from tfqcomm.aggregators.options import ExchangeOptions
 from tfqcomm.transport import Transport, transport_for
@@ -79,12 +79,13 @@ def distributed_step(
     keys = [str(_tf_private.variable_index(optimizer, v)) for v in variables]
 
     def merged(strategy, gradients, learning_rate):
+        require_own_scope(optimizer, strategy)
         exchange = exchange_for(optimizer, options, transport_for(strategy))
         if not exchange.routes:  # before the first step
             agree_to_train(exchange.transport, optimizer, variables, exchange.options.facts())
         messages, memory = [], []
         for key, gradient, variable in zip(keys, gradients, variables, strict=True):
-            values = _local_gradients(strategy, gradient)
+            values = _local_gradients(exchange.transport, strategy, gradient)
             if worker is not None:
                 values, state = _worker_half(worker, exchange, key, values, optimizer)
                 memory.append((key, state))
@@ -109,10 +110,30 @@ def require_replica_context(optimizer, method: str) -> tf.distribute.ReplicaCont
     return context
 
 
+def require_own_scope(optimizer, strategy: tf.distribute.Strategy) -> None:
+    """The optimizer must have been made in the scope of `strategy`, in cross-replica context.
+
+    Otherwise its variables are those of no replica, and each replica updates them: it counts every
+    step as many times as there are replicas, and schedules and pulls never come when they should.
+
+    Raises:
+        ValueError: if it was not.
+    """
+    copies = strategy.experimental_local_results(_counter(optimizer).value)
+    if len(copies) != transport_for(strategy).local:
+        raise ValueError(
+            f"Optimizer `{optimizer.name}` must be created in the scope of the strategy under "
+            "which it trains: inside `with strategy.scope():`, together with the model. "
+            f"Received: {type(optimizer).__name__} created outside of it"
+        )
+
+
 def _apply(optimizer, exchange, strategy, messages, memory, variables, learning_rate):
     """The step in cross-replica context: one graph for all local replicas."""
     tf_variables = [v.value if isinstance(v, keras.Variable) else v for v in variables]
-    moving = statistics.values_to_average(_tf_private.model_of(optimizer), strategy)
+    layers = _tf_private.trained_by(optimizer)
+    moving, wide = statistics.split_by_width(statistics.values_to_average(layers, strategy))
+    statistics.average(exchange.transport, wide)
     if moving:
         messages = [*messages, Message("statistics", statistics.pack(moving), compressible=False)]
     counter = _counter(optimizer)
@@ -121,11 +142,13 @@ def _apply(optimizer, exchange, strategy, messages, memory, variables, learning_
     means = list(reduction.means)
     if moving:
         statistics.unpack(means.pop(), moving)
+    debts = [exchange.residuals.debt(m.key, m.size) for m in messages[: len(means)]]
 
     def update():
         reduction.commit()
         _remember(*memory, reduction)
-        means_now = [_cast_like(m, v) for m, v in zip(means, tf_variables, strict=True)]
+        owed = [_paid(m, debt) for m, debt in zip(means, debts, strict=True)]
+        means_now = [_cast_like(m, v) for m, v in zip(owed, tf_variables, strict=True)]
         _tf_private.update_variables(optimizer, strategy, tf_variables, means_now, learning_rate)
         return tf.constant(True)
 
@@ -139,6 +162,17 @@ def _apply(optimizer, exchange, strategy, messages, memory, variables, learning_
         verify_replicas(exchange, strategy, tf_variables, updated)
 
 
+def _paid(mean, debt):
+    """The mean, and what a restored run owes to it, which it owes no longer."""
+    if debt is None:
+        return mean
+    mean = tf.convert_to_tensor(mean)
+    total = mean + tf.cast(tf.reshape(debt, tf.shape(mean)), mean.dtype)
+    with tf.control_dependencies([total]):
+        debt.assign(tf.zeros_like(debt))
+    return total
+
+
 def _counter(optimizer):
     # Not `iterations`: with `gradient_accumulation_steps` that is a quotient, not the counter.
     return optimizer.variables[0]
@@ -149,13 +183,15 @@ def _worker_half(worker, exchange, key, gradients, optimizer):
     messages, states = [], []
     for replica, gradient in enumerate(gradients):
         with tf.device(exchange.transport.devices[replica]):
-            gradient = tf.convert_to_tensor(gradient)  # rows of embeddings are made dense
+            # Rows of embeddings are made dense; what a worker remembers is float32.
+            gradient = tf.cast(tf.convert_to_tensor(gradient), tf.float32)
             slots = {
                 name: exchange.worker_state.variable(replica, name, key, gradient.shape, initial)
                 for name, initial in worker.worker_slots.items()
             }
             state = {name: tf.convert_to_tensor(slot) for name, slot in slots.items()}
-            message, state = worker.worker_step(gradient, state, _counter(optimizer).value)
+            steps = tf.convert_to_tensor(optimizer.iterations)  # not batches that were gathered
+            message, state = worker.worker_step(gradient, state, steps)
             messages.append(message)
             states.append({name: (slots[name], value) for name, value in state.items()})
     return messages, states
@@ -173,24 +209,34 @@ def _remember(worker, memory, reduction):
                 slot.assign(values[name])
 
 
-def _local_gradients(strategy, gradient) -> list[tf.Tensor | tf.IndexedSlices]:
-    """Each local replica's gradient, times the number of replicas."""
-    world = strategy.num_replicas_in_sync
-    gradients = []
-    for value in strategy.experimental_local_results(gradient):
-        if isinstance(value, tf.IndexedSlices):
-            scaled = tf.cast(value.values, tf.float32) * world
-            gradients.append(tf.IndexedSlices(scaled, value.indices, value.dense_shape))
-        else:
-            gradients.append(tf.cast(value, tf.float32) * world)
-    return gradients
+def _local_gradients(transport, strategy, gradient) -> list[tf.Tensor | tf.IndexedSlices]:
+    """Each local replica's gradient, times the number of replicas: float64, or else float32.
+
+    One that was computed outside of `strategy.run` is one tensor for all local replicas. It counts
+    once, as in TensorFlow, where these are summed.
+    """
+    values = strategy.experimental_local_results(gradient)
+    factor = transport.world * len(values) // transport.local
+    values = [_map_values(lambda v: _wide(v) * factor, value) for value in values]
+    return values * (transport.local // len(values))
+
+
+def _wide(values):
+    return values if values.dtype == tf.float64 else tf.cast(values, tf.float32)
 
 
 def _cast_like(mean, variable):
-    if isinstance(mean, tf.IndexedSlices):
-        values = tf.cast(mean.values, variable.dtype)
-        return tf.IndexedSlices(values, mean.indices, mean.dense_shape)
-    return tf.cast(mean, variable.dtype)
+    """The mean in the type of the variable; half precision saturates instead of overflowing."""
+    if tf.as_dtype(variable.dtype).size == 2:
+        return _map_values(lambda v: numerics.saturating_cast(v, variable.dtype), mean)
+    return _map_values(lambda v: tf.cast(v, variable.dtype), mean)
+
+
+def _map_values(function, value):
+    """Applies `function` to a tensor, or to the rows of `IndexedSlices`."""
+    if isinstance(value, tf.IndexedSlices):
+        return tf.IndexedSlices(function(value.values), value.indices, value.dense_shape)
+    return function(value)
 
 
 def _path(variable) -> str:

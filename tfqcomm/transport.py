@@ -16,7 +16,7 @@ from __future__ import annotations
 
 import abc
 import weakref
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 
 import numpy as np
 import tensorflow as tf
@@ -174,7 +174,8 @@ class Transport(abc.ABC):
         if self.processes == 1:
             return data
         chief = self.process == 0
-        size = int(self._reduce_processes(tf.constant([len(data) if chief else 0]))[0])
+        length = tf.constant([len(data) if chief else 0], tf.int64)  # may be beyond 2 GiB
+        size = int(self._reduce_processes(length)[0])
         if size == 0:  # the ring crashes on empty tensors
             return b""
         words = np.zeros([-(-size // 4)], "<i4")
@@ -265,11 +266,17 @@ class CollectiveTransport(Transport):
             strategy.extended.worker_devices,
         )
         self._collectives = _tf_private.Collectives(strategy, self.device)
+        self.before_agreement: Callable[[], None] = lambda: None
         self.addresses = _tf_private.process_addresses(strategy)
         self.watch = Watch(strategy, self.addresses, strategy.extended.timeout_seconds or 0)
 
     def agree(self, topic, facts, notes, **more):
-        with tf.init_scope(), _tf_private.doing("an agreement with the others"):
+        with tf.init_scope():
+            self.before_agreement()
+            return self._compare(topic, facts, notes, **more)
+
+    def _compare(self, topic, facts, notes, **more):
+        with _tf_private.doing("an agreement with the others"):
             return check_agreement(
                 self._collectives.all_gather, self.addresses, topic, facts, notes, **more
             )

@@ -16,8 +16,11 @@ def fingerprint(variables) -> tf.Tensor:
     """int32[1]: changes with any bit of any variable, and with their order."""
     total = tf.zeros([], tf.int32)
     for variable in variables:
-        bits = tf.bitcast(tf.reshape(tf.cast(variable, tf.float32), [-1]), tf.int32)
-        total = total * 31 + tf.reduce_sum(bits * (2 * tf.range(tf.size(bits)) + 1))
+        value = tf.convert_to_tensor(variable)
+        value = value if value.dtype == tf.float64 else tf.cast(value, tf.float32)
+        bits = tf.reshape(tf.bitcast(value, tf.int32), [-1])
+        places = tf.range(tf.size(bits, tf.int64))  # of more than 2^31 they wrap around, like sums
+        total = total * 31 + tf.reduce_sum(bits * tf.cast(2 * places + 1, tf.int32))
     return total[None]
 
 

@@ -1,7 +1,9 @@
 """What a worker's half of an optimizer remembers: variables that differ from replica to replica.
 
 QAdam's moments, or a momentum that is corrected before compression, belong to the worker that
-computed them and never travel. A checkpoint keeps their mean over all replicas.
+computed them and never travel. They are an optimizer's state all the same: `BackupAndRestore`
+keeps their mean over all replicas, and what can be saved by one process alone, a model or a
+`tf.train.Checkpoint`, their mean over its replicas. One worker resumes exactly from either.
 """
 
 from __future__ import annotations
@@ -39,15 +41,20 @@ class WorkerState:
 
     def mean(self) -> dict[str, np.ndarray]:
         """Each slot's mean over all replicas: a collective, to be called on all processes."""
-        names = list(dict.fromkeys(name for _, name in self._variables))
-        if not names:
-            return dict(self._pending)
-        local = {
+        total = self._transport.add_up(self._local_sum())
+        return self._pending | {n: v / self._transport.world for n, v in total.items()}
+
+    def local_mean(self) -> dict[str, np.ndarray]:
+        """Each slot's mean over the replicas of this process: nothing is communicated."""
+        total = self._local_sum()
+        return self._pending | {n: v / self._transport.local for n, v in total.items()}
+
+    def _local_sum(self) -> dict[str, np.ndarray]:
+        names = dict.fromkeys(name for _, name in self._variables)
+        return {
             name: sum(v.numpy() for (_, n), v in self._variables.items() if n == name)
             for name in names
         }
-        total = self._transport.add_up(local)
-        return {name: value / self._transport.world for name, value in total.items()}
 
     def load_mean(self, mean: dict[str, np.ndarray]) -> None:
         """Gives a saved `mean()` to every replica there is now, or will be."""

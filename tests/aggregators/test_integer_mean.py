@@ -183,7 +183,8 @@ def test_a_step_with_a_bad_number_is_skipped_by_all_processes(bad):
     ill[2][0][7] = bad
 
     def train(transport):
-        options = ExchangeOptions(Ternary(shared_scale=True), min_size=0)
+        codec = Ternary(shared_scale=True)
+        options = ExchangeOptions(codec, error_feedback=True, min_size=0)
         exchange = GradientExchange(options, transport)
         found = []
         for of_replicas in (good[0], ill, good[1]):

@@ -35,7 +35,10 @@ class TwoOptimizers(keras.Model):
         replicas = tf.distribute.get_strategy().num_replicas_in_sync
         with tf.GradientTape(persistent=True) as tape:
             loss = tf.reduce_mean(tf.square(self(x) - x)) / replicas
-        pairs = [(self.optimizer, self.first), (self.second_optimizer, self.second)]
+        second = self.second_optimizer
+        if isinstance(second, (list, dict)):
+            (second,) = second.values() if isinstance(second, dict) else second
+        pairs = [(self.optimizer, self.first), (second, self.second)]
         for optimizer, layer in pairs:
             gradients = tape.gradient(loss, [v.value for v in layer.trainable_variables])
             optimizer.apply(gradients, layer.trainable_variables)

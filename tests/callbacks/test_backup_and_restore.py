@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import io
 import json
+import pathlib
+import shutil
 import zipfile
 
 import keras
@@ -12,8 +14,13 @@ import pytest
 
 from tests.callbacks import backup_functions as functions
 from tests.multi_process import run_workers, start_workers
+from tfqcomm.aggregators.exchange import exchange_for, exchange_of, memory_of, restore_state
+from tfqcomm.aggregators.options import ExchangeOptions
 from tfqcomm.callbacks import BackupAndRestore, TrafficLogger
+from tfqcomm.compressors import TopK
 from tfqcomm.distribute import CompressedAllReduce
+from tfqcomm.optimizers import AdaptiveTopKSGD, ElasticAveragingSGD, LeaderSGD, QAdam
+from tfqcomm.transport import LocalTransport
 
 
 @pytest.fixture
@@ -222,6 +229,129 @@ def test_model_with_two_optimizers(tmp_path, strategy):
     functions.train(again, BackupAndRestore(tmp_path), 3)
     for optimizer in (again.optimizer, again.second_optimizer):
         assert optimizer.iterations.numpy() == 18
+
+
+@pytest.mark.parametrize("container", [None, list, dict])
+def test_optimizers_that_are_built_in_the_first_step_resume_where_they_were(
+    tmp_path, strategy, container
+):
+    """They went on with iterations of 0 and no moments, behind a warning that was not an error."""
+
+    def make():
+        keras.backend.clear_session(free_memory=False)
+        keras.utils.set_random_seed(0)
+        with strategy(2).scope():
+            model = functions.TwoOptimizers()
+            second = model.second_optimizer
+            if container is list:
+                model.second_optimizer = [second]
+            elif container is dict:
+                model.second_optimizer = {"second": second}
+            model.compile(keras.optimizers.Adam(1e-2))
+        return model, second
+
+    model, second = make()
+    with pytest.raises(functions.Interrupted):
+        functions.train(model, BackupAndRestore(tmp_path), 9, callbacks=[functions.InterruptAt(1)])
+    again, second_again = make()
+    seen = []
+    record = keras.callbacks.LambdaCallback(
+        on_epoch_begin=lambda epoch, logs: seen.append(
+            [v.numpy() for o in (again.optimizer, second_again) for v in o.variables]
+        )
+    )
+    functions.train(again, BackupAndRestore(tmp_path), 2, callbacks=[record])
+    expected = [v.numpy() for o in (model.optimizer, second) for v in o.variables]
+    np.testing.assert_equal(seen[0], expected)
+    assert (again.optimizer.iterations.numpy(), second_again.iterations.numpy()) == (12, 12)
+
+
+def test_a_fit_after_the_resumed_one_trains(tmp_path, strategy):
+    model = functions.compiled(strategy(2))
+    with pytest.raises(functions.Interrupted):
+        functions.train(model, BackupAndRestore(tmp_path), 9, callbacks=[functions.InterruptAt(2)])
+    again = functions.compiled(strategy(2))
+    assert functions.train(again, BackupAndRestore(tmp_path), 3).epoch == [2]
+    x, y = functions.classification()
+    assert again.fit(x, y, batch_size=functions.BATCH, epochs=2, verbose=0).epoch == [0, 1]
+
+
+def test_what_is_owed_is_paid_where_nothing_is_compressed_any_more(tmp_path, strategy):
+    """Half of the entries sent to 4 replicas cost more than all: they travel dense, unfed."""
+    half = {"compressor": TopK(0.5), "schedule": "auto", "min_size": 0}
+    model = functions.train_and_crash(strategy(2, **half), tmp_path)
+    expected = functions.settled(model)
+    assert max(np.abs(debt).max() for debt in functions.owed(model)) > 1e-3
+    again = functions.resume_without_gradients(strategy(4, **half), tmp_path)
+    routes = exchange_of(again.optimizer).routes
+    assert {route.schedule for route in routes} == {"dense"}
+    for debt in functions.owed(again):
+        np.testing.assert_array_equal(debt, np.zeros_like(debt))
+    for weight, right in zip(again.get_weights(), expected, strict=True):
+        np.testing.assert_allclose(weight, right, rtol=0, atol=1e-6)
+
+
+def test_what_is_owed_stays_in_a_backup_until_it_is_paid(tmp_path, strategy):
+    """A backup before the first step held nothing of what had just been restored."""
+    functions.train_and_crash(strategy(2), tmp_path)
+    with np.load(io.BytesIO(read(tmp_path / "backup.zip", "exchange-0.npz"))) as state:
+        saved = dict(state)
+    optimizer = keras.optimizers.SGD()
+    restore_state(optimizer, saved)
+    exchange = exchange_for(optimizer, ExchangeOptions("block_sign"), LocalTransport())
+    np.testing.assert_equal(exchange.state(), saved)
+
+
+OLD = pathlib.Path(__file__).parent / "data"
+OPTIMIZERS = {
+    "qadam": lambda: QAdam(0.01, compressor="log_grid", min_size=0, schedule="all_gather"),
+    "adaptive": lambda: AdaptiveTopKSGD(
+        0.1, 0.5, budget=0.25, rule="threshold", min_size=0, total_steps=50
+    ),
+    "leader": lambda: LeaderSGD(0.05, 0.5, global_period=2, loss_window=3),
+}
+
+
+@pytest.mark.parametrize("kind", OPTIMIZERS)
+def test_backups_of_earlier_versions_go_on_loading(tmp_path, mirrored_strategy, kind):
+    """Written by 0.1.0 before it kept more: the names of members and keys are promises."""
+    shutil.copy(OLD / f"backup_0.1.0_{kind}.zip", tmp_path / "backup.zip")
+    with np.load(io.BytesIO(read(tmp_path / "backup.zip", "exchange-0.npz"))) as state:
+        expected = dict(state)
+    with mirrored_strategy(2).scope():
+        layers = [keras.layers.Dense(3, activation="tanh"), keras.layers.Dense(2)]
+        model = keras.Sequential([keras.Input([6]), *layers])
+        model.compile(OPTIMIZERS[kind](), "mse")
+    callback = BackupAndRestore(tmp_path, delete_checkpoint=False)
+    x = np.zeros([16, 6], "float32")
+    history = model.fit(x, x[:, :2], batch_size=4, epochs=2, verbose=0, callbacks=[callback])
+    assert (history.epoch, model.optimizer.iterations.numpy()) == ([], 8)
+    with np.load(io.BytesIO(read(OLD / f"backup_0.1.0_{kind}.zip", "exchange-0.npz"))) as state:
+        expected = dict(state)
+    remembered = memory_of(model.optimizer)
+    for name, value in expected.items():
+        if not name.startswith("residual/"):
+            np.testing.assert_array_equal(remembered[name], value)
+    model.fit(x, x[:, :2], batch_size=4, epochs=1, verbose=0)
+    assert exchange_of(model.optimizer).residuals.total().keys() == {
+        name.removeprefix("residual/") for name in expected if name.startswith("residual/")
+    }
+
+
+def test_the_centre_of_elastic_averaging_is_kept(tmp_path, mirrored_strategy):
+    """A restored run began with a new one, the mean of the replicas."""
+
+    def optimizer():
+        return ElasticAveragingSGD(0.05, beta=0.5, period=2)
+
+    model = functions.compiled(mirrored_strategy(2), optimizer)
+    with pytest.raises(functions.Interrupted):
+        functions.train(model, BackupAndRestore(tmp_path), 9, callbacks=[functions.InterruptAt(1)])
+    centre = model.optimizer.shared["center"].numpy()
+    again = functions.compiled(mirrored_strategy(2), optimizer)
+    backup = BackupAndRestore(tmp_path, delete_checkpoint=False)
+    functions.train(again, backup, 2, callbacks=[functions.StopAfter(1)])
+    np.testing.assert_array_equal(again.optimizer.shared["center"].numpy(), centre)
 
 
 # ----------------------------------------------------------------------------------- two processes

@@ -10,6 +10,7 @@ import tensorflow as tf
 
 from tests.catalogue import over_compressors
 from tfqcomm import compressors, numerics, wire
+from tfqcomm.aggregators import ExchangeOptions
 
 SIZES = (0, 1, 2, 31, 32, 33, 1000, 65535, 65536, 65537, 100003)
 TENSORS = {  # name -> float32[n]; none has an infinity or NaN
@@ -156,6 +157,59 @@ def test_error_feedback_loses_nothing(case):
         inputs, decoded = inputs + x, decoded + received
         largest = max(largest, np.abs(message).max())
     np.testing.assert_allclose(decoded + residual, inputs, atol=max(1e-4, 2e-6 * largest))
+
+
+@over_compressors()
+def test_declared_error_bounds_are_those_of_the_papers(case):
+    """Error feedback is switched by them; the catalogue's stand for themselves."""
+    for n in (1, 2, 3, 31, 1000, 65537):
+        declared, bound = case.compressor.error_bound(n), case.error_bound(n)
+        if isinstance(case.compressor, compressors.ThresholdQuantizer):  # a sum, bounded from above
+            assert bound <= declared <= 1 - 0.8 * (1 - bound), n
+        else:
+            assert declared == pytest.approx(bound, abs=1e-12, rel=2.0**-15), n
+
+
+@over_compressors()
+def test_error_feedback_does_not_diverge(case):
+    """500 steps of heavy-tailed noise: e <= sqrt(q) / (1 - sqrt(q)) times the largest message.
+
+    By default a codec has feedback exactly where that q is below 1; where it is asked for, codecs
+    that do not contract are damped until they do.
+    """
+    automatic = ExchangeOptions(case.compressor)
+    assert automatic.feedback == (case.error_bound(2**20) < 1)
+    codec = ExchangeOptions(case.compressor, error_feedback=True).codec
+    assert (codec == case.compressor) == (automatic.feedback or codec.error_bound(1000) == 1)
+    n, steps, generator = 1000, 500, np.random.default_rng(8)
+    noise = generator.standard_t(2, size=[steps, n]).astype(np.float32)
+    q = codec.error_bound(n)
+    if q == 1:  # beyond a fixed range all is lost: messages must stay within it
+        noise *= 0.1 / np.abs(noise).max()
+
+    @tf.function
+    def feed_back(noise):
+        def step(residual, inputs):
+            number, message = inputs
+            target = residual + message
+            return target - codec.decode(codec.encode(target, tf.stack([number, 0])), n)
+
+        return tf.scan(step, (tf.range(steps), noise), initializer=tf.zeros([n]))
+
+    norms = np.linalg.norm(feed_back(noise).numpy().astype(np.float64), axis=1)
+    largest = np.linalg.norm(noise.astype(np.float64), axis=1).max()
+    half_a_step = 0.25 / (2 ** (getattr(codec, "bits", 2) - 1) - 1)
+    bound = np.sqrt(q) / (1 - np.sqrt(q)) * largest if q < 1 else half_a_step * np.sqrt(n)
+    assert norms.max() <= bound + 1e-6 * largest
+
+
+@over_compressors()
+def test_without_feedback_messages_are_unbiased_where_scaling_makes_them_so(case):
+    codec = ExchangeOptions(case.compressor, error_feedback=False).codec
+    if isinstance(case.compressor, compressors.RandomK):
+        assert codec == compressors.RandomK(case.compressor.ratio, scaled=True)
+    else:
+        assert codec == case.compressor
 
 
 @over_compressors()

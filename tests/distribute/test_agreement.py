@@ -81,6 +81,15 @@ def test_notes_may_differ():
     assert agree(("train", {}, {"name": "adam"}), ("train", {}, {"name": "adam_1"})) == [None] * 2
 
 
+def test_addresses_do_not_tell_equal_programs_apart():
+    """A learning rate that is a function stands in the configuration as itself."""
+    facts = [{"learning_rate": f"<function decay at 0x7f{i}30a2c4c20>"} for i in range(2)]
+    assert agree(*[("train", one, {}) for one in facts]) == [None] * 2
+    different = {"learning_rate": "<function growth at 0x7f030a2c4c20>"}
+    for error in agree(("train", facts[0], {}), ("train", different, {})):
+        assert "worker 1 (host1:1): <function growth>" in error
+
+
 # ----------------------------------------------------------------------------------- two processes
 
 EXPECTED = {

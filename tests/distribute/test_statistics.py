@@ -134,3 +134,117 @@ def test_a_model_with_several_optimizers_counts_as_well():
         model.compile()
     model.fit(tf.data.Dataset.from_tensor_slices(inputs()).batch(BATCH), verbose=0)
     assert_replicas_equal(strategy, model.variables)
+
+
+@pytest.mark.parametrize("dtype", ["bfloat16", "float64"])
+def test_statistics_of_other_types_do_not_drift_apart_or_lose_digits(dtype):
+    """Those of bfloat16 were not averaged at all, and those of float64 rounded to float32."""
+    strategy = compressing(2, "top_k")
+    keras.config.set_dtype_policy(dtype)
+    model = compiled(strategy)
+    layer = model.layers[0]
+    fit(model, inputs())
+    assert_replicas_equal(strategy, [layer.moving_mean, layer.moving_variance])
+    if dtype == "float64":
+        mean, variance = moving(inputs().astype("float64"), 2)
+        np.testing.assert_allclose(layer.moving_mean.numpy(), mean, rtol=1e-13)
+        np.testing.assert_allclose(layer.moving_variance.numpy(), variance, rtol=1e-13)
+
+
+def train_by_hand(strategy, call, optimizer, variables, x):
+    """A loop of one's own: `call` is the forward pass of a replica."""
+    world = strategy.num_replicas_in_sync
+
+    def replica_step(x):
+        start = tf.distribute.get_replica_context().replica_id_in_sync_group * (BATCH // world)
+        with tf.GradientTape() as tape:
+            loss = tf.reduce_mean(tf.square(call(x[start : start + BATCH // world]))) / world
+        optimizer.apply(tape.gradient(loss, variables), variables)
+
+    @tf.function
+    def step(x):
+        strategy.run(replica_step, args=(x,))
+
+    for batch in x.reshape([-1, BATCH, FEATURES]):
+        step(tf.constant(batch))
+
+
+@pytest.mark.parametrize("affine", [True, False])
+def test_a_loop_of_ones_own_averages_statistics_as_fit_does(affine):
+    """They were never averaged there: only `fit` said which model it trains."""
+    strategy = compressing(2, "top_k")
+    with strategy.scope():
+        normalization = keras.layers.BatchNormalization(
+            momentum=MOMENTUM, center=affine, scale=affine
+        )
+        model = keras.Sequential([keras.Input([FEATURES]), normalization, keras.layers.Dense(1)])
+        other = keras.Sequential([keras.Input([FEATURES]), keras.layers.BatchNormalization()])
+        optimizer = keras.optimizers.SGD()
+        optimizer.build(model.trainable_variables)
+
+    def call(x):
+        other(x, training=True)  # which nobody trains: each replica keeps its own
+        return model(x, training=True)
+
+    train_by_hand(strategy, call, optimizer, model.trainable_variables, inputs())
+    mean, variance = moving(inputs(), 2)
+    np.testing.assert_allclose(normalization.moving_mean.numpy(), mean, rtol=1e-5)
+    np.testing.assert_allclose(normalization.moving_variance.numpy(), variance, rtol=1e-5)
+    assert_replicas_equal(strategy, model.variables)
+    one, two = copies(strategy, [other.layers[0].moving_mean])
+    assert not np.array_equal(one, two)
+
+
+def test_layers_of_a_loop_need_no_model():
+    strategy = compressing(2, "top_k")
+    with strategy.scope():
+        normalization, dense = keras.layers.BatchNormalization(), keras.layers.Dense(1)
+        normalization.build([None, FEATURES])
+        dense.build([None, FEATURES])
+        optimizer = keras.optimizers.SGD()
+    variables = [*normalization.trainable_variables, *dense.trainable_variables]
+    with strategy.scope():
+        optimizer.build(variables)
+    train_by_hand(
+        strategy, lambda x: dense(normalization(x, training=True)), optimizer, variables, inputs()
+    )
+    assert_replicas_equal(strategy, normalization.variables)
+
+
+def test_a_layer_adapted_before_the_scope_does_not_end_in_an_index_error():
+    """There is one `Normalization` for all replicas, and TensorFlow's own strategies train it."""
+    adapted = keras.layers.Normalization()
+    adapted.adapt(inputs())
+    strategy = compressing(2, "top_k")
+    with strategy.scope():
+        normalization = keras.layers.BatchNormalization(momentum=MOMENTUM)
+        layers = [adapted, normalization, keras.layers.Dense(1)]
+        model = keras.Sequential([keras.Input([FEATURES]), *layers])
+        model.compile("sgd", "mse")
+    before = [v.numpy() for v in adapted.variables]
+    fit(model, inputs())
+    assert_replicas_equal(strategy, normalization.variables)
+    np.testing.assert_equal([v.numpy() for v in adapted.variables], before)
+
+
+def test_the_state_of_a_stateful_rnn_stays_with_its_replica():
+    """It belongs to the sequences that the replica is reading; Keras calls it no weight."""
+    strategy = compressing(2, "top_k")
+    with strategy.scope():
+        rnn = keras.layers.SimpleRNN(3, stateful=True)
+        model = keras.Sequential(
+            [keras.Input([2, 2], batch_size=BATCH // 2), rnn, keras.layers.BatchNormalization()]
+        )
+        model.compile(keras.optimizers.SGD(0.0), "mse")
+    x = inputs(1).reshape([BATCH, 2, 2])
+    data = tf.data.Dataset.from_tensor_slices((x, x[:, 0, :1])).batch(BATCH, drop_remainder=True)
+    model.fit(data, verbose=0)
+    states = copies(strategy, rnn.states)
+    for replica, part in zip(states, np.split(x, 2), strict=True):
+        rnn.reset_states()
+        state = np.zeros([BATCH // 2, 3])
+        kernel, recurrent, bias = rnn.get_weights()
+        for step in range(2):
+            state = np.tanh(part[:, step] @ kernel + state @ recurrent + bias)
+        np.testing.assert_allclose(replica[0], state, atol=1e-5)
+    assert_replicas_equal(strategy, model.layers[1].variables)

@@ -3,6 +3,7 @@
 import json
 import os
 import pathlib
+import re
 import subprocess
 import sys
 
@@ -182,6 +183,29 @@ def test_compare(tmp_path):
     assert "| COMP-AMS, Top-k 1% " in (tmp_path / "report.md").read_text()
     assert (tmp_path / "accuracy.png").stat().st_size > 10_000
     assert list((tmp_path / "tensorboard" / "comp_ams_top_k").rglob("events*"))
+
+
+@pytest.mark.slow
+@pytest.mark.multi_process
+def test_a_comparison_that_succeeds_looks_like_one(tmp_path):
+    """What runs, how far it is, the table, where the files are; as `make train` is started."""
+    done = subprocess.run(
+        [sys.executable, "-m", "experiments.compare", "--epochs=1", f"--out={tmp_path}"],
+        cwd=ROOT,
+        env={k: v for k, v in os.environ.items() if k != "TF_CPP_MIN_LOG_LEVEL"},
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        timeout=280,
+    )
+    assert done.returncode == 0, done.stdout
+    lines = done.stdout.splitlines()
+    assert len(lines) < 80, done.stdout
+    assert not re.search("ERROR|WARNING|Traceback", done.stdout), done.stdout
+    assert sum(line.startswith("=== ") for line in lines) == 5
+    assert sum("epoch 1/1: loss" in line for line in lines) == 5
+    assert sum(line.startswith("| ") for line in lines) == 2 + 5
+    assert lines[-1].startswith("Wrote report.md, ")
 
 
 def leader_sgd(out: pathlib.Path, *arguments: str) -> dict:

@@ -174,6 +174,38 @@ def test_three_steps_of_qrda_by_hand():
     np.testing.assert_allclose(by_hand(QRDAAdagrad, 0.5), expected, atol=1e-6)
 
 
+@pytest.mark.parametrize("center", [0.0, 5.0])
+def test_a_variable_whose_first_gradient_comes_late_starts_then(center):
+    """It forgot its initial value, 5.0, and l1 was that of steps it had not taken."""
+    name = "initial" if center else "zero"
+    optimizer, variables = build(
+        plain(),
+        lambda: QRDAAdagrad(0.1, 0.02, compressor="identity", l1_on_vectors=True, center=name),
+        [(3,), (3,)],
+    )
+    early, late = variables
+    for _ in range(4):
+        optimizer.apply([np.ones([3], "float32")], [early])
+    late.assign([5.0] * 3)
+    expected = QAdagradReference(late.numpy(), reference.identity, center=center, l1=0.02)
+    for _ in range(2):
+        g = np.float32([1, -2, 0])
+        optimizer.apply([g], [late])
+        np.testing.assert_allclose(late, expected.step(g[None], 0.1), atol=1e-5)
+
+
+def test_what_was_saved_without_steps_of_each_variable_goes_on():
+    """An older version saved fewer slots: all variables have taken the optimizer's steps."""
+    optimizer, variables = build(plain(), lambda: QRDAAdagrad(0.1, 0.02), SHAPES)
+    apply_gradients(plain(), optimizer, variables, random_gradients(3, 1, SHAPES))
+    store = {}
+    optimizer.save_own_variables(store)
+    again, same = build(plain(), lambda: QRDAAdagrad(0.1, 0.02), SHAPES)
+    again.load_own_variables({str(i): store[str(i)] for i in range(len(store) - len(SHAPES))})
+    for one, two in zip(again.variables, optimizer.variables, strict=True):
+        np.testing.assert_array_equal(one.numpy(), two.numpy())
+
+
 @over_algorithms
 def test_vectors_are_not_regularized_unless_asked_for(algorithm):
     gradients = random_gradients(10, 1, SHAPES)

@@ -21,7 +21,11 @@ EXCHANGE_ERRORS = [  # of everything that compresses
     ({"min_size": True}, "Argument `min_size` must be a non-negative integer. .*min_size=True"),
     ({"seed": "a"}, "Argument `seed` must be a non-negative integer. Received: seed='a'"),
     ({"verify": 1}, "Argument `verify` must be a bool. Received: verify=1"),
-    ({"error_feedback": None}, "Argument `error_feedback` must be a bool. .*error_feedback=None"),
+    (
+        {"error_feedback": None},
+        "Argument `error_feedback` must be a bool or 'auto'. .*error_feedback=None",
+    ),
+    ({"error_feedback": "on"}, "Argument `error_feedback` must be a bool or 'auto'. .*'on'"),
 ]
 COMP_AMS_ERRORS = [
     ({"beta_1": 1.0}, r"Argument `beta_1` must be a float in \[0, 1\). Received: beta_1=1.0"),

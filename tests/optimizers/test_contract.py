@@ -206,6 +206,43 @@ def test_apply_outside_of_a_replica_is_refused(case):
         optimizer.apply([tf.zeros([3])], variables)
 
 
+@pytest.mark.parametrize(
+    "make",
+    [
+        lambda: keras.optimizers.SGD(0.05),  # where there are slots, TensorFlow refuses by itself
+        lambda: optimizers.LeaderSGD(0.05, 0.9, global_period=2),
+        lambda: optimizers.PeriodicAveragingSGD(0.05, period=2),
+    ],
+    ids=["SGD", "LeaderSGD", "PeriodicAveragingSGD"],
+)
+def test_optimizer_made_outside_of_the_scope_does_not_count_every_step_twice(make):
+    """Iterations went up by the number of replicas, and no pull was ever due."""
+    case = OPTIMIZERS[-1]  # a strategy that compresses
+    optimizer = make()
+    model = compiled(case, strategy_of(case), lambda: optimizer)
+    with pytest.raises(ValueError, match=r"(?s)must be created in the scope of the strategy.*Rec"):
+        fit(model)
+    assert optimizer.iterations.numpy() == 0
+
+
+@pytest.mark.parametrize("cls", [optimizers.PeriodicAveragingSGD, optimizers.AdaptiveTopKSGD])
+def test_one_replica_has_the_moving_averages_and_constraints_of_keras(cls):
+    options = {"use_ema": True, "ema_momentum": 0.5, "ema_overwrite_frequency": 2}
+    results = []
+    for make in (cls, keras.optimizers.SGD):
+        kernel = keras.Variable(np.full([4, 4], 3.0, "float32"))
+        kernel.constraint = keras.constraints.MaxNorm(1.0)
+        optimizer = make(0.1, **options)
+        optimizer.build([kernel])
+        values = []
+        for step in range(4):
+            optimizer.apply([np.full([4, 4], -step, "float32")], [kernel])
+            values += [kernel.numpy(), *(v.numpy() for v in optimizer.variables[2:])]
+        results.append(values)
+    for mine, right in zip(*results, strict=True):
+        np.testing.assert_allclose(mine, right, atol=1e-6)
+
+
 @over_optimizers()
 def test_moving_average_of_the_weights(case):
     """`use_ema`: the averages of all steps, which `fit` puts into the model at its end."""

@@ -209,6 +209,63 @@ def test_moments_stay_with_their_worker():
     np.testing.assert_allclose(state.mean()["m/0"], gradients[0][-1].mean(axis=0), rtol=1e-5)
 
 
+def test_first_step_is_one_step_also_where_batches_are_gathered():
+    """Its "1-1/t" counted batches: of four, the first second moment was a fourth, the step 2."""
+    optimizer, (variable,) = build(
+        plain(),
+        lambda: QAdam(
+            1.0, 0.0, "1-1/t", compressor="identity", gradient_accumulation_steps=4, min_size=0
+        ),
+        [(2,)],
+    )
+    variable.assign([0.0, 0.0])
+    for _ in range(4):
+        optimizer.apply([np.float32([3, -5])], [variable])
+    np.testing.assert_allclose(variable, [-1, 1], atol=1e-6)
+
+
+def quantizing(**options):
+    grid = UniformGrid(2, range="absmax")
+
+    def optimizer():
+        exact = {"compressor": "identity", "min_size": 0}  # of messages nothing is owed
+        return QAdam(0.01, 0.0, weight_compressor=grid, **exact, **options)
+
+    return build(plain(), optimizer, [(6, 4), (5,), ()])
+
+
+def test_weights_that_were_loaded_are_not_those_before_plus_a_stale_residual():
+    """With 2 bits, weights that were set to 1 came out as up to 190."""
+    optimizer, variables = quantizing()
+    for variable in variables:
+        variable.assign(variable * 100)
+    gradients = random_gradients(3, 1, [(6, 4), (5,), ()])
+    apply_gradients(plain(), optimizer, variables, gradients)
+    left_out = optimizer.float_weights(variables)[0] - variables[0]
+    assert np.abs(left_out).max() > 10
+    untouched = optimizer.float_weights(variables)[0][0]
+    value = np.ones([6, 4], "float32")
+    value[0] = variables[0].numpy()[0]
+    variables[0].assign(value)
+    np.testing.assert_array_equal(optimizer.float_weights(variables)[0][1:], value[1:])
+    np.testing.assert_array_equal(optimizer.float_weights(variables)[0][0], untouched)
+    for variable in variables:
+        variable.assign(np.ones(variable.shape))
+    apply_gradients(plain(), optimizer, variables, [np.zeros_like(g) for g in gradients])
+    for variable in variables:
+        np.testing.assert_allclose(variable, np.ones(variable.shape), atol=1e-6)
+
+
+def test_weight_decay_acts_on_the_float_weights_not_on_the_quantized_alone():
+    optimizer, variables = quantizing(weight_decay=10.0)
+    apply_gradients(plain(), optimizer, variables, random_gradients(1, 1, [(6, 4), (5,), ()]))
+    before = [x.numpy() for x in optimizer.float_weights(variables)]
+    zeros = [np.zeros([1, 1, *v.shape], "float32") for v in variables]
+    apply_gradients(plain(), optimizer, variables, zeros)
+    for x, old in zip(optimizer.float_weights(variables), before, strict=True):
+        np.testing.assert_allclose(x, old * (1 - 0.01 * 10.0), rtol=1e-5, atol=1e-6)
+
+
 @pytest.mark.parametrize(
     ("arguments", "text"),
     [

@@ -14,6 +14,24 @@ def build_model():
     return keras.Sequential([keras.Input([2]), keras.layers.Dense(1)])
 
 
+def several_optimizers():
+    return keras.optimizers.MultiOptimizer(keras.optimizers.OptimizerMap(keras.optimizers.SGD()))
+
+
+def excluding_variables():
+    optimizer = keras.optimizers.AdamW()
+    optimizer.exclude_from_weight_decay(var_list=build_model().trainable_variables)
+    return optimizer
+
+
+class Above(keras.metrics.Metric):
+    """Would be made with another limit than the one it was given."""
+
+    def __init__(self, limit=0.5, name="above"):
+        super().__init__(name=name)
+        self._limit = limit
+
+
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
@@ -35,8 +53,24 @@ def build_model():
             r"`optimizer` must be one whose workers send messages.*Received: optimizer=LeaderSGD",
         ),
         (
-            {"optimizer": keras.optimizers.LossScaleOptimizer(keras.optimizers.SGD())},
-            r"`optimizer` must not scale losses.*Received: optimizer=LossScaleOptimizer",
+            {"optimizer": keras.optimizers.LossScaleOptimizer(optimizers.LeaderSGD())},
+            r"`optimizer` must be one whose workers send messages.*Received: optimizer=LeaderSGD",
+        ),
+        (
+            {"optimizer": several_optimizers()},
+            r"`optimizer` must be one for all variables.*Received: optimizer=MultiOptimizer",
+        ),
+        (
+            {"optimizer": keras.optimizers.SGD(lambda: 0.1)},
+            r"`learning_rate` of the optimizer must be a float or.*SGD with a callable",
+        ),
+        (
+            {"optimizer": excluding_variables()},
+            r"must be named before the trainer makes its model.*an optimizer with `var_list`",
+        ),
+        (
+            {"metrics": [Above(0.7)]},
+            r"`Above.get_config\(\)` must tell all arguments.*Missing: \['limit'\]",
         ),
         (
             {"optimizer": keras.optimizers.Adam(use_ema=True)},

@@ -139,3 +139,54 @@ def test_a_lost_message_is_replaced_by_another():
     assert fleet.applied == 60
     assert len(staleness) == 60
     assert max(staleness) <= 2
+
+
+class Ending:
+    """A worker whose step is under way when the epoch ends."""
+
+    alive = True
+
+    def __init__(self):
+        self.begun, self.end = threading.Event(), threading.Event()
+        self.steps = 0
+        self.report = None
+
+    def step(self):
+        self.steps += 1
+        self.begun.set()
+        self.end.wait(10)
+        return self.outcome()
+
+
+def end_an_epoch(workers):
+    """Ends it while the first worker is in its step; returns what that waits for."""
+    fleet = FakeFleet([])
+    fleet.workers = workers
+    driver = Asynchronous(fleet)
+    driver.begin_epoch(1)
+    workers[0].begun.wait(10)
+    thread = threading.Timer(0.1, workers[0].end.set)
+    thread.start()
+    return driver
+
+
+def test_an_error_in_the_last_step_under_way_is_not_swallowed():
+    def fail():
+        raise KeyError("in the last step")
+
+    worker = Ending()
+    worker.outcome = fail
+    driver = end_an_epoch([worker])
+    with pytest.raises(KeyError, match="in the last step"):
+        driver.end_epoch()
+    driver.close()
+
+
+def test_no_step_starts_after_the_end_in_place_of_one_that_was_lost():
+    worker = Ending()
+    worker.outcome = lambda: None  # lost
+    driver = end_an_epoch([worker])
+    driver.end_epoch()
+    time.sleep(0.2)
+    driver.close()
+    assert worker.steps == 1

@@ -22,15 +22,13 @@ class AdaptiveMean(Aggregator):
     """
 
     def __init__(self, *args, budget: Budget, **kwargs):
-        super().__init__(*args, **kwargs)
+        super().__init__(*args, joint=True, **kwargs)
         self.budget = budget
 
-    def aggregate(self, messages, healthy, step):
-        targets, facts = [], []
-        for replica, tensors in enumerate(messages):
+    def exchange(self, targets, healthy, step):
+        facts = []
+        for replica, (target,) in enumerate(targets):
             with tf.device(self.transport.devices[replica]):
-                target = tf.concat(self.targets(replica, tensors), 0)
-                targets.append(target)
                 facts.append(self._facts(target, healthy[replica]))
         total = self.transport.all_reduce(facts)
         with tf.device(self.transport.device):
@@ -39,17 +37,17 @@ class AdaptiveMean(Aggregator):
             k = self.budget.choose(norm, third)
             updates = self.budget.updates(norm, k, third)
         payloads = []
-        for replica, target in enumerate(targets):
+        for replica, (target,) in enumerate(targets):
             with tf.device(self.transport.devices[replica]):
-                words, left_out = self._encode(target, k)
+                words, residuals = self._encode(replica, target, k)
                 payloads.append(words)
-                updates += self._residual_updates(replica, left_out)
+                updates += residuals
         gathered = self.transport.all_gather(payloads)  # [W, w]
         with tf.device(self.transport.device):
             mean = self._decode_mean(gathered, k)
         sent = self.transport.bytes_all_gather(tf.shape(gathered, tf.int64)[1])
         sent += self.transport.bytes_all_reduce(3)
-        return Aggregate(tf.split(mean, self.sizes), all_healthy, updates, sent)
+        return Aggregate([mean], all_healthy, updates, sent)
 
     def _facts(self, target, healthy):
         """float32[3] of one replica."""
@@ -62,8 +60,13 @@ class AdaptiveMean(Aggregator):
                     tf.abs(target) >= self.budget.threshold, dtype=tf.float32
                 ),
             )
-        norm = tf.norm(tf.where(healthy, target, tf.zeros_like(target)))
-        return tf.stack([norm, tf.cast(~healthy, tf.float32), tf.where(healthy, third, 0.0)])
+        norm = numerics.norm(target[None], numerics.max_magnitude(target[None]))[0]
+        norm, third = (self._summand(tf.where(healthy, fact, 0.0)) for fact in (norm, third))
+        return tf.stack([norm, tf.cast(~healthy, tf.float32), third])
+
+    def _summand(self, fact):
+        """Limited so that the sum over all replicas is finite: a budget does not forget."""
+        return tf.minimum(fact, numerics.largest_summand(tf.float32, self.transport.world))
 
     def _magnitude(self, target):
         """Of the last entry that an even share would keep."""
@@ -71,21 +74,20 @@ class AdaptiveMean(Aggregator):
         kth, _ = selection.kth_largest(keys, self.compressor.num_kept(target.shape[0]))
         return tf.bitcast(kth, tf.float32)
 
-    def _encode(self, target, k):
+    def _encode(self, replica, target, k):
+        """The words of one replica, and its new residuals."""
         n = target.shape[0]
         positions, values = selection.largest_of_any_number(target, k)
-        words = wire.entries_to_words(positions, values, n)
-        return words, target - selection.scatter(positions, values, n)
 
-    def _residual_updates(self, replica, left_out):
-        if self.residuals is None:
-            return []
-        parts = tf.split(left_out, self.sizes)
-        return [(self.worker_residual(replica, i), part) for i, part in enumerate(parts)]
+        def sent():
+            return selection.scatter(positions, values, n)
+
+        updates = self.left_out(replica, self.slots("worker", 0), target, sent)
+        return wire.entries_to_words(positions, values, n), updates
 
     def _decode_mean(self, gathered, k):
         """float32[n]: added in rank order, as everywhere."""
-        n = sum(self.sizes)
+        (n,) = self.sizes
 
         def add(total, words):
             return total + selection.scatter(*wire.words_to_entries(words, k, n), n)

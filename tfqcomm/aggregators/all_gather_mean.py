@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import functools
+
 import tensorflow as tf
 
 from tfqcomm.aggregators.base import (
@@ -11,7 +13,6 @@ from tfqcomm.aggregators.base import (
     health_word,
     split_words,
 )
-from tfqcomm.error_feedback import encode_with_feedback
 
 
 class AllGatherMean(Aggregator):
@@ -23,11 +24,11 @@ class AllGatherMean(Aggregator):
         [health] [words of tensor 0] [words of tensor 1] ...
     """
 
-    def aggregate(self, messages, healthy, step):
+    def exchange(self, targets, healthy, step):
         payloads, updates = [], []
-        for replica, tensors in enumerate(messages):
+        for replica, vectors in enumerate(targets):
             with tf.device(self.transport.devices[replica]):
-                words, residuals = self._encode(replica, tensors, step)
+                words, residuals = self._encode(replica, vectors, step)
                 payloads.append(tf.concat([health_word(healthy[replica]), *words], 0))
                 updates += residuals
         gathered = self.transport.all_gather(payloads)  # [W, 1 + w]
@@ -41,14 +42,11 @@ class AllGatherMean(Aggregator):
         sent = self.transport.bytes_all_gather(1 + sum(lengths))
         return Aggregate(means, all_healthy, updates, sent)
 
-    def _encode(self, replica, tensors, step):
+    def _encode(self, replica, vectors, step):
         payload, updates = [], []
-        for index, message in enumerate(tensors):
-            residual = self.worker_residual(replica, index)
-            words, new_residual = encode_with_feedback(
-                self.compressor, message, residual, self.codec_seed(step, index, replica)
-            )
+        for index, target in enumerate(vectors):
+            words = self.compressor.encode(target, self.codec_seed(step, index, replica))
+            decode = functools.partial(self.compressor.decode, words, self.sizes[index])
+            updates += self.left_out(replica, self.slots("worker", index), target, decode)
             payload.append(words)
-            if residual is not None:
-                updates.append((residual, new_residual))
         return payload, updates

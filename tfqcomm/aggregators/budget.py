@@ -70,9 +70,10 @@ class Budget:
         return {name: variable.numpy() for name, variable in self._variables.items()}
 
     def load_state(self, state: dict[str, np.ndarray]) -> None:
-        """Inverse of `state`."""
-        for name, value in state.items():
-            self._variables[name].assign(value)
+        """Inverse of `state`; now, not in every step of a graph that is being traced."""
+        with tf.init_scope():
+            for name, value in state.items():
+                self._variables[name].assign(value)
 
     @property
     def first(self) -> tf.Tensor:

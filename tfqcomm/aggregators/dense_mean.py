@@ -4,25 +4,28 @@ from __future__ import annotations
 
 import tensorflow as tf
 
-from tfqcomm import wire
+from tfqcomm import numerics, wire
 from tfqcomm.aggregators.base import Aggregate, Aggregator, split_words
 
 
 class DenseMean(Aggregator):
-    """Sums the words themselves; with `Identity` this is the plain float32 all-reduce.
+    """Sums the words themselves; with `Identity` this is the plain all-reduce of the messages.
 
-    Messages are divided by W before they are encoded, so that sums in half precision do not
-    overflow. One number more travels behind the payload: NaN from a replica whose message is not
-    finite, for a codec may drop or saturate the entry that was not.
+    Targets are divided by W before they are encoded, and in half precision, which ends at 65504,
+    limited to what no sum of W of them takes out of its range. What is cut off there stays in the
+    residual. One number more travels behind the payload: NaN from a replica
+    whose target is not finite, for a codec may drop or saturate the entry that was not.
+
+    Messages that are not compressed keep their type, float32 or float64.
     """
 
-    def aggregate(self, messages, healthy, step):
+    def exchange(self, targets, healthy, step):
         headers, bodies, updates = [], [], []
-        for replica, tensors in enumerate(messages):
+        for replica, vectors in enumerate(targets):
             with tf.device(self.transport.devices[replica]):
-                header, body, residuals = self._encode(replica, tensors, step)
+                header, body, residuals = self._encode(replica, vectors, step)
                 poison = tf.where(healthy[replica], 0.0, float("nan"))
-                body.append(tf.cast(poison, self.compressor.sum_dtype)[None])
+                body.append(tf.cast(poison, body[0].dtype)[None])
                 headers.append(header)
                 bodies.append(tf.concat(body, 0))
                 updates += residuals
@@ -30,30 +33,38 @@ class DenseMean(Aggregator):
         with tf.device(self.transport.device):
             means = self._decode(headers[0], total[:-1])
             all_healthy = tf.math.is_finite(total[-1])
-        itemsize = self.compressor.sum_dtype.size
-        sent = self.transport.bytes_all_reduce(total.shape[0], itemsize)
+        sent = self.transport.bytes_all_reduce(total.shape[0], total.dtype.size)
         return Aggregate(means, all_healthy, updates, sent)
 
-    def _encode(self, replica, tensors, step):
+    def _encode(self, replica, vectors, step):
         """Headers (equal on all replicas), summands and new residuals of one replica."""
         world = self.transport.world
+        if self.compressor.lossless:
+            return [], [target / world for target in vectors], []
         headers, body, updates = [], [], []
-        for index, message in enumerate(tensors):
-            residual = self.worker_residual(replica, index)
-            target = message if residual is None else message + residual
-            words = self.compressor.encode(target / world, self.codec_seed(step, index, replica))
-            if residual is not None:
-                sent = self.compressor.decode(words, self.sizes[index])
-                updates.append((residual, target - world * sent))
-            headers.append(words[: self.compressor.header_words])
-            body.append(
-                wire.words_to_summands(
-                    words[self.compressor.header_words :], self.compressor.sum_dtype
-                )
-            )
+        for index, target in enumerate(vectors):
+            share = self._in_range(target / world)
+            words = self.compressor.encode(share, self.codec_seed(step, index, replica))
+
+            def sent(words=words, size=self.sizes[index]):
+                return world * self.compressor.decode(words, size)
+
+            updates += self.left_out(replica, self.slots("worker", index), target, sent)
+            header, summands = tf.split(words, [self.compressor.header_words, -1])
+            headers.append(header)
+            body.append(wire.words_to_summands(summands, self.compressor.sum_dtype))
         return headers, body, updates
 
+    def _in_range(self, share):
+        dtype = self.compressor.sum_dtype
+        if dtype.size != 2:
+            return share
+        limit = numerics.largest_summand(dtype, self.transport.world)
+        return tf.clip_by_value(share, -limit, limit)
+
     def _decode(self, headers, total):
+        if self.compressor.lossless:
+            return split_words(total, self.sizes)
         per_word = 4 // self.compressor.sum_dtype.size
         lengths = [
             (self.compressor.num_words(n) - self.compressor.header_words) * per_word

@@ -11,21 +11,24 @@ Each group is one payload, so the number of collectives does not grow with the n
 
 from __future__ import annotations
 
-import dataclasses
 import weakref
 import zlib
 from collections.abc import Callable, Mapping, Sequence
+from typing import Protocol
 
 import numpy as np
 import tensorflow as tf
+from absl import logging
 
+from tfqcomm import numerics
 from tfqcomm.aggregators import schedule as schedules
 from tfqcomm.aggregators.adaptive_mean import AdaptiveMean
 from tfqcomm.aggregators.all_gather_mean import AllGatherMean
-from tfqcomm.aggregators.base import Aggregate, Aggregator
+from tfqcomm.aggregators.base import Aggregator
 from tfqcomm.aggregators.budget import Budget
 from tfqcomm.aggregators.dense_mean import DenseMean
 from tfqcomm.aggregators.integer_mean import IntegerMean
+from tfqcomm.aggregators.message import Message, Reduction
 from tfqcomm.aggregators.options import ExchangeOptions
 from tfqcomm.aggregators.two_phase_mean import TwoPhaseMean
 from tfqcomm.compressors.identity import Identity
@@ -33,6 +36,8 @@ from tfqcomm.error_feedback import Residuals, Slot
 from tfqcomm.traffic import Meter, Route
 from tfqcomm.transport import Transport
 from tfqcomm.worker_state import WorkerState
+
+MOST_PER_PAYLOAD = 2**30  # elements: TensorFlow's slices and splits count in int32
 
 _AGGREGATORS = {
     "dense": DenseMean,
@@ -42,65 +47,14 @@ _AGGREGATORS = {
 }
 
 
-@dataclasses.dataclass(frozen=True)
-class Message:
-    """One tensor of a step, on all local replicas.
+class Keeper(Protocol):
+    """Part of an optimizer's state."""
 
-    Attributes:
-        key: names the residual; the same on all processes and in every run.
-        values: a tensor or `IndexedSlices` for each local replica.
-        compressible: False for what must arrive as it is.
-        path: what the tensor is called, for people.
-    """
+    def state(self) -> dict[str, np.ndarray]:
+        """What is saved of it, the same on all processes."""
 
-    key: str
-    values: Sequence[tf.Tensor | tf.IndexedSlices]
-    compressible: bool = True
-    path: str = ""
-
-    @property
-    def shape(self) -> tuple[int, ...]:
-        """Static shape, dense."""
-        return tuple(self.values[0].shape)
-
-    @property
-    def size(self) -> int:
-        """Elements, dense."""
-        return int(np.prod(self.shape, dtype=np.int64))
-
-    @property
-    def sparse(self) -> bool:
-        """Whether this is the gradient of an embedding."""
-        return isinstance(self.values[0], tf.IndexedSlices)
-
-    def flat(self, replica: int) -> tf.Tensor:
-        """float32[n]."""
-        return tf.cast(tf.reshape(self.values[replica], [self.size]), tf.float32)
-
-    def floats(self, replica: int) -> tf.Tensor:
-        """The numbers there are: all of a dense tensor, the given rows of a sparse one."""
-        value = self.values[replica]
-        return value.values if self.sparse else value
-
-
-@dataclasses.dataclass(frozen=True)
-class Reduction:
-    """What an exchange found; `commit` makes it so.
-
-    Attributes:
-        means: for each message its mean over all replicas, in the message's shape.
-        healthy: bool scalar, the same everywhere: every message of every replica was finite.
-        commit: assigns the new residuals; to be called in a healthy step only.
-        left_out: (local replica, key) -> the new residual, in the message's shape; of what was
-            compressed with error feedback.
-        record: adds the step to the meter.
-    """
-
-    means: list[tf.Tensor | tf.IndexedSlices]
-    healthy: tf.Tensor
-    commit: Callable[[], None]
-    left_out: Mapping[tuple[int, str], tf.Tensor]
-    record: Callable[[], None]
+    def load_state(self, state: Mapping[str, np.ndarray]) -> None:
+        """Inverse of `state`; what is missing stays as it is."""
 
 
 class GradientExchange:
@@ -114,6 +68,8 @@ class GradientExchange:
         budget: of adaptive top-k; None for other compressors, and before the first step.
         meter: what has been sent.
         routes: how each tensor travels; known once a step has been traced.
+        kept: what else an optimizer's state is made of, by part: objects with `state` and
+            `load_state`.
         served: whether weights live on parameter servers.
         refresh: called before a backup where the model is behind them, within an epoch; else None.
     """
@@ -124,7 +80,8 @@ class GradientExchange:
         self.residuals = Residuals(transport)
         self.worker_state = WorkerState(transport)
         self.budget: Budget | None = None
-        self._saved_budget: dict[str, np.ndarray] = {}
+        self.kept: dict[str, Keeper] = {}
+        self._saved: dict[str, dict[str, np.ndarray]] = {}  # part -> for one yet to be made
         self.meter = Meter()
         self.routes: tuple[Route, ...] = ()
         self.served = False
@@ -138,23 +95,24 @@ class GradientExchange:
             step: int scalar, equal on all replicas; seeds stochastic codecs.
         """
         sparse = [m for m in messages if m.sparse]
-        compressed = [m for m in messages if not m.sparse and self._compresses(m)]
-        dense = [m for m in messages if not m.sparse and not self._compresses(m)]
+        compressed = [m for m in messages if self._compresses(m)]
+        schedule = self._schedule(compressed)
+        if self._is_dearer(schedule):
+            compressed = []
+        dense = [m for m in messages if not m.sparse and m not in compressed]
 
-        health = self._health(messages)
+        # Aggregators look at what they encode themselves; somebody has to tell of the rows.
+        health = self._health(sparse)
         means, aggregates = {}, []
-        if compressed:
-            aggregate, group_means = self._reduce_compressed(compressed, health, step)
-            aggregates.append(aggregate)
-            means |= group_means
-        if dense or not compressed:  # somebody has to carry the health
-            aggregate, group_means = self._reduce_dense(dense, health, step)
-            aggregates.append(aggregate)
-            means |= group_means
+        for aggregator, group, dtype in self._groups(compressed, schedule, dense):
+            vectors = [[m.flat(r, dtype) for m in group] for r in range(self.transport.local)]
+            aggregates.append(aggregator.aggregate(vectors, health, step))
+            for message, mean in zip(group, aggregates[-1].means, strict=True):
+                means[message.key] = tf.reshape(mean, message.shape)
         rows = [self._gather_rows(m) for m in sparse]
         means |= {m.key: mean for m, (mean, _) in zip(sparse, rows, strict=True)}
 
-        self.routes = tuple(self._route(m, compressed) for m in messages)
+        self.routes = tuple(self._route(m, m in compressed, schedule) for m in messages)
         healthy = tf.reduce_all([a.healthy for a in aggregates])
         bytes_sent = sum(a.bytes_sent for a in aggregates) + sum(cost for _, cost in rows)
         gradients = [m for m in messages if m.compressible]
@@ -165,8 +123,9 @@ class GradientExchange:
                     variable.assign(value)
 
         def record():
-            norm = tf.linalg.global_norm([tf.cast(m.floats(0), tf.float32) for m in gradients])
-            dense_bytes = self.transport.bytes_all_reduce(sum(m.size for m in gradients))
+            norm = numerics.global_norm([m.floats(0) for m in gradients])
+            size = sum(m.size * m.dtype.size for m in gradients)
+            dense_bytes = self.transport.bytes_all_reduce(size, itemsize=1)
             self.meter.record(bytes_sent, dense_bytes, healthy, norm)
 
         return Reduction(
@@ -178,7 +137,7 @@ class GradientExchange:
         )
 
     def _left_out(self, messages, aggregates) -> dict[tuple[int, str], tf.Tensor]:
-        if not self.options.error_feedback or self.options.granularity == "model":
+        if not self.options.feedback:
             return {}
         new = {id(variable): value for a in aggregates for variable, value in a.updates}
         found = {}
@@ -197,64 +156,98 @@ class GradientExchange:
         parts = {
             "residual": self.residuals.total(),
             "worker": self.worker_state.mean(),
-            "budget": self.budget.state() if self.budget else self._saved_budget,
+            **self._parts(),
         }
-        return {f"{part}/{key}": v for part, values in parts.items() for key, v in values.items()}
+        return _flat(parts)
 
-    def load_state(self, state: dict[str, np.ndarray]) -> None:
-        """Inverse of `state`, also on another number of replicas."""
-        parts = {"residual": {}, "worker": {}, "budget": {}}
-        for name, value in state.items():
-            part, key = name.split("/", 1)
-            parts[part][key] = value
-        self.residuals.load_total(parts["residual"])
-        self.worker_state.load_mean(parts["worker"])
-        self._saved_budget = parts["budget"]
+    def memory(self) -> dict[str, np.ndarray]:
+        """What of `state` is saved with the optimizer: without residuals, and no collective.
+
+        Of several processes each has its own mean of what workers remember.
+        """
+        worker = self.worker_state
+        mean = worker.mean() if self.served else worker.local_mean()
+        return _flat({"worker": mean, **self._parts()})
+
+    def _parts(self) -> dict[str, dict[str, np.ndarray]]:
+        parts = dict(self._saved)
         if self.budget:
-            self.budget.load_state(self._saved_budget)
+            parts["budget"] = self.budget.state()
+        return parts | {part: keeper.state() for part, keeper in self.kept.items()}
+
+    def load_state(self, state: Mapping[str, np.ndarray]) -> None:
+        """Inverse of `state`, also on another number of replicas."""
+        parts = _nested(state)
+        self.residuals.load_total(parts.pop("residual", {}))
+        self._load_parts(parts)
+
+    def load_memory(self, memory: Mapping[str, np.ndarray]) -> None:
+        """Inverse of `memory`; residuals stay."""
+        self._load_parts(_nested(memory))
+
+    def _load_parts(self, parts):
+        self.worker_state.load_mean(parts.pop("worker", {}))
+        self._saved = parts
+        if self.budget:
+            self.budget.load_state(parts.get("budget", {}))
+        for part, keeper in self.kept.items():
+            keeper.load_state(parts.get(part, {}))
+
+    def keep(self, part: str, keeper: Keeper) -> None:
+        """Saves `keeper` from now on, and gives it what was saved before; idempotent."""
+        if part not in self.kept:
+            self.kept[part] = keeper
+            keeper.load_state(self._saved.get(part, {}))
 
     def _compresses(self, message: Message) -> bool:
-        return message.compressible and self.options.compresses(message.shape, message.size)
+        if message.sparse or not message.compressible:
+            return False
+        return self.options.compresses(message.shape, message.size)
 
     def _health(self, messages: Sequence[Message]) -> list[tf.Tensor]:
-        """For each local replica: everything it wants to send is finite."""
+        """For each local replica: all numbers in `messages` are finite."""
         health = []
         for replica, device in enumerate(self.transport.devices):
             with tf.device(device):
-                finite = [tf.reduce_all(tf.math.is_finite(m.floats(replica))) for m in messages]
-                health.append(tf.reduce_all(finite))
+                health.append(numerics.all_finite([m.floats(replica) for m in messages]))
         return health
 
-    def _reduce_compressed(self, messages, health, step):
-        """One payload for all of `messages`; over the whole model they are one vector."""
-        sizes = [m.size for m in messages]
-        vectors = [[m.flat(r) for m in messages] for r in range(self.transport.local)]
-        if self.options.granularity == "model":
-            vectors = [[tf.concat(v, 0)] for v in vectors]
-            aggregator = self._aggregator([_joint_key(messages)], [sum(sizes)])
-            aggregate = aggregator.aggregate(vectors, health, step)
-            flat_means = tf.split(aggregate.means[0], sizes)
-        else:
-            aggregator = self._aggregator([m.key for m in messages], sizes)
-            aggregate = aggregator.aggregate(vectors, health, step)
-            flat_means = aggregate.means
-        return aggregate, _unflatten(messages, flat_means)
+    def _groups(self, compressed, schedule, dense):
+        """What travels together: (aggregator, messages, type) for each payload."""
+        joint = self.options.granularity == "model"
+        whole = joint or schedule == "adaptive"  # must not be cut: one selection ranges over all
+        cut = [compressed] if compressed and whole else _cut(compressed)
+        groups = []
+        for index, group in enumerate(cut):
+            if joint:
+                self.residuals.declare_joint(_joint_key(group), {m.key: m.size for m in group})
+            if any(m.dtype != tf.float32 for m in group):
+                _warn_of_rounding(self.options.codec)
+            groups.append((self._aggregator(schedule, group, joint, index), group, tf.float32))
+        for dtype in (tf.float32, tf.float64):
+            for group in _cut([m for m in dense if m.dtype == dtype]):
+                groups.append((self._dense_mean(group), group, dtype))
+        # Somebody has to carry the health of the rows.
+        return groups or [(self._dense_mean([]), [], tf.float32)]
 
-    def _aggregator(self, keys: list[str], sizes: list[int]) -> Aggregator:
-        schedule = self._schedule(sizes)
-        compressor = self.options.compressor
-        if schedule == "dense" and not compressor.linear:  # compression would send more
-            compressor = Identity()
-        residuals = self.residuals if self.options.error_feedback else None
-        arguments = (compressor, self.transport, residuals, keys, sizes)
+    def _aggregator(self, schedule, group, joint, index) -> Aggregator:
+        residuals = self.residuals if self.options.feedback else None
+        keys, sizes = [m.key for m in group], [m.size for m in group]
+        arguments = (self.options.codec, self.transport, residuals, keys, sizes)
         if schedule == "adaptive":
             return AdaptiveMean(*arguments, budget=self._budget_for(sum(sizes)))
-        return _AGGREGATORS[schedule](*arguments, seed=self.options.seed)
+        seed = self.options.seed + index
+        return _AGGREGATORS[schedule](*arguments, joint=joint, seed=seed)
+
+    def _dense_mean(self, group) -> Aggregator:
+        """One all-reduce for everything that is not compressed."""
+        keys, sizes = [m.key for m in group], [m.size for m in group]
+        return DenseMean(Identity(), self.transport, None, keys, sizes, joint=True)
 
     def _budget_for(self, n: int) -> Budget:
         if self.budget is None:
             self.budget = Budget(self.options.compressor, n)
-            self.budget.load_state(self._saved_budget)
+            self.budget.load_state(self._saved.get("budget", {}))
         if self.budget.n != n:
             raise ValueError(
                 "An optimizer with adaptive top-k must train the same variables at every step. "
@@ -262,21 +255,13 @@ class GradientExchange:
             )
         return self.budget
 
-    def _schedule(self, sizes: list[int]) -> str:
-        options = self.options
-        return schedules.choose(options.schedule, options.compressor, sizes, self.transport.world)
+    def _schedule(self, messages: Sequence[Message]) -> str:
+        options, sizes = self.options, [m.size for m in messages]
+        return schedules.choose(options.schedule, options.codec, sizes, self.transport.world)
 
-    def _reduce_dense(self, messages, health, step) -> tuple[Aggregate, dict[str, tf.Tensor]]:
-        """One float32 all-reduce for everything that is not compressed."""
-        sizes = [m.size for m in messages]
-        fused = [
-            [tf.concat([m.flat(r) for m in messages], 0) if messages else tf.zeros([0])]
-            for r in range(self.transport.local)
-        ]
-        aggregator = DenseMean(Identity(), self.transport, None, ["dense"], [sum(sizes)])
-        aggregate = aggregator.aggregate(fused, health, step)
-        flat_means = tf.split(aggregate.means[0], sizes) if messages else []
-        return aggregate, _unflatten(messages, flat_means)
+    def _is_dearer(self, schedule: str) -> bool:
+        """Whether compression would send more than no compression: then "auto" is "dense"."""
+        return schedule == "dense" and not self.options.codec.linear
 
     def _gather_rows(self, message: Message) -> tuple[tf.IndexedSlices, tf.Tensor]:
         """The rows of all replicas, and the bytes one worker sent for them.
@@ -293,37 +278,71 @@ class GradientExchange:
             )
         return mean, value_bytes + index_bytes
 
-    def _route(self, message: Message, compressed: Sequence[Message]) -> Route:
-        path = message.path or message.key
+    def _route(self, message: Message, compressed: bool, schedule: str) -> Route:
+        path, codec = message.path or message.key, self.options.codec
         if message.sparse:
             return Route(path, message.shape, "all_gather", "rows as they are")
-        if message not in compressed:
-            return Route(path, message.shape, "dense", "float32")
-        schedule = self._schedule([m.size for m in compressed])
-        chosen = self.options.compressor
-        if schedule == "dense" and not chosen.linear:
-            return Route(path, message.shape, "dense", f"float32 (less than {chosen})")
-        return Route(path, message.shape, schedule, str(chosen))
+        if compressed:
+            return Route(path, message.shape, schedule, str(codec))
+        description = message.dtype.name
+        if self._is_dearer(schedule) and self._compresses(message):
+            description += f" (less than {codec})"
+        return Route(path, message.shape, "dense", description)
 
 
-def _unflatten(messages: Sequence[Message], flat: Sequence[tf.Tensor]) -> dict[str, tf.Tensor]:
-    return {m.key: tf.reshape(v, m.shape) for m, v in zip(messages, flat, strict=True)}
+def _cut(messages: Sequence[Message]) -> list[list[Message]]:
+    """Groups, in order, that are small enough for one payload."""
+    groups, elements = [], 0
+    for message in messages:
+        if not groups or elements + message.size > MOST_PER_PAYLOAD:
+            groups.append([])
+            elements = 0
+        groups[-1].append(message)
+        elements += message.size
+    return groups
+
+
+def _warn_of_rounding(codec) -> None:
+    logging.log_first_n(
+        logging.WARNING,
+        "Gradients of float64 variables are rounded to float32 before %s compresses them. Without "
+        "a compressor they travel as float64.",
+        1,
+        codec,
+    )
 
 
 def _joint_key(messages: Sequence[Message]) -> str:
-    """Names the residual of all of `messages`: an optimizer may train several models in turn."""
+    """What earlier versions called the one residual of all of `messages`."""
     names = "+".join(m.key for m in messages)
     return f"model/{zlib.crc32(names.encode()):08x}"
 
 
+def _flat(parts: Mapping[str, Mapping[str, np.ndarray]]) -> dict[str, np.ndarray]:
+    """The keys of an archive: "part/name"."""
+    return {f"{part}/{key}": v for part, values in parts.items() for key, v in values.items()}
+
+
+def _nested(state: Mapping[str, np.ndarray]) -> dict[str, dict[str, np.ndarray]]:
+    """Inverse of `_flat`."""
+    parts: dict[str, dict[str, np.ndarray]] = {}
+    for name, value in state.items():
+        part, key = name.split("/", 1)
+        parts.setdefault(part, {})[key] = value
+    return parts
+
+
 _exchanges = weakref.WeakKeyDictionary()  # optimizer -> GradientExchange
 _restored = weakref.WeakKeyDictionary()  # optimizer -> state for an exchange yet to be made
+_remembered = weakref.WeakKeyDictionary()  # optimizer -> memory for one, likewise
 
 
 def exchange_for(optimizer, options: ExchangeOptions, transport: Transport) -> GradientExchange:
     """The exchange of `optimizer`, made at its first use: no two optimizers share residuals."""
     if optimizer not in _exchanges:
         _exchanges[optimizer] = GradientExchange(options, transport)
+        if optimizer in _remembered:
+            _exchanges[optimizer].load_memory(_remembered.pop(optimizer))
         if optimizer in _restored:
             _exchanges[optimizer].load_state(_restored.pop(optimizer))
     return _exchanges[optimizer]
@@ -340,3 +359,19 @@ def restore_state(optimizer, state: dict[str, np.ndarray]) -> None:
         _exchanges[optimizer].load_state(state)
     else:
         _restored[optimizer] = dict(state)
+
+
+def memory_of(optimizer) -> dict[str, np.ndarray]:
+    """What `optimizer` keeps beside Keras' variables and residuals: see `memory`."""
+    if optimizer in _exchanges:
+        return _exchanges[optimizer].memory()
+    restored = {k: v for k, v in _restored.get(optimizer, {}).items() if "residual/" not in k}
+    return restored or dict(_remembered.get(optimizer, {}))
+
+
+def restore_memory(optimizer, memory: Mapping[str, np.ndarray]) -> None:
+    """Gives `optimizer` what `memory_of` once returned."""
+    if optimizer in _exchanges:
+        _exchanges[optimizer].load_memory(memory)
+    else:
+        _remembered[optimizer] = dict(memory)

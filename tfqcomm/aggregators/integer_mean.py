@@ -20,12 +20,11 @@ class IntegerMean(Aggregator):
     There is one lossy step, at the worker. TernGrad's "scaler sharing" (arXiv 1705.07878).
     """
 
-    def aggregate(self, messages, healthy, step):
-        targets, own = [], []
-        for replica, tensors in enumerate(messages):
+    def exchange(self, targets, healthy, step):
+        own = []
+        for replica, vectors in enumerate(targets):
             with tf.device(self.transport.devices[replica]):
-                targets.append(self.targets(replica, tensors))
-                scales = tf.concat([self.compressor.scale(t) for t in targets[-1]], 0)
+                scales = tf.concat([self.compressor.scale(t) for t in vectors], 0)
                 own.append(wire.floats_to_words(scales))
         gathered = self.transport.all_gather(own)  # [W, T], T tensors
         with tf.device(self.transport.device):
@@ -57,17 +56,21 @@ class IntegerMean(Aggregator):
             scale = scales[index : index + 1]
             seed = self.codec_seed(step, index, replica)
             levels.append(self.compressor.levels(target, scale, seed))
-            residual = self.worker_residual(replica, index)
-            if residual is not None:
-                updates.append((residual, target - scale * tf.cast(levels[-1], tf.float32)))
+
+            def sent(levels=levels[-1], scale=scale, size=self.sizes[index]):
+                value = self.compressor.value_of_one(scale, size)
+                return value * tf.cast(levels, tf.float32)
+
+            updates += self.left_out(replica, self.slots("worker", index), target, sent)
         return tf.concat(levels, 0), updates
 
     def _decode(self, words, scales):
         world, n = self.transport.world, sum(self.sizes)
         totals = numerics.fuse(_unpack, n)(words, self._bits, n, world)
+        values = [self.compressor.value_of_one(scales[i], n) for i, n in enumerate(self.sizes)]
         return [
-            rounding.level_values(total, world, scales[index])
-            for index, total in enumerate(tf.split(totals, self.sizes))
+            rounding.level_values(total, world, value)
+            for total, value in zip(tf.split(totals, self.sizes), values, strict=True)
         ]
 
 

@@ -6,6 +6,7 @@ import dataclasses
 
 from tfqcomm import compressors
 from tfqcomm.aggregators import schedule as schedules
+from tfqcomm.compressors import damped
 from tfqcomm.compressors.base import Compressor
 
 GRANULARITIES = ("tensor", "model")
@@ -17,7 +18,9 @@ class ExchangeOptions:
 
     Attributes:
         compressor: the codec, its name or its config.
-        error_feedback: add what compression left out to the next message.
+        error_feedback: add what compression left out to the next message. "auto" does so for
+            codecs that contract; True also for others, whose decoded messages are then scaled down
+            until they do; see `codec`.
         min_size: tensors with fewer elements, and those of rank <= 1, travel dense; higher =>
             less compression. 0 compresses everything, as the papers do.
         schedule: "auto", "dense", "all_gather" or "two_phase".
@@ -28,7 +31,7 @@ class ExchangeOptions:
     """
 
     compressor: Compressor | str | dict | None
-    error_feedback: bool = True
+    error_feedback: bool | str = "auto"
     min_size: int = 1024
     schedule: str = "auto"
     granularity: str = "tensor"
@@ -48,9 +51,24 @@ class ExchangeOptions:
                 raise ValueError(
                     f"Argument `{name}` must be a non-negative integer. Received: {name}={value!r}"
                 )
-        for name, value in (("error_feedback", self.error_feedback), ("verify", self.verify)):
-            if not isinstance(value, bool):
-                raise ValueError(f"Argument `{name}` must be a bool. Received: {name}={value!r}")
+        if not isinstance(self.error_feedback, bool) and self.error_feedback != "auto":
+            raise ValueError(
+                "Argument `error_feedback` must be a bool or 'auto'. "
+                f"Received: error_feedback={self.error_feedback!r}"
+            )
+        if not isinstance(self.verify, bool):
+            raise ValueError(f"Argument `verify` must be a bool. Received: verify={self.verify!r}")
+
+    @property
+    def feedback(self) -> bool:
+        """Whether there is error feedback: what `error_feedback` comes to."""
+        automatic = self.error_feedback == "auto"
+        return self.compressor.contracts if automatic else self.error_feedback
+
+    @property
+    def codec(self) -> Compressor:
+        """What messages are encoded with: `compressor`, scaled as error feedback needs it."""
+        return damped.for_exchange(self.compressor, self.feedback)
 
     def compresses(self, shape: tuple[int, ...], size: int) -> bool:
         """Whether a tensor of this shape is compressed."""
@@ -62,4 +80,5 @@ class ExchangeOptions:
 
     def facts(self) -> dict[str, str]:
         """What all workers must have in common, by name."""
-        return {field.name: str(getattr(self, field.name)) for field in dataclasses.fields(self)}
+        facts = {field.name: str(getattr(self, field.name)) for field in dataclasses.fields(self)}
+        return {**facts, "error_feedback": str(self.feedback)}

@@ -10,10 +10,12 @@ Efficient-Adam's two-way error feedback (arXiv 2205.14473).
 from __future__ import annotations
 
 import dataclasses
+import functools
 from collections.abc import Sequence
 
 import tensorflow as tf
 
+from tfqcomm import numerics
 from tfqcomm.aggregators.base import (
     Aggregate,
     Aggregator,
@@ -21,7 +23,6 @@ from tfqcomm.aggregators.base import (
     health_word,
     split_words,
 )
-from tfqcomm.error_feedback import Slot, encode_with_feedback
 
 
 @dataclasses.dataclass(frozen=True)
@@ -65,14 +66,15 @@ class TwoPhaseMean(Aggregator):
 
     def __init__(self, *args, **kwargs):
         super().__init__(*args, **kwargs)
+        self._owner_codec = self.compressor.for_owner()
         self.chunks = partition(self.sizes, self.transport.world)
         self._chunk_words = 1 + max(sum(self._lengths(chunk)) for chunk in self.chunks)
 
-    def aggregate(self, messages, healthy, step):
+    def exchange(self, targets, healthy, step):
         sent, updates = [], []
-        for replica, tensors in enumerate(messages):
+        for replica, vectors in enumerate(targets):
             with tf.device(self.transport.devices[replica]):
-                rows, residuals = self._encode_worker(replica, tensors, healthy[replica], step)
+                rows, residuals = self._encode_worker(replica, vectors, healthy[replica], step)
                 sent.append(rows)
                 updates += residuals
         received = self.transport.all_to_all(sent)  # L times [W, c]
@@ -90,11 +92,9 @@ class TwoPhaseMean(Aggregator):
         cost += self.transport.bytes_all_gather(self._chunk_words)
         return Aggregate(means, all_healthy, updates, cost)
 
-    def _encode_worker(self, replica, tensors, healthy, step):
+    def _encode_worker(self, replica, targets, healthy, step):
         """int32[W, c], row j for owner j; and the new residuals."""
-        targets = self.targets(replica, tensors)
-        residuals = [self.worker_residual(replica, index) for index in range(len(tensors))]
-        rows, decoded = [], [[] for _ in tensors]
+        rows, decoded = [], [[] for _ in targets]
         for chunk in self.chunks:
             words = []
             for segment in chunk:
@@ -104,30 +104,31 @@ class TwoPhaseMean(Aggregator):
                 if self.residuals is not None:
                     decoded[segment.tensor].append(self.compressor.decode(words[-1], segment.size))
             rows.append(self._pad(tf.concat([health_word(healthy), *words], 0)))
-        updates = [
-            (residual, target - tf.concat(parts, 0))
-            for residual, target, parts in zip(residuals, targets, decoded, strict=True)
-            if residual is not None and parts
-        ]
+        updates = []
+        for index, (target, parts) in enumerate(zip(targets, decoded, strict=True)):
+            if parts:
+                sent = functools.partial(tf.concat, parts, 0)
+                updates += self.left_out(replica, self.slots("worker", index), target, sent)
         return tf.stack(rows), updates
 
     def _encode_owner(self, replica, rows, step):
         """int32[c]: the mean of everyone's chunk, encoded again; and the owner's residuals."""
         chunk = self.chunks[self.transport.ranks[replica]]
         healthy = tf.reduce_all(tf.equal(rows[:, 0], 0))
-        payload, updates = [health_word(healthy)], []
+        payload, updates = [], []
         received = split_words(rows, self._lengths(chunk), start=1)
         for segment, words in zip(chunk, received, strict=True):
+            slots = self.slots("owner", segment.tensor, segment.start, segment.stop)
             mean = decode_mean(self.compressor, words, segment.size)
-            residual = self._owner_residual(replica, segment)
+            target = mean + self.owed(replica, slots)
+            healthy &= numerics.all_finite([target])
             seed = self.codec_seed(
                 step, segment.tensor, replica, start=segment.start, phase="owner"
             )
-            words, new_residual = encode_with_feedback(self.compressor, mean, residual, seed)
-            payload.append(words)
-            if residual is not None:
-                updates.append((residual, new_residual))
-        return self._pad(tf.concat(payload, 0)), updates
+            payload.append(self._owner_codec.encode(target, seed))
+            decode = functools.partial(self._owner_codec.decode, payload[-1], segment.size)
+            updates += self.left_out(replica, slots, target, decode)
+        return self._pad(tf.concat([health_word(healthy), *payload], 0)), updates
 
     def _decode(self, gathered):
         """float32[n] of every tensor, from int32[W, c]."""
@@ -135,16 +136,8 @@ class TwoPhaseMean(Aggregator):
         for owner, chunk in enumerate(self.chunks):
             words = split_words(gathered[owner], self._lengths(chunk), start=1)
             for segment, one in zip(chunk, words, strict=True):
-                parts[segment.tensor].append(self.compressor.decode(one, segment.size))
+                parts[segment.tensor].append(self._owner_codec.decode(one, segment.size))
         return [tf.concat(p, 0) if p else tf.zeros([0]) for p in parts]
-
-    def _owner_residual(self, replica, segment):
-        if self.residuals is None:
-            return None
-        key, size = self.keys[segment.tensor], self.sizes[segment.tensor]
-        return self.residuals.variable(
-            replica, Slot("owner", key, size, segment.start, segment.stop)
-        )
 
     def _lengths(self, chunk):
         return [self.compressor.num_words(segment.size) for segment in chunk]

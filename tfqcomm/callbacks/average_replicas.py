@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import keras
 import tensorflow as tf
 
 from tfqcomm import statistics
-from tfqcomm.replicas import assign_vector, to_vector
 from tfqcomm.transport import transport_for
 
 
@@ -32,9 +33,8 @@ class AverageReplicas(keras.callbacks.Callback):
 
     def __init__(self):
         super().__init__()
-        self._own: list[tf.Tensor] | None = (
-            None  # of the local replicas, while the average is shown
-        )
+        # Of each local replica its variables and their values, while the average is shown.
+        self._own: list[tuple[Sequence[tf.Variable], list[tf.Tensor]]] | None = None
         self._training = False
 
     def on_train_begin(self, logs=None):
@@ -82,23 +82,24 @@ class AverageReplicas(keras.callbacks.Callback):
         if self._own is not None or transport.world == 1:
             return
         self._own = []
-        for variables in self._parts():
-            replicas = list(zip(*variables, strict=True))
-            self._own += [(replica, to_vector(replica)) for replica in replicas]
-            mean = transport.all_reduce(statistics.pack(variables)) / transport.world
-            statistics.unpack(mean, variables)
+        for moving in self._parts():
+            for replica in zip(*moving, strict=True):
+                self._own.append((replica, [tf.identity(v) for v in replica]))
+            statistics.average(transport, moving)
 
     def _restore(self):
         for variables, own in self._own or []:
-            if tf.reduce_all(tf.math.is_finite(own)):
-                assign_vector(variables, own)
+            if all(tf.reduce_all(tf.math.is_finite(value)) for value in own):
+                for variable, value in zip(variables, own, strict=True):
+                    variable.assign(value)
         self._own = None
 
-    def _parts(self) -> list[list[tuple[tf.Variable, ...]]]:
-        """Weights and moving statistics: for each variable its copies on the local replicas."""
+    def _parts(self) -> list[statistics.Moving]:
+        """Weights and moving statistics, each of float32 and of float64."""
         strategy = self.model.distribute_strategy
         weights = [
             strategy.experimental_local_results(v.value) for v in self.model.trainable_variables
         ]
-        moving = statistics.values_to_average(self.model, strategy)
-        return [part for part in (weights, moving) if part]
+        moving = statistics.values_to_average([self.model], strategy)
+        parts = [*statistics.split_by_width(weights), *statistics.split_by_width(moving)]
+        return [part for part in parts if part]

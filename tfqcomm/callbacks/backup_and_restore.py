@@ -28,8 +28,9 @@ class BackupAndRestore(keras.callbacks.Callback):
     Keras' callback of this name saves the model and its optimizers; what compression has left out
     so far is lost with the process. This one keeps it, summed over all replicas, each with its
     weight in the mean: a run may go on with another number of workers, or another schedule, and
-    the model is owed exactly what it was owed before. What workers remember on their own, such as
-    QAdam's moments, is kept as its mean.
+    the model is owed exactly what it was owed before, and is paid also where nothing is compressed
+    any more. What workers remember on their own, such as QAdam's moments, is kept as its mean over
+    all replicas. A model may have several optimizers, also in a list or a dictionary.
 
     Pass it to `fit` on all workers. The chief alone reads and writes `backup_dir`, and gives the
     others what it read. A backup replaces the one before in a single step, so that a crash while
@@ -87,6 +88,7 @@ class BackupAndRestore(keras.callbacks.Callback):
 
     def on_epoch_begin(self, epoch, logs=None):
         """Notes the epoch that an interrupted run begins with."""
+        _tf_private.resume_at_epoch(self.model, None)  # it has; a later `fit` starts from its own
         self._epoch = epoch
         self._last_batch = -1
 
@@ -105,6 +107,7 @@ class BackupAndRestore(keras.callbacks.Callback):
 
     def on_train_end(self, logs=None):
         """Removes the backup."""
+        _tf_private.resume_at_epoch(self.model, None)
         if self.delete_checkpoint and self._is_chief:
             self.path.unlink(missing_ok=True)
 
@@ -125,7 +128,7 @@ class BackupAndRestore(keras.callbacks.Callback):
         self.backup_dir.mkdir(parents=True, exist_ok=True)
         partial = self.path.with_suffix(".partial")
         with zipfile.ZipFile(partial, "w") as archive:
-            archive.writestr(_TRAINING, json.dumps({"epoch": epoch}))
+            archive.writestr(_TRAINING, json.dumps({"epoch": epoch, "optimizers": self._built()}))
             archive.writestr(_WEIGHTS, self._weights_to_bytes())
             for name, state in states.items():
                 with archive.open(name, "w", force_zip64=True) as file:
@@ -133,15 +136,38 @@ class BackupAndRestore(keras.callbacks.Callback):
         os.replace(partial, self.path)
 
     def _restore(self, archive: zipfile.ZipFile) -> None:
-        epoch = json.loads(archive.read(_TRAINING))["epoch"]
+        training = json.loads(archive.read(_TRAINING))
+        self._build(training.get("optimizers"))
         self._weights_from_bytes(archive.read(_WEIGHTS))
         for index, optimizer in enumerate(optimizers_of(self.model)):
             name = f"exchange-{index}.npz"
             if name in archive.namelist():
                 with np.load(io.BytesIO(archive.read(name))) as state:
                     restore_state(optimizer, dict(state))
-        _tf_private.resume_at_epoch(self.model, epoch)
-        logging.info("BackupAndRestore: resumed at epoch %d", epoch)
+        _tf_private.resume_at_epoch(self.model, training["epoch"])
+        logging.info("BackupAndRestore: resumed at epoch %d", training["epoch"])
+
+    def _built(self) -> list[list[int] | None]:
+        """For each optimizer the places of the weights it trains."""
+        held = _tf_private.optimizers_held_by(self.model)
+        return [_tf_private.trained_weights(optimizer, self.model) for optimizer in held]
+
+    def _build(self, places: list[list[int] | None] | None) -> None:
+        """Makes the optimizers' variables, for Keras to load.
+
+        Args:
+            places: what `_built` said; None for older backups, of models with one optimizer.
+        """
+        held = _tf_private.optimizers_held_by(self.model)
+        if places is None:
+            weights = self.model.weights
+            trained = {id(v) for v in self.model.trainable_variables}
+            compiled = self.model.optimizer is not None
+            places = [[i for i, v in enumerate(weights) if id(v) in trained]] if compiled else []
+        with self.model.distribute_strategy.scope():
+            for optimizer, found in zip(held, places, strict=False):
+                if found is not None and not optimizer.built:
+                    optimizer.build([self.model.weights[i] for i in found])
 
     def _weights_to_bytes(self) -> bytes:
         with tempfile.TemporaryDirectory(dir=self.backup_dir) as directory:
@@ -150,9 +176,6 @@ class BackupAndRestore(keras.callbacks.Callback):
             return file.read_bytes()
 
     def _weights_from_bytes(self, data: bytes) -> None:
-        with self.model.distribute_strategy.scope():
-            if not self.model.optimizer.built:
-                self.model.optimizer.build(self.model.trainable_variables)
         with tempfile.TemporaryDirectory() as directory:
             file = Path(directory) / _WEIGHTS
             file.write_bytes(data)

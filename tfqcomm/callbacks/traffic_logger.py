@@ -120,9 +120,10 @@ class TrafficLogger(keras.callbacks.Callback):
         for exchange in exchanges:
             lines = "\n".join(f"  {route}" for route in exchange.routes)
             text = f"TrafficLogger: what is compressed, and how it travels\n{lines}"
-            logging.info("%s", text)
             if self._verbose:
                 print(f"\n{text}", flush=True)
+            else:
+                logging.info("%s", text)
 
     def _write(self, epoch, record):
         if self._writer is None:

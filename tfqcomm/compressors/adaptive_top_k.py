@@ -125,6 +125,9 @@ class AdaptiveTopK(Compressor):
         k = self.num_kept(n)
         return wire.num_position_words(k, n) + k
 
+    def error_bound(self, n: int) -> float:
+        return 1 - self.num_kept(n) / n
+
     def encode_implementation(self, x, seed):
         n = x.shape[0]
         if n == 0:

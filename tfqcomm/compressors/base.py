@@ -11,6 +11,8 @@ from typing import Any, ClassVar
 
 import tensorflow as tf
 
+MOST_ELEMENTS = 2**31 - 1  # of one vector: positions and sizes in TensorFlow's kernels are int32
+
 
 @dataclasses.dataclass(frozen=True)
 class Compressor(abc.ABC):
@@ -63,7 +65,7 @@ class Compressor(abc.ABC):
                 "Argument `x` must be a vector (rank 1) of known length; reshape it to [-1] "
                 f"first. Received: x with shape {x.shape}"
             )
-        return _encoder(self, x.shape[0])(tf.cast(x, tf.float32), _seed_pair(seed))
+        return _encoder(self, _length(x.shape[0]))(tf.cast(x, tf.float32), _seed_pair(seed))
 
     def decode(self, words, n: int) -> tf.Tensor:
         """Restores the vector that `words` stands for.
@@ -90,6 +92,45 @@ class Compressor(abc.ABC):
     @abc.abstractmethod
     def num_words(self, n: int) -> int:
         """Words a vector of `n` elements takes; bytes on the wire are four times that."""
+
+    def error_bound(self, n: int) -> float | None:
+        """The q in ||C(x) - x||^2 <= q ||x||^2 for any x of `n` > 0 entries; None if unknown.
+
+        Of a codec that rounds at random the mean over seeds; one that is unbiased calls it its
+        variance, omega.
+        """
+        return None
+
+    @property
+    def contracts(self) -> bool:
+        """Whether `error_bound` is below 1 for every n: then error feedback is right.
+
+        A residual e of messages no longer than G stays below sqrt(q) / (1 - sqrt(q)) G. Where
+        nothing is declared, error feedback is right for what is biased.
+        """
+        bound = self.error_bound(MOST_ELEMENTS)
+        return not self.unbiased if bound is None else bound < 1
+
+    def damping(self, n: int) -> float:
+        """The factor a for decoded vectors of `n` > 0 entries with which a C contracts.
+
+        1 if C does so by itself, or if no factor helps; 1 / (1 + omega) where C is unbiased.
+        """
+        omega = self.error_bound(n)
+        return 1.0 if self.contracts or not self.unbiased or omega is None else 1 / (1 + omega)
+
+    def damped_error_bound(self, n: int) -> float | None:
+        """The `error_bound` of `damping(n)` times C."""
+        omega = self.error_bound(n)
+        return omega if self.damping(n) == 1 or omega is None else omega / (1 + omega)
+
+    def without_feedback(self) -> Compressor:
+        """The codec to take where what is left out is lost: unbiased, if scaling makes it so."""
+        return self
+
+    def for_owner(self) -> Compressor:
+        """The codec with which an owner encodes the mean of what this one has decoded."""
+        return self
 
     @abc.abstractmethod
     def encode_implementation(self, x: tf.Tensor, seed: tf.Tensor) -> tf.Tensor:
@@ -136,6 +177,12 @@ def _trace(function: Callable, *signature: tf.TensorSpec) -> Callable:
 def _length(n) -> int:
     if isinstance(n, bool) or not hasattr(n, "__index__") or operator.index(n) < 0:
         raise ValueError(f"Argument `n` must be a non-negative integer. Received: n={n}")
+    if operator.index(n) > MOST_ELEMENTS:
+        raise ValueError(
+            f"A compressed vector must have at most {MOST_ELEMENTS} elements: positions are int32. "
+            "Compress by tensor and not by model (`granularity`), or split the variable. "
+            f"Received: {n} elements"
+        )
     return operator.index(n)
 
 

@@ -48,6 +48,9 @@ class BlockInt8(Compressor):
     def num_words(self, n: int) -> int:
         return -(-n // (self.block or max(n, 1))) + wire.num_words(n, 8)
 
+    def error_bound(self, n: int) -> float:
+        return rounding.error_bound(_LARGEST, min(self.block or n, n))
+
     def encode_implementation(self, x, seed):
         n = x.shape[0]
         if n == 0:

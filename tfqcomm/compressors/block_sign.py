@@ -46,6 +46,9 @@ class BlockSign(Compressor):
     def num_words(self, n: int) -> int:
         return self._num_blocks(n) + wire.num_words(n, 1)
 
+    def error_bound(self, n: int) -> float:
+        return 1 - 1 / min(self.block or n, n)
+
     def encode_implementation(self, x, seed):
         n = x.shape[0]
         if n == 0:

@@ -27,6 +27,12 @@ def one_of(name: str, value, supported: Sequence[str]) -> None:
         )
 
 
+def boolean(name: str, value) -> None:
+    """Accepts True or False."""
+    if not isinstance(value, bool):
+        raise ValueError(f"Argument `{name}` must be a bool. Received: {name}={value!r}")
+
+
 def positive_integer_or_none(name: str, value) -> None:
     """Accepts None or an integer above zero."""
     if value is not None and (not _is_integer(value) or value < 1):

@@ -18,7 +18,7 @@ class Float16(Compressor):
     """IEEE half precision, 16 bits per element.
 
     Relative error at most 2^-11 for 6.1e-5 <= |x| <= 65504; absolute error 2^-25 below, and
-    larger finite values become 65504. Sums over replicas can still overflow: divide first.
+    larger finite values become 65504. Sums over replicas are kept in range by who adds them up.
 
     Example:
     >>> Float16().decode(Float16().encode([2049.0, 1e6]), n=2).numpy()
@@ -30,6 +30,9 @@ class Float16(Compressor):
 
     def num_words(self, n: int) -> int:
         return (n + 1) // 2
+
+    def error_bound(self, n: int) -> float:
+        return 2.0**-22  # where magnitudes are in the range above
 
     def encode_implementation(self, x, seed):
         return wire.halves_to_words(_cast(x, tf.float16))
@@ -55,6 +58,9 @@ class BFloat16(Compressor):
 
     def num_words(self, n: int) -> int:
         return (n + 1) // 2
+
+    def error_bound(self, n: int) -> float:
+        return 2.0**-16
 
     def encode_implementation(self, x, seed):
         return wire.halves_to_words(_cast(x, tf.bfloat16))

@@ -30,6 +30,9 @@ class Identity(Compressor):
     def num_words(self, n: int) -> int:
         return n
 
+    def error_bound(self, n: int) -> float:
+        return 0.0
+
     def encode_implementation(self, x, seed):
         return wire.floats_to_words(x)
 

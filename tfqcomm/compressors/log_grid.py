@@ -51,6 +51,12 @@ class LogGrid(Compressor):
     def num_words(self, n: int) -> int:
         return min(n, 1) + wire.num_level_words(n, self.bits)
 
+    def error_bound(self, n: int) -> float:
+        # The largest entry is exact. All others are worst just below the smallest level's half, or
+        # in the middle between 1/2 and 1: an error of 1/4 on 3/4.
+        below, between = (n - 1) / 4.0 ** (self.k + 1), (n - 1) / 16 if self.k else 0.0
+        return max(below / (1 + below), between / (1 + 9 * between))
+
     def encode_implementation(self, x, seed):
         n = x.shape[0]
         if n == 0:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import math
 from typing import ClassVar
 
 import tensorflow as tf
@@ -20,8 +21,9 @@ class QSGD(Compressor):
 
     The choice between the two is random, without bias. s = 2^(bits - 1) - 1: `bits` per element
     include the sign, and 32 / bucket more are the norm's. E ||C(v) - v||^2 is at most
-    min(d / s^2, sqrt(d) / s) ||v||^2 in a bucket of d entries. Where that is above 1, error
-    feedback may diverge: take larger `bits`, smaller buckets, or none of it, as the paper does.
+    omega ||v||^2, omega = min(d / s^2, sqrt(d) / s), in a bucket of d entries. Where omega is 1 or
+    more, as with the defaults, error feedback would diverge: `error_feedback="auto"` is off there,
+    as in the paper, and True divides what is decoded by 1 + omega.
     Random bits: 16 per element, which round without bias to 2^-17 of a level.
 
     Payload: a float32 norm per bucket (at most the largest float32: decoded values stay finite),
@@ -59,6 +61,10 @@ class QSGD(Compressor):
         buckets = -(-n // (self.bucket or max(n, 1)))
         return buckets + wire.num_level_words(n, self.bits)
 
+    def error_bound(self, n: int) -> float:
+        s, d = _levels_above_zero(self.bits), min(self.bucket or n, n)
+        return min(d / s**2, math.sqrt(d) / s)
+
     def encode_implementation(self, x, seed):
         n = x.shape[0]
         if n == 0:
@@ -77,16 +83,20 @@ class QSGD(Compressor):
 
 
 def _levels(v, norms, draws, bits):
-    s = (1 << bits - 1) - 1  # levels above zero
+    s = _levels_above_zero(bits)
     y = s * tf.clip_by_value(numerics.relative(v, norms[:, None]), -1.0, 1.0)
     y = tf.reshape(y, [-1])[: draws.shape[0]]
     return tf.cast(rounding.stochastic(y, draws), tf.int8)
 
 
 def _decode(words, n, bits, bucket):
-    s = (1 << bits - 1) - 1
+    s = _levels_above_zero(bits)
     buckets = -(-n // bucket)
     norms = wire.words_to_floats(words[:buckets])
     levels = wire.unpack_levels(words[buckets:], bits, n)
     v = tf.reshape(tf.pad(levels, [[0, -n % bucket]]), [-1, bucket])
     return tf.reshape(rounding.level_values(v, s, norms[:, None]), [-1])[:n]
+
+
+def _levels_above_zero(bits):
+    return (1 << bits - 1) - 1

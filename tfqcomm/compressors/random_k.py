@@ -7,7 +7,7 @@ from typing import ClassVar
 
 import tensorflow as tf
 
-from tfqcomm import selection, wire
+from tfqcomm import numerics, selection, wire
 from tfqcomm.compressors import checks
 from tfqcomm.compressors.base import Compressor
 from tfqcomm.compressors.registry import register
@@ -19,13 +19,15 @@ class RandomK(Compressor):
     """Keeps k = max(1, round(ratio * n)) entries that the shared seed picks.
 
     All replicas keep the same positions, so messages may be summed on the way, and only values
-    travel: 32 bits per kept entry and the seed. E ||C(x) - x||^2 = (1 - k/n) ||x||^2.
+    travel: 32 bits per kept entry and the seed. E ||C(x) - x||^2 = (1 - k/n) ||x||^2, and
+    (n/k - 1) ||x||^2 where values are scaled by n/k.
 
-    Values are not scaled by n/k. Scaled they would be unbiased, but with error feedback the
-    residual would grow without bound for k < n/2, and this library has error feedback on.
+    Scaled it is unbiased, but then error feedback would let the residual grow without bound for
+    k < n/2. So in an exchange values are scaled exactly where there is no error feedback.
 
     Args:
         ratio: Share of entries kept, in (0, 1].
+        scaled: Multiply decoded values by n/k.
 
     Example:
     >>> random_k = RandomK(0.5)
@@ -37,6 +39,8 @@ class RandomK(Compressor):
     """
 
     ratio: float = 0.01  # lower => more compression
+    _: dataclasses.KW_ONLY
+    scaled: bool = False  # True => unbiased, more noise
 
     linear: ClassVar[bool] = True
     deterministic: ClassVar[bool] = False
@@ -45,6 +49,12 @@ class RandomK(Compressor):
 
     def __post_init__(self):
         object.__setattr__(self, "ratio", checks.ratio(self.ratio))
+        checks.boolean("scaled", self.scaled)
+
+    @property
+    def unbiased(self) -> bool:
+        """Whether the mean of `decode(encode(x, seed))` over seeds is x: scaled."""
+        return self.scaled
 
     def num_kept(self, n: int) -> int:
         """Entries kept of `n`."""
@@ -53,6 +63,17 @@ class RandomK(Compressor):
     def num_words(self, n: int) -> int:
         return self.header_words + self.num_kept(n)
 
+    def error_bound(self, n: int) -> float:
+        kept = self.num_kept(n) / n
+        return 1 / kept - 1 if self.scaled else 1 - kept
+
+    def without_feedback(self) -> RandomK:
+        return dataclasses.replace(self, scaled=True)
+
+    def for_owner(self) -> RandomK:
+        # Owners draw the positions that they received: nothing is lost again.
+        return dataclasses.replace(self, scaled=False)
+
     def encode_implementation(self, x, seed):
         positions = random_positions(seed, x.shape[0], self.num_kept(x.shape[0]))
         return tf.concat([seed, wire.floats_to_words(tf.gather(x, positions))], axis=0)
@@ -60,7 +81,10 @@ class RandomK(Compressor):
     def decode_implementation(self, words, n):
         seed, body = tf.split(words, [self.header_words, self.num_kept(n)])
         positions = random_positions(seed, n, self.num_kept(n))
-        return selection.scatter(positions, wire.words_to_floats(body), n)
+        values = wire.words_to_floats(body)
+        if self.scaled and n:
+            values = numerics.saturating_product(values, n / self.num_kept(n))
+        return selection.scatter(positions, values, n)
 
 
 def random_positions(seed: tf.Tensor, n: int, k: int) -> tf.Tensor:

@@ -57,3 +57,12 @@ def level_values(levels: tf.Tensor, largest: int, scale: tf.Tensor) -> tf.Tensor
     inner = tf.cast(levels, tf.float32) / largest
     ends = tf.where(levels < 0, -1.0, 1.0)
     return scale * tf.where(tf.abs(levels) < largest, inner, ends)
+
+
+def error_bound(largest: int, n: int) -> float:
+    """The q of rounding to the levels -largest ... largest of the largest of `n` magnitudes.
+
+    That entry is exact; all others are at worst half a step off, and no larger than that.
+    """
+    others = (n - 1) / (2 * largest) ** 2
+    return others / (1 + others)

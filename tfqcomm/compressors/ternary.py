@@ -10,7 +10,7 @@ from typing import ClassVar
 import tensorflow as tf
 
 from tfqcomm import numerics, wire
-from tfqcomm.compressors import rounding
+from tfqcomm.compressors import checks, rounding
 from tfqcomm.compressors.base import Compressor
 from tfqcomm.compressors.registry import register
 
@@ -25,8 +25,13 @@ class Ternary(Compressor):
     2 bits per element and a scale. Clipping to `clip` standard deviations keeps a single large
     entry from making all others noise. Unbiased for what is left after clipping, so for x itself
     with `clip=None` only. E ||C(x) - x||^2 <= (1 + clip^2 / 8) ||x||^2, and for `clip=None`
-    (sqrt(n) - 1) / 2 ||x||^2: the error may be larger than x, so that error feedback is not
-    certain to converge. Random bits: 16 per element, which round without bias to 2^-17 s.
+    (sqrt(n) - 1) / 2 ||x||^2: the error may be larger than x. Random bits: 16 per element, which
+    round without bias to 2^-17 s.
+
+    So `error_feedback="auto"` is off, as in the paper. True multiplies what is decoded by a factor
+    a for which it contracts: 2 / (1 + sqrt(n)) for `clip=None`, where that is 1 / (1 + omega), and
+    a = min(1 / (2 + clip^2 / 8), 2 / sqrt(clip sqrt(n))) otherwise, with which the error is at most
+    (1 - a min(1, clip / sqrt(2 n))) ||x||^2.
 
     Payload: s as float32, then two bit planes.
 
@@ -37,10 +42,9 @@ class Ternary(Compressor):
     for which no scale is shared, sends less still, but rounds twice. Used alone, `encode` and
     `decode` share with nobody: nothing changes.
 
-    The larger the scale, the more noise, which error feedback adds up. Of normal messages with 2.5
-    and a scale of their own residuals grow to 15 times the message, with the largest scale of 4 or
-    16 workers to 30 or 60 times; with `clip=2` to 1.4 and 1.5. So take 2 with error feedback, or do
-    without it, as the paper does.
+    The larger the scale, the more noise. Without the factor residuals of normal messages grow to
+    15 times the message with 2.5 and a scale of their own, with the largest scale of 4 or 16
+    workers to 30 or 60 times; with `clip=2` to 1.4 and 1.5.
 
     Differences from the paper: where |mean| exceeds the standard deviation, it takes its place;
     the paper's rule would clip a tensor of equal entries, or of one entry, to nothing. Where the
@@ -68,11 +72,7 @@ class Ternary(Compressor):
     deterministic: ClassVar[bool] = False
 
     def __post_init__(self):
-        if not isinstance(self.shared_scale, bool):
-            raise ValueError(
-                "Argument `shared_scale` must be a bool. "
-                f"Received: shared_scale={self.shared_scale!r}"
-            )
+        checks.boolean("shared_scale", self.shared_scale)
         if self.clip is None:
             return
         real = isinstance(self.clip, numbers.Real) and not isinstance(self.clip, bool)
@@ -95,6 +95,24 @@ class Ternary(Compressor):
     def num_words(self, n: int) -> int:
         return min(n, 1) + wire.num_level_words(n, _BITS)
 
+    def error_bound(self, n: int) -> float:
+        # The mean of (C(x) - x)^2 is s|x| - x^2 <= s^2 / 8 + x^2, and clipping makes s^2 at most
+        # clip^2 times the mean of x^2. Without it s |x|_1 / |x|_2^2 is largest for a large entry
+        # among equals.
+        return (math.sqrt(n) - 1) / 2 if self.clip is None else 1 + self.clip**2 / 8
+
+    def damping(self, n: int) -> float:
+        if self.clip is None:
+            return super().damping(n)
+        # Half of the least 2 <clipped x, x> / (s |clipped x|_1): one large entry among n - 1 equal
+        # ones of about sqrt(clip / sqrt(n)) times the root of the mean square.
+        return min(1 / (1 + self.error_bound(n)), 2 / math.sqrt(self.clip * math.sqrt(n)))
+
+    def damped_error_bound(self, n: int) -> float:
+        if self.clip is None:
+            return super().damped_error_bound(n)
+        return 1 - self.damping(n) * min(1.0, self.clip / math.sqrt(2 * n))
+
     def encode_implementation(self, x, seed):
         n = x.shape[0]
         if n == 0:
@@ -111,6 +129,10 @@ class Ternary(Compressor):
             return tf.zeros([1])
         scale = numerics.max_magnitude(x[None])
         return scale if self.clip is None else numerics.fuse(_clipped, n)(x, scale, self.clip)
+
+    def value_of_one(self, scale: tf.Tensor, n: int) -> tf.Tensor:
+        """What a level of 1 decodes to."""
+        return scale
 
     def levels(self, x: tf.Tensor, scale: tf.Tensor, seed: tf.Tensor) -> tf.Tensor:
         """What stands for `x` in units of `scale`: int8[n], each -1, 0 or 1.

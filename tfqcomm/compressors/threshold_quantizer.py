@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import math
 import numbers
 
 import tensorflow as tf
@@ -61,6 +62,12 @@ class ThresholdQuantizer(Compressor):
 
     def num_words(self, n: int) -> int:
         return min(n, 1) + wire.num_level_words(n, _BITS)
+
+    def error_bound(self, n: int) -> float:
+        if self.threshold == "optimal":
+            return 1 - 1 / (1.25 + math.log(n) / 4)  # above h_n, by at most 1/4
+        t = _SCALED if self.threshold == "scaled" else self.threshold
+        return 1 - (4 * t * (1 - t) if t > 0.5 else 1) / n
 
     def encode_implementation(self, x, seed):
         n = x.shape[0]

@@ -58,6 +58,10 @@ class TopK(Compressor):
         value_bits = 8 * tf.as_dtype(self.value_dtype).size
         return wire.num_position_words(k, n) + wire.num_words(k, value_bits)
 
+    def error_bound(self, n: int) -> float:
+        rounding = 2.0**-16 if self.value_dtype == "bfloat16" else 0.0  # of the kept part
+        return 1 - self.num_kept(n) / n * (1 - rounding)
+
     def encode_implementation(self, x, seed):
         n = x.shape[0]
         if n == 0:

@@ -23,7 +23,7 @@ class UniformGrid(Compressor):
     Half-way values go to the even j. Made for the weights of a quantized downlink; with
     `range="absmax"` also fit for gradients with error feedback. Entries beyond `range="fixed"`
     saturate, so what is always beyond, such as the scales of a batch normalization, is clipped
-    for ever; there is no bound below 1 on its relative error, so no error feedback.
+    for ever; there is no bound below 1 on its relative error, so `error_feedback="auto"` is off.
 
     Payload: with "absmax" s as float32; then `bits` bit planes of the signed j. With "fixed" there
     is nothing else, and the one pattern left over stands for what is not finite.
@@ -56,6 +56,11 @@ class UniformGrid(Compressor):
     def num_words(self, n: int) -> int:
         scales = min(n, 1) if self.range == "absmax" else 0
         return scales + wire.num_level_words(n, self.bits)
+
+    def error_bound(self, n: int) -> float:
+        if self.range == "fixed":
+            return 1.0  # entries far beyond the range are as good as lost
+        return rounding.error_bound(_largest_level(self.bits), n)
 
     def encode_implementation(self, x, seed):
         n = x.shape[0]

@@ -21,7 +21,10 @@ class CompressedAllReduce(tf.distribute.ReductionToOneDevice):
 
     Args:
         compressor: a `tfqcomm.compressors.Compressor`, its name or its config.
-        error_feedback: add what compression left out to the next gradient.
+        error_feedback: add what compression left out to the next gradient. "auto" does so where it
+            converges: for compressors whose error is always smaller than what they compress. True
+            does so for the others, too ("qsgd" with few bits, "ternary"), and scales what they
+            decode down until it converges; False loses what compression leaves out.
         min_size: tensors with fewer elements, and those of rank <= 1, travel dense (fused into
             one buffer); higher => less compression; 0 compresses everything.
         schedule: "auto" (the one that sends the fewest bytes), "dense", "all_gather" or
@@ -42,7 +45,7 @@ class CompressedAllReduce(tf.distribute.ReductionToOneDevice):
         self,
         compressor: Compressor | str | dict,
         *,
-        error_feedback: bool = True,
+        error_feedback: bool | str = "auto",
         min_size: int = 1024,
         schedule: str = "auto",
         granularity: str = "tensor",

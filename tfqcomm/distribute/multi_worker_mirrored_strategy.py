@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import contextlib
+
 import tensorflow as tf
 
 from tfqcomm import _tf_private, empty_shares
 from tfqcomm.aggregators.options import ExchangeOptions
 from tfqcomm.compressors.base import Compressor
-from tfqcomm.distribute import interception, keras_loop
+from tfqcomm.distribute import interception, joining, keras_loop
+from tfqcomm.distribute.new_variables import NewVariables
 from tfqcomm.distribute.scopes import expect_models_of
 from tfqcomm.transport import transport_for
 
@@ -26,7 +29,10 @@ class MultiWorkerMirroredStrategy(tf.distribute.MultiWorkerMirroredStrategy):
     Args:
         compressor: a `tfqcomm.compressors.Compressor`, its name or its config; None compresses
             nothing.
-        error_feedback: add what compression left out to the next gradient.
+        error_feedback: add what compression left out to the next gradient. "auto" does so where it
+            converges: for compressors whose error is always smaller than what they compress. True
+            does so for the others, too ("qsgd" with few bits, "ternary"), and scales what they
+            decode down until it converges; False loses what compression leaves out.
         min_size: tensors with fewer elements, and those of rank <= 1, travel dense (fused into
             one buffer); higher => less compression; 0 compresses everything.
         schedule: "auto" (the one that sends the fewest bytes), "dense", "all_gather" or
@@ -46,11 +52,12 @@ class MultiWorkerMirroredStrategy(tf.distribute.MultiWorkerMirroredStrategy):
             first step shows that workers run different programs, on all of them.
     """
 
+    @joining.checked
     def __init__(
         self,
         compressor: Compressor | str | dict | None = None,
         *,
-        error_feedback: bool = True,
+        error_feedback: bool | str = "auto",
         min_size: int = 1024,
         schedule: str = "auto",
         granularity: str = "tensor",
@@ -78,14 +85,24 @@ class MultiWorkerMirroredStrategy(tf.distribute.MultiWorkerMirroredStrategy):
             cluster_resolver=cluster_resolver,
             communication_options=defaults.merge(communication_options),
             devices_per_worker=devices_per_worker,
-            before_variable=self._agree_on_variable,
+            on_new_variable=lambda variable: self.new_variables.add(variable),
         )
         _tf_private.init_strategy(self, extended)
-        transport_for(self)  # on several workers a watch over them begins
+        transport = transport_for(self)  # on several workers a watch over them begins
+        self.new_variables = NewVariables(transport)
+        transport.before_agreement = self.new_variables.agree
         expect_models_of(self)
+
+    @contextlib.contextmanager
+    def scope(self):
+        """Like TensorFlow's; at its end the workers compare the variables that were made in it."""
+        with super().scope() as strategy:
+            yield strategy
+            self.new_variables.agree()
 
     def run(self, fn, args=(), kwargs=None, options=None):
         """Like TensorFlow's; a replica whose share of the batch is empty contributes nothing."""
+        self.new_variables.agree()
         return super().run(empty_shares.counted(fn), args, kwargs, options)
 
     def reduce(self, reduce_op, value, axis=None):
@@ -106,19 +123,6 @@ class MultiWorkerMirroredStrategy(tf.distribute.MultiWorkerMirroredStrategy):
         total = transport.all_reduce([v[None] for v in local])[0]
         mean = str(reduce_op).upper().endswith("MEAN")
         return total / transport.world if mean else total
-
-    def _agree_on_variable(self, name, initial_value) -> bool:
-        """Whether all workers start the variable with the same value; otherwise the chief's."""
-        transport = transport_for(self)
-        facts = {
-            "shape": str(initial_value.shape.as_list()),
-            "dtype": initial_value.dtype.name,
-            "devices per worker": str(transport.local),
-        }
-        evidence = tf.io.serialize_tensor(initial_value).numpy()
-        return transport.agree(
-            "create a variable", facts, {"variable": str(name)}, evidence=evidence
-        )
 
     def agree_on_optimizer(self, optimizer) -> None:
         """Called by `model.compile`, before the optimizer's variables are created."""

@@ -6,5 +6,6 @@ from tfqcomm.launch.environment import (
     reserve_ports,
     task_environment,
 )
+from tfqcomm.launch.output import is_chatter
 
-__all__ = ["cluster_of", "die_with_parent", "reserve_ports", "task_environment"]
+__all__ = ["cluster_of", "die_with_parent", "is_chatter", "reserve_ports", "task_environment"]

@@ -6,10 +6,17 @@
 
 Every task gets its own `TF_CONFIG`, and every line it prints is shown with its name in front. The
 first task that fails ends all of them, and its exit code is the launcher's; Ctrl-C ends all of them
-too. With parameter servers the script runs once, as the chief; the workers and the parameter
-servers run `python -m tfqcomm.launch --serve`, which also starts such a task on a real cluster,
-under the `TF_CONFIG` it finds there. There a worker that is killed is done without, while others
-are left, or started again, up to `--max_restarts` times in all.
+too. With `--max_restarts=N` all are then started again, up to N times; with
+`tfqcomm.callbacks.BackupAndRestore` in the script the run goes on where it was. In each task
+`TFQCOMM_RESTART_COUNT` says how often that has happened: 0 the first time.
+
+With parameter servers the script runs once, as the chief; the workers and the parameter servers
+run `python -m tfqcomm.launch --serve`, which also starts such a task on a real cluster, under the
+`TF_CONFIG` it finds there. There a worker that is killed is done without, while others are left,
+or started again alone, up to `--max_restarts` times in all.
+
+What TensorFlow's C++ log says besides errors is not shown, unless `--verbose` is given or
+`TF_CPP_MIN_LOG_LEVEL` is set to 0 or 1.
 """
 
 from __future__ import annotations
@@ -18,11 +25,18 @@ import argparse
 import importlib.util
 import os
 import signal
+import socket
 import sys
 from collections.abc import Sequence
 
-from tfqcomm.launch.environment import cluster_of, reserve_ports, task_environment
-from tfqcomm.launch.local_cluster import LocalCluster, say
+from tfqcomm.launch.environment import (
+    ERRORS_ONLY,
+    LOG_LEVEL,
+    cluster_of,
+    reserve_ports,
+    task_environment,
+)
+from tfqcomm.launch.local_cluster import LocalCluster, Task, say
 from tfqcomm.launch.server import serve
 
 USAGE_ERROR = 2  # the exit code, as argparse has it
@@ -39,36 +53,82 @@ def main(argv: Sequence[str] | None = None) -> int:
     if options.serve:
         serve()
         return 0
-    count = _num_tasks(options)
     try:
-        ports = reserve_ports(count, options.port)
-    except OSError as error:
-        say(f"No free ports for {count} tasks, from --port={options.port}: {error}")
-        return USAGE_ERROR
-    addresses = [f"127.0.0.1:{port.getsockname()[1]}" for port in ports]
-    try:
-        return _run(options, cluster_of(addresses, options.parameter_servers))
+        return _run(options)
     except BrokenPipeError:  # Nobody reads our output any more, as after `| head`.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 128 + signal.SIGPIPE
 
 
-def _run(options: argparse.Namespace, cluster: dict[str, list[str]]) -> int:
+def _run(options: argparse.Namespace) -> int:
+    served = options.parameter_servers > 0  # then single workers are started again, not all
+    attempts = 1 if served else 1 + options.max_restarts
+    restarts = options.max_restarts if served else 0
+    ports = []
+    with LocalCluster(restarts, verbose=_is_verbose(options)) as running:
+        for attempt in range(attempts):
+            try:
+                ports = _ports(options, ports)
+            except OSError as error:
+                count = _num_tasks(options)
+                say(f"No free ports for {count} tasks, from --port={options.port}: {error}")
+                return USAGE_ERROR
+            addresses = [f"127.0.0.1:{port.getsockname()[1]}" for port in ports]
+            cluster = cluster_of(addresses, options.parameter_servers)
+            code = running.run(_start(options, running, cluster, attempt))
+            if code == 0 or running.interrupted or attempt == attempts - 1:
+                return code
+            say(f"Starting all tasks again: restart {attempt + 1} of {attempts - 1}.")
+
+
+def _ports(options: argparse.Namespace, before: list[socket.socket]) -> list[socket.socket]:
+    """Reserved ports. Those of an attempt `before` are not taken again, unless the user named them.
+
+    Something that a task has left behind might still listen there, or try to connect.
+    """
+    if before and options.port:
+        return before
+    ports = reserve_ports(_num_tasks(options), options.port)
+    for port in before:
+        port.close()
+    return ports
+
+
+def _start(
+    options: argparse.Namespace, running: LocalCluster, cluster: dict[str, list[str]], attempt: int
+) -> list[Task]:
+    """Starts all tasks; returns those whose end is that of the run."""
     script = [sys.executable, *(["-m"] if options.module else []), *options.command]
     server = [sys.executable, "-m", "tfqcomm.launch", "--serve"]
     script_job = "chief" if "chief" in cluster else "worker"
-    threads = {}
+    common = _common_variables(options)
+    for job, addresses in cluster.items():
+        for index in range(len(addresses)):
+            variables = {**task_environment(cluster, job, index, attempt), **common}
+            serves = job != script_job
+            running.start(
+                f"{job} {index}",
+                server if serves else script,
+                variables,
+                expendable=serves and job == "worker",
+                serves=serves,
+            )
+    return [task for task in running.tasks if not task.serves]
+
+
+def _common_variables(options: argparse.Namespace) -> dict[str, str]:
+    variables = {}
     if options.threads_per_worker:
         names = ("TF_NUM_INTRAOP_THREADS", "TF_NUM_INTEROP_THREADS", "OMP_NUM_THREADS")
-        threads = dict.fromkeys(names, str(options.threads_per_worker))
-    with LocalCluster(options.max_restarts) as running:
-        for job, addresses in cluster.items():
-            for index in range(len(addresses)):
-                variables = {**task_environment(cluster, job, index), **threads}
-                command = script if job == script_job else server
-                expendable = job == "worker" and job != script_job
-                running.start(f"{job} {index}", command, variables, expendable=expendable)
-        return running.run([t for t in running.tasks if t.name.startswith(script_job)])
+        variables = dict.fromkeys(names, str(options.threads_per_worker))
+    if not options.verbose:
+        variables[LOG_LEVEL] = os.environ.get(LOG_LEVEL) or ERRORS_ONLY
+    return variables
+
+
+def _is_verbose(options: argparse.Namespace) -> bool:
+    """Whether the flag says so, or a log level that the user has set."""
+    return options.verbose or os.environ.get(LOG_LEVEL, ERRORS_ONLY) < ERRORS_ONLY
 
 
 def _num_tasks(options: argparse.Namespace) -> int:
@@ -95,7 +155,8 @@ def _parser() -> argparse.ArgumentParser:
         "--max_restarts",
         type=int,
         default=0,
-        help="how often workers that were killed are started again; with parameter servers only",
+        help="how often all tasks are started again after a failure; with parameter servers: how "
+        "often workers that were killed are, each alone",
     )
     add("--port", type=int, default=0, help="first of the ports in a row; default: any free ones")
     add(
@@ -103,6 +164,7 @@ def _parser() -> argparse.ArgumentParser:
         type=int,
         help="threads each task computes with; default: TensorFlow's, all cores for each task",
     )
+    add("--verbose", action="store_true", help="show TensorFlow's C++ log, not only its errors")
     add("--serve", action="store_true", help="be the server TF_CONFIG names; takes no script")
     add("-m", dest="module", action="store_true", help="run a module, as python -m does")
     add("command", nargs=argparse.REMAINDER, help=argparse.SUPPRESS)
@@ -123,11 +185,6 @@ def _mistake_in(options: argparse.Namespace) -> str | None:
         value = getattr(options, name)
         if value is not None and value < least:
             return f"Argument `--{name}` must be at least {least}. Received: --{name}={value}"
-    if options.max_restarts and not options.parameter_servers:
-        return (
-            "Argument `--max_restarts` needs `--parameter_servers`: without them a worker's "
-            f"failure ends all. Received: --max_restarts={options.max_restarts}"
-        )
     highest = 65536 - _num_tasks(options)
     if not 0 <= options.port <= highest:
         return f"Argument `--port` must be in [0, {highest}]. Received: --port={options.port}"

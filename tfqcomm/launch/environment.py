@@ -12,6 +12,9 @@ import socket
 from collections.abc import Mapping, Sequence
 
 PR_SET_PDEATHSIG = 1  # <linux/prctl.h>
+RESTART_COUNT = "TFQCOMM_RESTART_COUNT"  # the variable that says how often a task was started anew
+LOG_LEVEL = "TF_CPP_MIN_LOG_LEVEL"  # the variable of TensorFlow's C++ log, and a level of it
+ERRORS_ONLY = "2"
 
 
 def reserve_ports(count: int, first: int = 0) -> list[socket.socket]:
@@ -54,8 +57,17 @@ def cluster_of(addresses: Sequence[str], parameter_servers: int = 0) -> dict[str
     return {"chief": [chief], "worker": workers, "ps": list(addresses[-parameter_servers:])}
 
 
-def task_environment(cluster: Mapping[str, list[str]], job: str, index: int) -> dict[str, str]:
-    """Returns the environment variables that make a process the task `index` of `job`."""
+def task_environment(
+    cluster: Mapping[str, list[str]], job: str, index: int, restarts: int = 0
+) -> dict[str, str]:
+    """Returns the environment variables that make a process the task `index` of `job`.
+
+    Args:
+        cluster: the addresses of each job.
+        job: of the task.
+        index: of the task.
+        restarts: how often it was started before.
+    """
     hosts = {address.rpartition(":")[0] for address in itertools.chain(*cluster.values())}
     no_proxy = os.environ.get("no_proxy") or os.environ.get("NO_PROXY")
     variables = {
@@ -64,6 +76,7 @@ def task_environment(cluster: Mapping[str, list[str]], job: str, index: int) -> 
         # gRPC would ask an HTTP proxy, where one is set, for the tasks of this very machine.
         "no_proxy": ",".join([no_proxy] * bool(no_proxy) + sorted(hosts)),
         "PYTHONUNBUFFERED": "1",
+        RESTART_COUNT: str(restarts),
     }
     if "ps" in cluster:  # The coordinator must see a lost server as an error, not wait for it.
         variables["GRPC_FAIL_FAST"] = os.environ.get("GRPC_FAIL_FAST", "use_caller")

@@ -12,8 +12,8 @@ import sys
 import time
 from collections.abc import Mapping, Sequence
 
-from tfqcomm.launch.environment import die_with_parent
-from tfqcomm.launch.output import LineCutter, show
+from tfqcomm.launch.environment import RESTART_COUNT, die_with_parent
+from tfqcomm.launch.output import LineCutter, is_chatter, show
 
 GRACE_SECONDS = 5.0  # between asking a task to end and killing it
 POLL_SECONDS = 0.05  # between looks at tasks that print nothing
@@ -28,15 +28,23 @@ class Task:
         name: for people.
         exit_code: as `subprocess.Popen.returncode`.
         expendable: whether the others can do without it, once it was killed.
+        serves: whether it has nothing to finish when it is to end.
     """
 
     def __init__(
-        self, name: str, command: Sequence[str], variables: Mapping[str, str], expendable: bool
+        self,
+        name: str,
+        command: Sequence[str],
+        variables: Mapping[str, str],
+        *,
+        expendable: bool = False,
+        serves: bool = False,
     ):
         self.name = name
         self.expendable = expendable
+        self.serves = serves
         self.exit_code: int | None = None
-        self._start = functools.partial(Task, name, command, variables, expendable)
+        self._command, self._variables = command, variables
         self.process = subprocess.Popen(
             command,
             env={**os.environ, **variables},
@@ -59,8 +67,11 @@ class Task:
         return self.exit_code
 
     def again(self) -> Task:
-        """The same one, started anew."""
-        return self._start()
+        """The same one, started anew; its environment says how often it was."""
+        restarts = str(int(self._variables.get(RESTART_COUNT, 0)) + 1)
+        variables = {**self._variables, RESTART_COUNT: restarts}
+        how = {"expendable": self.expendable, "serves": self.serves}
+        return Task(self.name, self._command, variables, **how)
 
     def signal(self, number: int) -> None:
         """Sends a signal to the task and its descendants."""
@@ -82,11 +93,17 @@ class LocalCluster:
 
     Args:
         max_restarts: how often expendable tasks are started again, all together.
+        verbose: show what TensorFlow's C++ log says besides errors.
+
+    Attributes:
+        tasks: those that were started, in this order.
+        interrupted: whether a signal has asked the launcher to end.
     """
 
-    def __init__(self, max_restarts: int = 0):
+    def __init__(self, max_restarts: int = 0, *, verbose: bool = False):
         self.tasks: list[Task] = []
         self._restarts_left = max_restarts
+        self._verbose = verbose
         self._missing: list[Task] = []  # killed, and done without
         self._signals: list[int] = []  # received, to be passed on
         self._handlers = {}  # {signal number: handler before ours}
@@ -106,28 +123,26 @@ class LocalCluster:
         for number, handler in self._handlers.items():
             signal.signal(number, handler)
 
-    def start(
-        self,
-        name: str,
-        command: Sequence[str],
-        variables: Mapping[str, str],
-        *,
-        expendable: bool = False,
-    ) -> Task:
-        """Starts a process with `variables` added to the environment."""
-        task = Task(name, command, variables, expendable)
+    @property
+    def interrupted(self) -> bool:
+        return bool(self._signals)
+
+    def start(self, *args, **kwargs) -> Task:
+        """Starts a `Task`, with its variables added to the environment."""
+        task = Task(*args, **kwargs)
         self.tasks.append(task)
         self._show_output_of(task)
         return task
 
     def _show_output_of(self, task: Task) -> None:
         colour = COLOURS[self.tasks.index(task) % len(COLOURS)]
-        for pipe, stream in (
-            (task.process.stdout, sys.stdout),
-            (task.process.stderr, sys.stderr),
+        hidden = None if self._verbose else is_chatter
+        for pipe, stream, left_out in (
+            (task.process.stdout, sys.stdout, None),
+            (task.process.stderr, sys.stderr, hidden),
         ):
             how = functools.partial(show, name=task.name, stream=stream, colour=colour)
-            self._selector.register(pipe, selectors.EVENT_READ, (LineCutter(), how))
+            self._selector.register(pipe, selectors.EVENT_READ, (LineCutter(left_out), how))
 
     def run(self, until: Sequence[Task]) -> int:
         """Waits until the tasks `until` have succeeded or any task has failed; ends the others.
@@ -139,6 +154,7 @@ class LocalCluster:
         """
         code = self._watch(until)
         self._stop(self._signals[0] if self._signals else signal.SIGTERM)
+        self.tasks.clear()  # others may be started
         return code
 
     def _watch(self, until: Sequence[Task]) -> int:
@@ -177,17 +193,23 @@ class LocalCluster:
         return True
 
     def _stop(self, number: int) -> None:
-        """Passes a signal on; kills who is left after `GRACE_SECONDS`, or at another signal."""
+        """Passes a signal on; kills who is left after `GRACE_SECONDS`, or at another signal.
+
+        Those that only serve come last: without them the others would end with other errors.
+        """
         received = len(self._signals)
-        for task in self.tasks:
+        told = [task for task in self.tasks if not task.serves]
+        for task in told:
             task.signal(number)
         deadline = time.monotonic() + GRACE_SECONDS
-        while alive := [task for task in self.tasks if task.poll() is None]:
+        while alive := [task for task in told if task.poll() is None]:
             self._print(POLL_SECONDS)
             if time.monotonic() > deadline or len(self._signals) > received:
                 say(f"{', '.join(task.name for task in alive)} did not end; killed.")
                 for task in alive:
                     task.kill()
+        for task in self.tasks:
+            task.kill()
         for _ in range(2):  # the last output, then the end of each pipe
             self._print(0)
 

@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import os
+import signal
+
+from tfqcomm.cluster import Cluster, loopback_only
 
 
 def serve() -> None:
@@ -10,7 +13,14 @@ def serve() -> None:
 
     The chief, which runs the user's script under `tf.distribute.ParameterServerStrategy`, drives
     it from outside.
+
+    Raises:
+        ValueError: what is wrong with `TF_CONFIG`, or that the task's port is taken.
     """
+    # Nothing has to be finished; and Python's own handler would wait for `join`, for ever.
+    signal.signal(signal.SIGINT, signal.SIG_DFL)
+    task = Cluster.from_environment()
+    task.check_port()
     import tensorflow as tf  # Only here: the launcher itself does without.
 
     resolver = tf.distribute.cluster_resolver.TFConfigClusterResolver()
@@ -19,7 +29,8 @@ def serve() -> None:
     # Steps that wait for one another must not take all the threads.
     threads = int(os.environ.get("TF_NUM_INTEROP_THREADS", 0)) or os.cpu_count() or 1
     config.inter_op_parallelism_threads = max(threads, cluster.num_tasks("worker") + 1)
-    server = tf.distribute.Server(
-        cluster, resolver.task_type, resolver.task_id, protocol="grpc", config=config
-    )
+    with loopback_only(task.tasks.values()):
+        server = tf.distribute.Server(
+            cluster, resolver.task_type, resolver.task_id, protocol="grpc", config=config
+        )
     server.join()

@@ -72,7 +72,7 @@ class AdaptiveTopKSGD(CompressedOptimizer):
         contraction: float = 1.0,
         norm_decay: float = 1.0,
         warm_up_steps: int = 0,
-        error_feedback: bool = True,
+        error_feedback: bool | str = "auto",
         momentum_correction: bool = False,
         min_size: int = 1024,
         verify: bool = True,

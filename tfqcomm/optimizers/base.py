@@ -7,16 +7,18 @@ server    `update_step(mean, variable, learning_rate)`, the same on every replic
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
 import keras
+import numpy as np
 
 from tfqcomm import _tf_private, compressors
 from tfqcomm.aggregators.options import ExchangeOptions
+from tfqcomm.optimizers.memory import RememberingOptimizer
 from tfqcomm.step import distributed_step
 
 
-class CompressedOptimizer(_tf_private.OptimizerSeam):
+class CompressedOptimizer(RememberingOptimizer):
     """Abstract base of optimizers that bring their own compression.
 
     A subclass defines `build` and `update_step` as any Keras optimizer does: the server's half.
@@ -28,7 +30,8 @@ class CompressedOptimizer(_tf_private.OptimizerSeam):
     Args:
         learning_rate: float or `keras.optimizers.schedules.LearningRateSchedule`.
         compressor: a `tfqcomm.compressors.Compressor`, its name or its config.
-        error_feedback: add what compression left out to the next message.
+        error_feedback: add what compression left out to the next message; "auto", True or False,
+            as in `tfqcomm.distribute`.
         min_size: tensors with fewer elements, and those of rank <= 1, travel dense.
         schedule: "auto", "dense", "all_gather" or "two_phase".
         granularity: "tensor" or "model": what a scale or a top-k ranges over.
@@ -42,7 +45,7 @@ class CompressedOptimizer(_tf_private.OptimizerSeam):
         learning_rate,
         *,
         compressor,
-        error_feedback: bool,
+        error_feedback: bool | str,
         min_size: int,
         schedule: str,
         granularity: str,
@@ -132,6 +135,29 @@ def check_non_negative(name: str, value: float) -> None:
         raise ValueError(
             f"Argument `{name}` must be a non-negative float. Received: {name}={value!r}"
         )
+
+
+def per_row(shape: Sequence[int]) -> tuple[int, ...]:
+    """Shape of a slot with one number for each row of a variable, so that both are cut alike."""
+    return (*shape[:1], *[1 for _ in shape[1:]])
+
+
+def complete(
+    store: Mapping[str, np.ndarray], variables: Sequence, added: Sequence, value: float
+) -> Mapping[str, np.ndarray]:
+    """What an older version saved of an optimizer, with slots that it did not have.
+
+    Args:
+        store: from position to value, as Keras saves an optimizer's `variables`.
+        variables: of the optimizer today.
+        added: the last of them, perhaps missing in `store`.
+        value: of all their elements.
+    """
+    old = len(variables) - len(added)
+    if len(store.keys()) != old:
+        return store
+    late = {str(old + i): np.full(v.shape, value, v.dtype) for i, v in enumerate(added)}
+    return {**{str(i): store[str(i)] for i in range(old)}, **late}
 
 
 register = keras.saving.register_keras_serializable(package="tfqcomm")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import tensorflow as tf
 
+from tfqcomm import numerics
 from tfqcomm.optimizers.base import CompressedOptimizer, check_fraction, check_positive, register
 
 
@@ -17,7 +18,7 @@ def comp_ams_update(gradient, state, learning_rate, *, beta_1, beta_2, epsilon, 
     Returns:
         What to subtract from the variable, and the new state.
     """
-    g, (m, v, vhat) = gradient, state
+    g, (m, v, vhat) = numerics.squarable(gradient), state
     m = beta_1 * m + (1 - beta_1) * g  # first moment
     v = beta_2 * v + (1 - beta_2) * g * g  # second moment
     vhat = tf.maximum(vhat, v)  # its maximum so far
@@ -45,7 +46,8 @@ class CompAMS(CompressedOptimizer):
         epsilon: positive; inside the root it keeps steps below `learning_rate * m / 1e-4`.
         compressor: a `tfqcomm.compressors.Compressor`, its name or its config; the paper's are
             `TopK(0.01)` and `BlockSign()`.
-        error_feedback: False loses what compression leaves out; for comparison only.
+        error_feedback: "auto" has it for compressors that contract, such as the paper's; True
+            scales down what others decode; False loses what compression leaves out.
         epsilon_inside: `sqrt(vhat + epsilon)` as in the paper, or `sqrt(vhat) + epsilon` as in
             Keras' AMSGrad.
         min_size: tensors with fewer elements, and those of rank <= 1, travel dense; 0 compresses
@@ -79,7 +81,7 @@ class CompAMS(CompressedOptimizer):
         epsilon: float = 1e-8,
         *,
         compressor="top_k",
-        error_feedback: bool = True,
+        error_feedback: bool | str = "auto",
         epsilon_inside: bool = True,
         min_size: int = 1024,
         schedule: str = "auto",

@@ -10,15 +10,17 @@ from __future__ import annotations
 
 import abc
 
+import keras
 import tensorflow as tf
 
 from tfqcomm import _tf_private, empty_shares
 from tfqcomm.aggregators.exchange import GradientExchange, exchange_for
 from tfqcomm.aggregators.options import ExchangeOptions
 from tfqcomm.optimizers.base import check_fraction
+from tfqcomm.optimizers.memory import RememberingOptimizer
 from tfqcomm.optimizers.pulls import Pullable, SharedState
 from tfqcomm.replicas import copies
-from tfqcomm.step import agree_to_train, require_replica_context
+from tfqcomm.step import agree_to_train, require_own_scope, require_replica_context
 from tfqcomm.traffic import Route
 from tfqcomm.transport import transport_for
 
@@ -33,7 +35,7 @@ def local_sgd_update(gradient, buffer, learning_rate, *, momentum, nesterov):
     return (momentum * v - learning_rate * gradient if nesterov else v), v
 
 
-class LocalSGDOptimizer(_tf_private.OptimizerSeam):
+class LocalSGDOptimizer(RememberingOptimizer):
     """Abstract base of optimizers whose replicas hold different weights between pulls.
 
     A subclass says when and how replicas pull one another. `callbacks.AverageReplicas` puts the
@@ -96,6 +98,7 @@ class LocalSGDOptimizer(_tf_private.OptimizerSeam):
         variables = list(variables)
 
         def merged(strategy, gradients, learning_rate):
+            require_own_scope(self, strategy)
             exchange = self.exchange(strategy)
             replicas = Pullable(exchange, copies(strategy, variables))
             self._begin(replicas, variables)
@@ -107,15 +110,29 @@ class LocalSGDOptimizer(_tf_private.OptimizerSeam):
                     zip(replicas.variables, zip(*local, strict=True), rates, strict=True)
                 )
             ]
+            if replicas.transport.world == 1:  # several replicas have neither: see below
+                self._finish(strategy, variables, healthy[0])
             sent = self._pull(replicas)
             dense = exchange.transport.bytes_all_reduce(replicas.size)
             exchange.meter.record(sent, dense, tf.reduce_all(healthy), 0.0)
 
         context.merge_call(merged, args=(list(gradients), tf.convert_to_tensor(learning_rate)))
 
+    def _finish(self, strategy, variables, healthy):
+        """Moving averages and constraints, in a step that was taken."""
+        values = [v.value if isinstance(v, keras.Variable) else v for v in variables]
+
+        def finish():
+            _tf_private.finish_step(self, strategy, values)
+            return tf.constant(True)
+
+        tf.cond(healthy, finish, lambda: tf.constant(False))
+
     def exchange(self, strategy: tf.distribute.Strategy) -> GradientExchange:
         """Holds the transport, the meter and what each replica remembers by itself."""
-        return exchange_for(self, ExchangeOptions(None), transport_for(strategy))
+        exchange = exchange_for(self, ExchangeOptions(None), transport_for(strategy))
+        exchange.keep("shared", self.shared)
+        return exchange
 
     def _begin(self, replicas, variables):
         """Before the first step: workers agree on what they do, and say how pulls travel."""

@@ -5,8 +5,9 @@ Letters: d parameters, L local replicas.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 
+import numpy as np
 import tensorflow as tf
 
 from tfqcomm import _tf_private
@@ -54,11 +55,12 @@ class Pullable:
 class SharedState:
     """Variables of this process that all processes treat alike, so that they are equal.
 
-    They are made before the first step, and no checkpoint keeps them.
+    They are made before the first step. The exchange keeps them with the optimizer's state.
     """
 
     def __init__(self):
         self._variables: dict[str, tf.Variable] = {}
+        self._saved: dict[str, np.ndarray] = {}
 
     def __getitem__(self, name: str) -> tf.Variable:
         return self._variables[name]
@@ -67,11 +69,28 @@ class SharedState:
         return name in self._variables
 
     def create(self, name: str, value: Callable[[], tf.Tensor], replicas: Pullable) -> None:
-        """Makes one; `value` is called eagerly."""
+        """Makes one; `value` is called eagerly, on all processes. What was saved of it wins."""
         with tf.init_scope():
             self._variables[name] = _tf_private.local_variable(
                 value(), name=name, device=replicas.transport.device
             )
+        self._load(name)
+
+    def state(self) -> dict[str, np.ndarray]:
+        """What a backup, or a model, keeps."""
+        return self._saved | {name: v.numpy() for name, v in self._variables.items()}
+
+    def load_state(self, state: Mapping[str, np.ndarray]) -> None:
+        """Inverse of `state`."""
+        self._saved = dict(state)
+        for name in self._variables:
+            self._load(name)
+
+    def _load(self, name: str) -> None:
+        saved, variable = self._saved.get(name), self._variables[name]
+        if saved is not None and saved.shape == tuple(variable.shape):  # counts of W replicas
+            with tf.init_scope():
+                variable.assign(saved)
 
 
 def every(period: int, step: tf.Tensor, pull) -> tf.Tensor:

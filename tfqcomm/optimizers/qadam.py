@@ -6,8 +6,15 @@ import math
 
 import tensorflow as tf
 
-from tfqcomm import compressors
-from tfqcomm.optimizers.base import CompressedOptimizer, check_fraction, check_positive, register
+from tfqcomm import _tf_private, compressors, numerics
+from tfqcomm.optimizers.base import (
+    CompressedOptimizer,
+    check_fraction,
+    check_positive,
+    complete,
+    per_row,
+    register,
+)
 
 
 def qadam_message(gradient, state, iteration, *, beta_1, beta_2):
@@ -24,13 +31,23 @@ def qadam_message(gradient, state, iteration, *, beta_1, beta_2):
     Returns:
         m / sqrt(v), and the new state.
     """
-    g, m, v = gradient, state["m"], state["v"]
+    g, m, v = numerics.squarable(gradient), state["m"], state["v"]
     if beta_2 == "1-1/t":
         beta_2 = 1 - 1 / (tf.cast(iteration, v.dtype) + 1)
     v = beta_2 * v + (1 - beta_2) * g * g
     m = beta_1 * m + (1 - beta_1) * g
     # With "1-1/t" nothing is left of the initial v after the first step: 0 / sqrt(0) is 0.
     return tf.math.divide_no_nan(m, tf.sqrt(v)), {"m": m, "v": v}
+
+
+def mark(value: tf.Tensor) -> tf.Tensor:
+    """int64, one for each row: changes when weights do, and is never 0."""
+    marks = tf.cast(tf.bitcast(tf.cast(value, tf.float32), tf.int32), tf.int64)
+    if value.shape.rank > 1:
+        places = 2 * tf.range(value.shape[1:].num_elements(), dtype=tf.int64) + 1
+        axes = list(range(1, value.shape.rank))
+        marks = tf.reduce_sum(marks * tf.reshape(places, value.shape[1:]), axes, keepdims=True)
+    return tf.abs(marks) + 1
 
 
 @register
@@ -51,7 +68,9 @@ class QAdam(CompressedOptimizer):
 
     With a `weight_compressor` the model's variables hold the quantized weights, as in the paper:
     gradients are taken at them, and `evaluate`, `predict` and `save` use them. What quantization
-    left out is a slot of the optimizer; `float_weights` gives the sum. Under an all-reduce
+    left out is a slot of the optimizer; `float_weights` gives the sum. Weights that were set to
+    something else since, such as loaded ones, are taken as they are. Weight decay acts on the sum.
+    Under an all-reduce
     strategy this changes the arithmetic only: weights do not travel.
 
     Args:
@@ -63,7 +82,8 @@ class QAdam(CompressedOptimizer):
             config; the paper's is `LogGrid(k)`.
         weight_compressor: of the weights, Q_x; None for none. The paper's is
             `UniformGrid(bits, range="fixed")`.
-        error_feedback: False loses what compression leaves out; for comparison only.
+        error_feedback: "auto" has it for compressors that contract, such as the paper's; True
+            scales down what others decode; False loses what compression leaves out.
         min_size: tensors with fewer elements, and those of rank <= 1, travel dense, and their
             weights are not quantized.
         schedule: "auto", "dense", "all_gather" (the paper's server) or "two_phase".
@@ -99,7 +119,7 @@ class QAdam(CompressedOptimizer):
         *,
         compressor="log_grid",
         weight_compressor=None,
-        error_feedback: bool = True,
+        error_feedback: bool | str = "auto",
         min_size: int = 1024,
         schedule: str = "auto",
         granularity: str = "tensor",
@@ -139,34 +159,58 @@ class QAdam(CompressedOptimizer):
         if self.built:
             return
         super().build(variables)
+        quantized = [self._quantizes(variable) for variable in variables]
         self._left_out = [
-            self.add_variable_from_reference(variable, "weight_residual")
-            if self._quantizes(variable)
-            else None
-            for variable in variables
+            self.add_variable_from_reference(variable, "weight_residual") if is_quantized else None
+            for variable, is_quantized in zip(variables, quantized, strict=True)
         ]
+        self._marks = [
+            self.add_variable(per_row(v.shape), dtype="int64", name=f"{v.name}_weight_mark")
+            if is_quantized
+            else None
+            for v, is_quantized in zip(variables, quantized, strict=True)
+        ]
+
+    def decay_step(self, variable, learning_rate):
+        """Weight decay acts on the float weights: where there are any, `update_step` does it."""
+        if self._left_out[self.index_of(variable)] is None:
+            super().decay_step(variable, learning_rate)
 
     def update_step(self, gradient, variable, learning_rate):
         """The server's half, for one variable: `gradient` is the mean message."""
         gradient = tf.convert_to_tensor(gradient)
-        step = tf.cast(learning_rate, variable.dtype) * gradient
-        left_out = self._left_out[self.index_of(variable)]
-        if left_out is None:
-            self.assign_sub(variable, step)
+        rate = tf.cast(learning_rate, variable.dtype)
+        index = self.index_of(variable)
+        if self._left_out[index] is None:
+            self.assign_sub(variable, rate * gradient)
             return
-        x = tf.convert_to_tensor(variable) + tf.convert_to_tensor(left_out) - step
+        x = self._float_weight(variable)
+        if _tf_private.decays(self, variable):
+            x -= x * rate * tf.cast(self.weight_decay, x.dtype)
+        x -= rate * gradient
         quantized = self._quantize(x)
         self.assign(variable, quantized)
-        self.assign(left_out, x - quantized)
+        self.assign(self._left_out[index], x - quantized)
+        self.assign(self._marks[index], mark(quantized))
 
     def float_weights(self, variables) -> list[tf.Tensor]:
         """The float32 weights that the server keeps, `x`, for variables it was built with."""
-        weights = []
-        for variable in variables:
-            left_out = self._left_out[self.index_of(variable)]
-            value = tf.convert_to_tensor(variable)
-            weights.append(value if left_out is None else value + tf.convert_to_tensor(left_out))
-        return weights
+        return [self._float_weight(variable) for variable in variables]
+
+    def _float_weight(self, variable):
+        """A weight and what its quantization left out, unless it was set to something else."""
+        index, value = self.index_of(variable), tf.convert_to_tensor(variable)
+        if self._left_out[index] is None:
+            return value
+        left_out = tf.convert_to_tensor(self._left_out[index])
+        before = tf.convert_to_tensor(self._marks[index])  # 0 where none was made yet
+        untouched = tf.equal(before, mark(value)) | tf.equal(before, 0)
+        return value + tf.where(untouched, left_out, tf.zeros_like(left_out))
+
+    def load_own_variables(self, store):
+        """What was saved before weights were marked is taken to belong together."""
+        marks = [slot for slot in self._marks if slot is not None] if self.built else []
+        super().load_own_variables(complete(store, self.variables, marks, 0))
 
     def _quantizes(self, variable) -> bool:
         shape = tuple(variable.shape)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import tensorflow as tf
 
+from tfqcomm import numerics
 from tfqcomm.optimizers.base import register
 from tfqcomm.optimizers.proximal import ProximalAdagrad, soft_threshold
 
@@ -19,8 +20,8 @@ def qcmd_adagrad_update(gradient, x, state, learning_rate, *, l1, delta):
     Returns:
         The new variable and state.
     """
-    q, (s,) = gradient, state
-    s = s + q * q
+    q, (s,) = numerics.squarable(gradient), state
+    s = numerics.add_square(s, q)
     h = delta + tf.sqrt(s)
     return soft_threshold(x - learning_rate * q / h, learning_rate * l1 / h), (s,)
 
@@ -80,7 +81,7 @@ class QCMDAdagrad(ProximalAdagrad):
         delta: float = 1e-2,
         *,
         compressor="threshold_quantizer",
-        error_feedback: bool = False,
+        error_feedback: bool | str = False,
         l1_on_vectors: bool = False,
         min_size: int = 1024,
         schedule: str = "auto",

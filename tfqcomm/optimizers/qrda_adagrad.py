@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import tensorflow as tf
 
-from tfqcomm.optimizers.base import register
+from tfqcomm import numerics
+from tfqcomm.optimizers.base import complete, per_row, register
 from tfqcomm.optimizers.proximal import ProximalAdagrad, soft_threshold
 
 CENTERS = ("zero", "initial")
@@ -18,14 +19,14 @@ def qrda_adagrad_update(gradient, state, learning_rate, step, *, center, l1, del
     Args:
         gradient: mean of the quantized gradients, `q`.
         state: (`S`, `G`), the sums of `q^2` and of `q`.
-        step: t, counted from 1.
+        step: t, the steps this variable has taken, counted from 1.
         center: `x_1`.
 
     Returns:
         The new variable and state.
     """
-    q, (s, g) = gradient, state
-    s = s + q * q
+    q, (s, g) = numerics.squarable(gradient), state
+    s = numerics.add_square(s, q)
     g = g + q
     h = delta + tf.sqrt(s)
     x = soft_threshold(center - learning_rate * g / h, learning_rate * step * l1 / h)
@@ -88,7 +89,7 @@ class QRDAAdagrad(ProximalAdagrad):
         delta: float = 1e-2,
         *,
         compressor="threshold_quantizer",
-        error_feedback: bool = False,
+        error_feedback: bool | str = False,
         l1_on_vectors: bool = False,
         center: str = "zero",
         min_size: int = 1024,
@@ -121,21 +122,40 @@ class QRDAAdagrad(ProximalAdagrad):
         self.center = center
         self.slots = ("sum_of_squares", "sum", *(["center"] if center == "initial" else []))
 
+    def build(self, variables):
+        """Creates the slots, and the number of steps that each variable has taken."""
+        if self.built:
+            return
+        super().build(variables)
+        self._steps = [
+            self.add_variable(per_row(v.shape), dtype="float32", name=f"{v.name}_steps")
+            for v in variables
+        ]
+        self._slots = [*self._slots, self._steps]
+
     def proximal(self, gradient, x, state, learning_rate, l1):
         """The new variable and slots."""
-        sums, center = state[:2], state[2:]
-        if center:
-            center = [tf.where(tf.equal(self.iterations, 0), x, center[0])]
+        sums, center, steps = state[:2], state[2:-1], state[-1]
+        if center:  # the first gradient may come late, or weights be loaded before it
+            center = [tf.where(tf.equal(steps, 0), x, center[0])]
+        steps = steps + 1
         x, sums = qrda_adagrad_update(
             gradient,
             sums,
             learning_rate,
-            tf.cast(self.iterations, x.dtype) + 1,
+            tf.cast(steps, x.dtype),
             center=center[0] if center else 0.0,
             l1=l1,
             delta=self.delta,
         )
-        return x, (*sums, *center)
+        return x, (*sums, *center, steps)
+
+    def load_own_variables(self, store):
+        """What was saved before variables had steps of their own: those of the optimizer."""
+        if self.built:
+            taken = int(store["0"][()]) // (self.gradient_accumulation_steps or 1)
+            store = complete(store, self.variables, self._steps, taken)
+        super().load_own_variables(store)
 
     def get_config(self):
         """Serializable arguments."""

@@ -29,7 +29,8 @@ class Asynchronous:
         self._fleet = fleet
         self._bound = max_staleness
         self._changed = threading.Condition()  # guards all below
-        self._to_start = 0  # steps of this epoch
+        self._open = False  # whether steps of this epoch may start
+        self._to_start = 0  # of these, how many
         self._handled = 0  # messages of this epoch: applied, or dropped as not finite
         self._expected = 0  # of these, at the end of the current round
         self._pulled: dict[Worker, int] = {}  # version at which a worker under way began
@@ -51,6 +52,7 @@ class Asynchronous:
     def begin_epoch(self, rounds: int) -> None:
         """Lets workers start all steps of an epoch: `rounds` for each of them on average."""
         with self._changed:
+            self._open = True
             self._to_start = rounds * len(self._fleet.workers)
             self._handled = self._expected = 0
             self._changed.notify_all()
@@ -59,8 +61,9 @@ class Asynchronous:
         """Waits for as many messages as there are workers, whoever sends them."""
         with self._changed:
             self._expected += len(self._fleet.workers)
+        self._fleet.alive()  # or an error
         while not self._round_is_over():
-            self._fleet.alive()  # or an error
+            self._fleet.alive()
 
     def _round_is_over(self) -> bool:
         with self._changed:
@@ -71,11 +74,13 @@ class Asynchronous:
             return self._handled >= self._expected
 
     def end_epoch(self) -> None:
-        """Starts no more steps, and waits for those under way."""
+        """Starts no more steps, waits for those under way, and raises what ended one of them."""
         with self._changed:
-            self._to_start = 0
+            self._end()
             while self._pulled and self._error is None:
                 self._changed.wait()
+            if self._error is not None:
+                raise self._error
 
     def staleness(self) -> list[int]:
         """Of the messages applied since the last call."""
@@ -87,10 +92,15 @@ class Asynchronous:
         """Lets workers finish what they are at, and waits for it."""
         with self._changed:
             self._closed = True
-            self._to_start = 0
+            self._end()
             self._changed.notify_all()
         for thread in self._threads:  # one that outlives the interpreter would abort it
             thread.join(CLOSE_SECONDS)
+
+    def _end(self) -> None:
+        """No step may start any more, not even in place of one that is lost."""
+        self._open = False
+        self._to_start = 0
 
     def _work(self, worker: Worker) -> None:
         """The life of a worker, in a thread of its own."""
@@ -122,7 +132,7 @@ class Asynchronous:
 
     def _give_back(self, worker: Worker) -> None:
         """It was lost in its step: somebody else is to do it, or this one when it is back."""
-        self._to_start += 1
+        self._to_start += self._open
 
     def _hand_in(self, worker: Worker) -> None:
         """It has taken its step."""
@@ -133,7 +143,7 @@ class Asynchronous:
                 self._staleness.append(self._fleet.applied - worker.report.version)
                 self._fleet.apply([worker])
             else:
-                self._fleet.skipped += 1
+                self._fleet.skip([worker])
             self._handled += 1
 
     def _may_go(self, worker: Worker) -> bool:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import abc
-import functools
 from collections.abc import Callable, Sequence
 
 import keras
@@ -12,12 +11,14 @@ import tensorflow as tf
 from tfqcomm import _tf_private
 from tfqcomm.aggregators.exchange import exchange_for, exchange_of
 from tfqcomm.aggregators.options import ExchangeOptions
-from tfqcomm.parameter_server import data
+from tfqcomm.parameter_server import copies, data, optimizers
 from tfqcomm.parameter_server.base_worker import BaseWorker
 from tfqcomm.parameter_server.cluster import connect
+from tfqcomm.parameter_server.flat import assign_flat
 from tfqcomm.parameter_server.fleet import Fleet
-from tfqcomm.parameter_server.model_step import assign_flat
-from tfqcomm.traffic import Meter, Route, Traffic
+from tfqcomm.parameter_server.local_state import LocalState
+from tfqcomm.parameter_server.loss_scale import LossScale
+from tfqcomm.traffic import Meter, Route
 from tfqcomm.transport import LocalTransport
 
 
@@ -27,8 +28,8 @@ class BaseTrainer(abc.ABC):
     A subclass makes servers, workers and the driver that lets them take steps.
 
     Args:
-        build_model, optimizer, loss, metrics, cluster_resolver, workers, parameter_servers: see
-            `Trainer`.
+        build_model, optimizer, loss, metrics, loss_weights, weighted_metrics, cluster_resolver,
+            workers, parameter_servers: see `Trainer`.
 
     Attributes:
         model: a plain Keras model, as of the end of the last epoch.
@@ -41,6 +42,8 @@ class BaseTrainer(abc.ABC):
         optimizer: keras.optimizers.Optimizer,
         loss,
         metrics: Sequence | None,
+        loss_weights,
+        weighted_metrics: Sequence | None,
         cluster_resolver: tf.distribute.cluster_resolver.ClusterResolver | None,
         workers: int,
         parameter_servers: int,
@@ -61,28 +64,31 @@ class BaseTrainer(abc.ABC):
                 f"Received: strategy={type(tf.distribute.get_strategy()).__name__}"
             )
         # Connecting gives TensorFlow new devices: what was made before must be made again.
-        optimizer, metrics = tf.nest.map_structure(_maker, (optimizer, metrics))
+        makers = copies.makers((optimizer, metrics, weighted_metrics))
         self._cluster = connect(cluster_resolver, workers, parameter_servers)
-        optimizer, metrics = tf.nest.map_structure(lambda make: make(), (optimizer, metrics))
-        self.model = build_model()
-        if not isinstance(self.model, keras.Model):
-            raise ValueError(
-                "Argument `build_model` must return a Keras model. "
-                f"Received: {type(self.model).__name__}"
-            )
-        self.model.compile(optimizer=optimizer, loss=loss, metrics=metrics, jit_compile=False)
+        optimizer, metrics, weighted_metrics = copies.make(makers)
+        self.model = copies.checked_model(build_model())
+        self.model.compile(
+            optimizer=optimizer,
+            loss=loss,
+            loss_weights=loss_weights,
+            metrics=metrics,
+            weighted_metrics=weighted_metrics,
+            jit_compile=False,
+        )
         self._fleet: Fleet | None = None
 
     @abc.abstractmethod
-    def _make(self, makers: Sequence[Callable]) -> tuple[Fleet, object, Meter]:
+    def _make(self, makers: Sequence[Callable], loss_scale: LossScale):
         """Servers and workers, for the first `fit`, with the model's present weights.
 
         Args:
             makers: of each worker's dataset.
+            loss_scale: by which they multiply losses.
 
         Returns:
-            The fleet; what moves weights between it and `model`, like `ChiefCopy`; and the meter
-            of the optimizer's traffic.
+            The fleet; what moves weights between it and `model`, like `ChiefCopy`; what keeps
+            the workers' memories for a backup; and the meter of the optimizer's traffic.
         """
 
     @abc.abstractmethod
@@ -98,6 +104,10 @@ class BaseTrainer(abc.ABC):
     def optimizer(self) -> keras.optimizers.Optimizer:
         """The model's, with the iterations that were trained."""
         return self.model.optimizer
+
+    @property
+    def _inner_optimizer(self) -> keras.optimizers.Optimizer:
+        return optimizers.inner(self.model.optimizer)
 
     @property
     def workers(self) -> list[dict[str, int]]:
@@ -154,9 +164,9 @@ class BaseTrainer(abc.ABC):
         )
         self.model.stop_training = False
         callback_list.on_train_begin()
-        self._copy.send()
+        self._send()
         self._fleet.applied = int(self.optimizer.iterations) * self._applied_per_iteration
-        self._counted = self._traffic()
+        self._counted = self._fleet.traffic(self._applied_per_iteration)
         driver = self._driver()
         logs = {}
         try:
@@ -167,7 +177,7 @@ class BaseTrainer(abc.ABC):
                     logs["staleness"] = sum(staleness) / len(staleness)
                     logs["max_staleness"] = max(staleness)
                 if validation_data is not None and (epoch + 1) % validation_freq == 0:
-                    logs |= self._validate(validation_data, validation_steps)
+                    logs |= data.validate(self.model, validation_data, validation_steps)
                 callback_list.on_epoch_end(epoch, logs)
                 if self.model.stop_training:
                     break
@@ -182,24 +192,51 @@ class BaseTrainer(abc.ABC):
     def evaluate(self, *args, **kwargs):
         """`keras.Model.evaluate` of `model`, on the chief, with the servers' weights."""
         if self._fleet is not None:
-            self._copy.fetch()
+            self._fetch()
         return self.model.evaluate(*args, **kwargs)
 
     def _prepare(self, makers: list[Callable], spec) -> None:
         """Makes servers and workers for the first `fit`; for a later one, new data."""
         if self._fleet is None:
             _tf_private.build_from_spec(self.model, spec)
-            self._fleet, self._copy, self._meter = self._make(makers)
+            self.model.reset_metrics()  # of an `evaluate` before: workers begin with their states
+            copies.check_weights(self.model)
+            if not self.optimizer.built:
+                self.optimizer.build(self.model.trainable_variables)
+            made = self._make(makers, LossScale(self.optimizer))
+            self._fleet, self._copy, self._memories, self._meter = made
+            self._local = LocalState(self._fleet)
+            self._trained = (self.optimizer, *self.model.trainable_variables)
             return
+        copies.check_unchanged(self._trained, (self.optimizer, *self.model.trainable_variables))
         for worker, maker in zip(self._fleet.workers, makers, strict=True):
             worker.dataset_fn = maker
             self._fleet.attempt(worker, worker.read)
 
-    def _make_fleet(self, worker: type[BaseWorker], program, servers, makers) -> Fleet:
+    def _send(self) -> None:
+        """Gives servers and workers what the chief has."""
+        self._fleet.loss_scale.load()
+        self._copy.send()
+        self._local.send()
+
+    def _fetch(self) -> None:
+        """Takes what they have."""
+        self._copy.fetch()
+        self._local.fetch()
+
+    def _capture(self) -> None:
+        """For a backup within an epoch: all of one moment, while the others go on."""
+        with self._fleet.still():
+            self._fetch()
+            self._memories.capture()
+
+    def _make_fleet(self, worker: type[BaseWorker], program, servers, makers, loss_scale) -> Fleet:
         """Workers of a kind, each with its data."""
         devices = enumerate(zip(self._cluster.workers, makers, strict=True))
-        workers = [worker(index, device, program, maker) for index, (device, maker) in devices]
-        return Fleet(self._cluster, servers, workers)
+        workers = [
+            worker(index, device, program, maker, loss_scale) for index, (device, maker) in devices
+        ]
+        return Fleet(self._cluster, servers, workers, loss_scale)
 
     def _register(self, options: ExchangeOptions, routes: Sequence[Route], **memories) -> Meter:
         """Makes the callbacks of this package find what they show and keep.
@@ -208,7 +245,7 @@ class BaseTrainer(abc.ABC):
             routes: of the model's trainable variables.
             **memories: stand in for those attributes of an all-reduce exchange.
         """
-        exchange = exchange_for(self.optimizer, options, LocalTransport())
+        exchange = exchange_for(self._inner_optimizer, options, LocalTransport())
         state = exchange.state()  # of a backup that was restored before
         for name, stand_in in memories.items():
             setattr(exchange, name, stand_in)
@@ -222,8 +259,8 @@ class BaseTrainer(abc.ABC):
         self.model.reset_metrics()
         for worker in self._fleet.workers:
             worker.reset_metrics()
-        exchange = exchange_of(self.optimizer)
-        exchange.refresh = self._copy.fetch  # for backups within the epoch
+        exchange = exchange_of(self._inner_optimizer)
+        exchange.refresh = self._capture  # for backups within the epoch
         learning_rate = self._copy.send_learning_rate(None)  # before the first step begins
         driver.begin_epoch(steps)
         try:
@@ -234,72 +271,30 @@ class BaseTrainer(abc.ABC):
                 self._count()
                 iterations = self._fleet.applied // self._applied_per_iteration
                 self.optimizer.iterations.assign(iterations)
+                self._fleet.loss_scale.store()
                 logs = self._logs()
                 callback_list.on_train_batch_end(step, logs)
                 if self.model.stop_training:
                     break
         finally:
             exchange.refresh = None
+            self._memories.release()
         driver.end_epoch()
         self._count()
-        self._copy.fetch()
+        self._fetch()
+        self._fleet.loss_scale.store()
         return dict(logs)
 
     def _logs(self) -> dict[str, float]:
         """The metrics of all workers together."""
-        states = sum(worker.metrics for worker in self._fleet.workers)
-        assign_flat(self.model.metrics_variables, states)
+        workers = self._fleet.workers
+        states = workers[0].model_step.metrics
+        states.check(len(workers))
+        merged = states.merge([worker.metrics for worker in workers])
+        assign_flat(self.model.metrics_variables, merged)
         return {name: float(value) for name, value in self.model.get_metrics_result().items()}
-
-    def _traffic(self) -> Traffic:
-        """All there was so far, of an average worker."""
-        fleet, workers = self._fleet, self._fleet.workers
-        dense_words = 2 * sum(server.format.dense_words for server in fleet.servers)
-
-        def mean_bytes(words):
-            return 4 * sum(words) // len(workers)
-
-        return Traffic(
-            steps=(fleet.applied + fleet.skipped) // self._applied_per_iteration,
-            skipped_steps=fleet.skipped,
-            bytes_sent=mean_bytes(worker.pushed_words for worker in workers),
-            bytes_pulled=mean_bytes(worker.pulled_words for worker in workers),
-            dense_bytes=mean_bytes(dense_words * worker.steps for worker in workers),
-            gradient_norm=workers[0].message_norm,
-        )
 
     def _count(self) -> None:
         """Adds to the meter what an average worker has sent and received since the last call."""
-        before, self._counted = self._counted, self._traffic()
+        before, self._counted = self._counted, self._fleet.traffic(self._applied_per_iteration)
         self._meter.add(self._counted.since(before))
-
-    def _validate(self, validation_data, validation_steps) -> dict[str, float]:
-        """What `evaluate` says, as `fit` shows it."""
-        is_pair = isinstance(validation_data, (tuple, list))
-        x, y, sample_weight = keras.utils.unpack_x_y_sample_weight(
-            validation_data if is_pair else (validation_data,)
-        )
-        values = self.model.evaluate(
-            x,
-            y,
-            sample_weight=sample_weight,
-            steps=validation_steps,
-            verbose=0,
-            return_dict=True,
-        )
-        return {f"val_{name}": value for name, value in values.items()}
-
-
-def _maker(value) -> Callable:
-    """Returns a function that makes an optimizer or metric like this; other values it returns."""
-    if not isinstance(value, (keras.optimizers.Optimizer, keras.metrics.Metric)):
-        return lambda: value
-    try:
-        config = value.get_config()
-    except tf.errors.InvalidArgumentError as error:
-        raise ValueError(
-            "An optimizer that was made before the process joined its cluster cannot be used "
-            "afterwards: make it together with its Trainer. Received: "
-            f"{type(value).__name__}"
-        ) from error
-    return functools.partial(type(value).from_config, config)

@@ -4,14 +4,16 @@ from __future__ import annotations
 
 import abc
 import functools
+import threading
 from collections.abc import Callable
 
-import keras
 import numpy as np
 import tensorflow as tf
 
-from tfqcomm.parameter_server.cluster import on
+from tfqcomm import _tf_private
+from tfqcomm.parameter_server.cluster import Bulletin, on
 from tfqcomm.parameter_server.data import endless
+from tfqcomm.parameter_server.loss_scale import LossScale
 from tfqcomm.parameter_server.model_step import ModelStep
 
 
@@ -23,18 +25,34 @@ class BaseWorker(abc.ABC):
         device: of the worker.
         dataset_fn: makes its data.
         alive: False from the moment it is lost until it has started anew.
+        lives: how often it has been started.
+        busy: held while it works; by whoever wants to see it between two steps.
+        used_scale: by which the loss of its last step was multiplied.
         steps, pushed_words, pulled_words: since the worker was first started.
         metrics: its share in the states of all metrics since they were reset; also that of
             steps before it was lost.
     """
 
-    def __init__(self, index: int, device: str, model_step: ModelStep, dataset_fn: Callable):
+    report_numbers = 0  # in a report, before the metrics
+
+    def __init__(
+        self,
+        index: int,
+        device: str,
+        model_step: ModelStep,
+        dataset_fn: Callable,
+        loss_scale: LossScale,
+    ):
         self.index = index
         self.device = device
         self.alive = True
+        self.lives = 0
+        self.used_scale: float | None = None
         self.steps = self.pushed_words = self.pulled_words = 0
         self.dataset_fn = dataset_fn
-        self._model_step = model_step
+        self.model_step = model_step
+        self._loss_scale = loss_scale
+        self.busy = threading.RLock()
         self.reset_metrics()
         self.start()
 
@@ -53,15 +71,32 @@ class BaseWorker(abc.ABC):
 
     def start(self) -> None:
         """Creates the worker's variables and its data, also after it was started anew."""
+        step = self.model_step
         with on(self.device):
-            self._metrics = tf.Variable(self._model_step.metrics, trainable=False)
+            self._metrics = tf.Variable(step.metrics.initial, trainable=False)
             self._local = [
-                tf.Variable(self._own_value(v), trainable=False, dtype=v.dtype)
-                for v in self._model_step.local
+                tf.Variable(value, trainable=False, dtype=v.dtype)
+                for v, value in zip(step.local, self._local_values(), strict=True)
             ]
             self._flags = {flag: tf.identity(tf.constant(flag)) for flag in (False, True)}
+            self._scales = {None: tf.identity(tf.constant(1.0))}
+        self._bulletin = Bulletin(self.device, self.report_numbers + step.metrics.initial.size)
         self.read()
-        self._earlier_metrics = self.metrics - self._model_step.metrics
+        self._earlier_metrics = self.metrics
+        self.lives += 1
+
+    def take_local(self) -> None:
+        """Takes the chief's frozen weights and the like, which a user may have set."""
+        with on(self.device):
+            for variable, value in zip(self._local, self._local_values(), strict=True):
+                variable.assign(value)
+
+    @property
+    def local(self) -> dict[int, np.ndarray]:
+        """What its steps have changed of the model's other variables, by their place."""
+        changing = self.model_step.changing
+        with on(self.device):
+            return {i: v.numpy() for i, v in enumerate(self._local) if changing[i]}
 
     def read(self) -> None:
         """Begins with the data that `dataset_fn()` gives."""
@@ -70,24 +105,35 @@ class BaseWorker(abc.ABC):
             make = tf.function(functools.partial(endless, self.dataset_fn), autograph=False)
             self._iterator = iter(make.get_concrete_function()())
 
-    def _own_value(self, variable: keras.Variable) -> np.ndarray:
-        """What a variable that is not shared begins with: seeds of dropout differ by worker."""
-        value = np.array(variable)
-        if value.dtype == np.uint32:
-            value = value + np.uint32(self.index * 0x9E3779B9 & 0xFFFFFFFF)
-        return value
+    def _local_values(self) -> list[np.ndarray]:
+        """What variables begin with that are not trained: seeds of dropout differ by worker."""
+        step = self.model_step
+        seeds = {id(v) for v in _tf_private.random_seeds(step.model)}
+        values = []
+        for variable in step.local:
+            value = np.array(variable)
+            if self.index and id(variable) in seeds:
+                value[0] = (int(value[0]) + self.index * 0x9E3779B9) % (1 << 31)
+            values.append(value)
+        return values
+
+    def _scale(self) -> tf.Tensor:
+        """The present scale of losses, on the worker."""
+        self.used_scale = self._loss_scale.value
+        if self.used_scale not in self._scales:
+            self._scales = {self.used_scale: tf.identity(tf.constant(self.used_scale, tf.float32))}
+        return self._scales[self.used_scale]
 
     def reset_metrics(self) -> None:
         """Begins an epoch."""
         self._fresh = True
-        self.metrics = self._model_step.metrics
-        self._earlier_metrics = 0 * self.metrics
+        self.metrics = self._earlier_metrics = self.model_step.metrics.initial
 
     def _took_step(self, states: np.ndarray) -> None:
         """Counts a step, and notes the states of its metrics."""
         self.steps += 1
         self._fresh = False
-        self.metrics = self._earlier_metrics + states
+        self.metrics = self.model_step.metrics.merge([self._earlier_metrics, states])
 
     def is_there(self) -> bool:
         """Whether the worker answers, and is the one that was started."""

@@ -9,7 +9,7 @@ import numpy as np
 
 from tfqcomm import _tf_private
 from tfqcomm.parameter_server import optimizers
-from tfqcomm.parameter_server.model_step import assign_flat, flat_values
+from tfqcomm.parameter_server.flat import assign_flat, flat_values
 from tfqcomm.parameter_server.partition import Piece
 from tfqcomm.parameter_server.server import Server
 
@@ -30,32 +30,28 @@ class ChiefCopy:
     """
 
     def __init__(self, model, pieces: Sequence[Piece], devices, format_of, workers, share):
-        self._model = model
+        self._weights = list(model.trainable_variables)
         self._pieces = pieces
         self._statistics = _tf_private.statistics(model)
-        optimizer = model.optimizer
-        if not optimizer.built:
-            optimizer.build(model.trainable_variables)
+        self._optimizer = optimizer = optimizers.inner(model.optimizer)
         self.servers = []
         for index, device in enumerate(devices):
             own = tuple(p for p in pieces if p.server == index)
-            variables = [model.trainable_variables[p.variable] for p in own]
+            variables = [self._weights[p.variable] for p in own]
             statistics = flat_values(self._statistics) if index == 0 else np.zeros([0], np.float32)
             self.servers.append(
                 Server(
                     device,
                     format_of(own, statistics.size),
                     [p.cut(v.numpy()) for p, v in zip(own, variables, strict=True)],
+                    variables,
                     statistics,
                     optimizer,
-                    [_tf_private.decays(optimizer, v) for v in variables],
                     workers,
                     share,
                 )
             )
-        self._shared, self._slots = optimizers.slots_by_variable(
-            optimizer, model.trainable_variables
-        )
+        self._shared, self._slots = optimizers.slots_by_variable(optimizer, self._weights)
 
     def send(self) -> None:
         """Gives the servers what the chief has."""
@@ -64,12 +60,13 @@ class ChiefCopy:
             for there, here in zip(shared, self._shared, strict=True):
                 there.assign(here.numpy())
             for piece, variable in zip(server.format.pieces, server.variables, strict=True):
-                whole = self._model.trainable_variables[piece.variable]
-                variable.assign(piece.cut(whole.numpy()))
-                for there, here in zip(
-                    slots.get(piece.name, []), self._slots[piece.variable], strict=True
-                ):
-                    there.assign(piece.cut(here.numpy()) if piece.shape else here.numpy())
+                whole = self._weights[piece.variable]
+                split = piece.shape != tuple(whole.shape)
+                pairs = zip(slots.get(piece.name, []), self._slots[piece.variable], strict=True)
+                for there, here in [(variable, whole), *pairs]:
+                    value = here.numpy()
+                    # A slot may have another shape, but then its variable is not split.
+                    there.assign(piece.cut(value) if split else value)
         self.servers[0].statistics.assign(flat_values(self._statistics))
         for server in self.servers:
             server.publish()
@@ -91,22 +88,22 @@ class ChiefCopy:
             weights[piece.variable].append(weight)
             for parts, value in zip(slots[piece.variable], rest, strict=True):
                 parts.append(value)
-        for variable, parts in zip(self._model.trainable_variables, weights, strict=True):
+        for variable, parts in zip(self._weights, weights, strict=True):
             variable.assign(_whole(parts))
         for variables, found in zip(self._slots, slots, strict=True):
             for variable, parts in zip(variables, found, strict=True):
                 variable.assign(_whole(parts))
         shared = optimizers.slots_of(self.servers[0].optimizer)[0]
         for here, there in zip(self._shared, shared, strict=True):
-            if here is not _learning_rate(self._model.optimizer):
+            if here is not _learning_rate(self._optimizer):
                 here.assign(there.numpy())
         assign_flat(self._statistics, self.servers[0].statistics.numpy())
 
     def send_learning_rate(self, last: float | None) -> float | None:
         """Passes on what a callback may have set, if it is not `last`; None with a schedule."""
-        if _learning_rate(self._model.optimizer) is None:
+        if _learning_rate(self._optimizer) is None:
             return None
-        value = float(self._model.optimizer.learning_rate)
+        value = float(self._optimizer.learning_rate)
         if value != last:
             for server in self.servers:
                 server.optimizer.learning_rate.assign(value)

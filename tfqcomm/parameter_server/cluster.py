@@ -9,12 +9,15 @@ from __future__ import annotations
 import contextlib
 import os
 import socket
+import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 
+import numpy as np
 import tensorflow as tf
 
 from tfqcomm import _tf_private
+from tfqcomm import cluster as tasks
 
 PATIENCE = 600  # seconds to wait for tasks that have not started yet
 _connected: Cluster | None = None
@@ -25,6 +28,60 @@ def on(device: str) -> Iterator[None]:
     """Scope of eager operations on a task that may fail."""
     with tf.device(device), _tf_private.executor_scope(device):
         yield
+
+
+class Graphs:
+    """The graphs of a function, one for each kind of arguments, for variables of any task.
+
+    Traced by hand: TensorFlow would warn of "retracing", since every server and every trainer has
+    functions of its own.
+
+    Args:
+        function: returns nothing, or tensors.
+        kind_of: arguments -> what tells their kinds apart.
+    """
+
+    def __init__(self, function: Callable, kind_of: Callable = lambda *arguments: None):
+        self._function = tf.function(function, autograph=False)
+        self._kind_of = kind_of
+        self._graphs: dict = {}
+        self._tracing = threading.Lock()
+
+    def __call__(self, *arguments):
+        kind = self._kind_of(*arguments)
+        with self._tracing:
+            if kind not in self._graphs:
+                self._graphs[kind] = self._function.get_concrete_function(*arguments)
+        return self._graphs[kind](*arguments)
+
+
+class Bulletin:
+    """A vector that a task computes and the chief reads, again and again.
+
+    Each `numpy()` of a tensor elsewhere would leave 3 KB behind in TensorFlow, in all tasks
+    together; a function that ends on the chief leaves none.
+
+    Attributes:
+        variable: on the task, float64[n].
+    """
+
+    def __init__(self, device: str, length: int):
+        self._device = device
+        self._home = home = tf.constant(0).device
+        with on(device):
+            self.variable = tf.Variable(tf.zeros([length], tf.float64), trainable=False)
+
+        def read(variable):
+            value = variable.read_value()
+            with tf.device(home):
+                return tf.identity(value)
+
+        self._read = Graphs(read)
+
+    def read(self) -> np.ndarray:
+        """Its present value; raises `tf.errors.OpError` if the task is gone."""
+        with tf.device(self._home), _tf_private.executor_scope(self._device):
+            return self._read(self.variable).numpy()
 
 
 class ServerLost(RuntimeError):
@@ -74,6 +131,7 @@ def connect(
         ValueError: where the cluster cannot be this process' own.
     """
     if resolver is None and os.environ.get("TF_CONFIG"):
+        tasks.Cluster.from_environment()  # says what is wrong with it
         resolver = tf.distribute.cluster_resolver.TFConfigClusterResolver()
     if resolver is None:
         return _embedded(workers, parameter_servers)
@@ -117,9 +175,10 @@ def _embedded(workers: int, parameter_servers: int) -> Cluster:
     config = tf.compat.v1.ConfigProto()
     # Steps that wait for one another must not take all the threads.
     config.inter_op_parallelism_threads = max(os.cpu_count() or 1, workers + 1)
-    for job in ("worker", "ps"):
-        for task in spec.task_indices(job):
-            tf.distribute.Server(spec, job, task, protocol="grpc", config=config)
+    with tasks.loopback_only(addresses):
+        for job in ("worker", "ps"):
+            for task in spec.task_indices(job):
+                tf.distribute.Server(spec, job, task, protocol="grpc", config=config)
     resolver = tf.distribute.cluster_resolver.SimpleClusterResolver(spec, rpc_layer="grpc")
     return _connect(resolver, embedded=True)
 
@@ -147,8 +206,9 @@ def _connect(resolver, *, embedded: bool) -> Cluster:
     cluster = Cluster(spec, embedded=embedded)
     for device in (*cluster.workers, *cluster.servers):
         _wait_for(cluster, device)
-    # What connects this process; its variables and its `run` are not used.
-    tf.distribute.ParameterServerStrategy(resolver)
+    with tasks.loopback_only(cluster.addresses.values()):
+        # What connects this process; its variables and its `run` are not used.
+        tf.distribute.ParameterServerStrategy(resolver)
     _tf_private.share_functions()
     _connected = cluster
     return cluster

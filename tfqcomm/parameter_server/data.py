@@ -1,4 +1,4 @@
-"""The data of each worker."""
+"""The data of each worker, and of the validation."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ import functools
 import inspect
 from collections.abc import Callable
 
+import keras
 import tensorflow as tf
 
 
@@ -61,3 +62,20 @@ def steps_of_epoch(steps_per_epoch: int | None, length: int | None) -> int:
             f"known length. Received: steps_per_epoch={steps_per_epoch!r}, length={length}"
         )
     return steps
+
+
+def validate(model: keras.Model, validation_data, validation_steps) -> dict[str, float]:
+    """What `evaluate` says, as `fit` shows it."""
+    is_pair = isinstance(validation_data, (tuple, list))
+    x, y, sample_weight = keras.utils.unpack_x_y_sample_weight(
+        validation_data if is_pair else (validation_data,)
+    )
+    values = model.evaluate(
+        x,
+        y,
+        sample_weight=sample_weight,
+        steps=validation_steps,
+        verbose=0,
+        return_dict=True,
+    )
+    return {f"val_{name}": value for name, value in values.items()}

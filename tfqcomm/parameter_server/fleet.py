@@ -6,9 +6,10 @@ the servers, once, or is lost: nothing is ever sent twice.
 
 from __future__ import annotations
 
+import contextlib
 import threading
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 
 import tensorflow as tf
@@ -17,6 +18,8 @@ from absl import logging
 from tfqcomm import _tf_private
 from tfqcomm.parameter_server.base_worker import BaseWorker
 from tfqcomm.parameter_server.cluster import Cluster, ServerLost
+from tfqcomm.parameter_server.loss_scale import LossScale
+from tfqcomm.traffic import Traffic
 
 PATIENCE = 300  # seconds to wait for a worker when none is left
 RETRY_SECONDS = 1.0
@@ -29,25 +32,44 @@ class Fleet:
         cluster: their names, for people.
         servers: each with a `device`, and a `ping` that raises `tf.errors.OpError` if it is gone.
         workers: all of them.
+        loss_scale: which a step that was taken or skipped may change.
 
     Attributes:
         applied: messages, or means of messages, that the servers have taken: their version.
         skipped: that were not finite.
     """
 
-    def __init__(self, cluster: Cluster, servers: Sequence, workers: Sequence[BaseWorker]):
+    def __init__(
+        self,
+        cluster: Cluster,
+        servers: Sequence,
+        workers: Sequence[BaseWorker],
+        loss_scale: LossScale,
+    ):
         self.servers = list(servers)
         self.workers = list(workers)
         self.applied = 0
         self.skipped = 0
+        self.loss_scale = loss_scale
         self._cluster = cluster
         self._pool = ThreadPoolExecutor(len(servers) + len(workers))
         self._reconnecting = threading.Lock()
+        self._losing = threading.Lock()  # guards who is lost
+        self._applying = threading.RLock()  # held while the servers take a step
+        self._failure: Exception | None = None  # of a worker that came back
 
     def alive(self) -> list[BaseWorker]:
-        """Those that take part; waits while there are none."""
+        """Those that take part; waits while there are none.
+
+        Raises:
+            Exception: of the user's own code, when a worker came back and asked for its data.
+        """
         deadline = time.monotonic() + PATIENCE
-        while not (alive := [w for w in self.workers if w.alive]):
+        while True:
+            if self._failure is not None:
+                raise self._failure
+            if alive := [w for w in self.workers if w.alive]:
+                return alive
             if time.monotonic() > deadline:
                 raise RuntimeError(
                     f"All workers are gone, and none has come back within {PATIENCE} s. "
@@ -56,7 +78,6 @@ class Fleet:
                 )
             self.check_servers()
             time.sleep(RETRY_SECONDS)
-        return alive
 
     def in_parallel(self, calls: Sequence[Callable]) -> list:
         """What the calls return."""
@@ -69,33 +90,60 @@ class Fleet:
             ServerLost: where that is the reason.
             tf.errors.OpError: from the user's own code.
         """
+        life = worker.lives
         if not worker.alive:
             return None
         try:
             return call()
         except tf.errors.OpError as error:
             self.check_servers(error)
-            if worker.is_there():
+            if worker.lives == life and worker.is_there():
                 raise
-        worker.alive = False
+        self._lose(worker, life)
+        return None
+
+    def _lose(self, worker: BaseWorker, life: int) -> None:
+        """Notes that a worker is lost; of several threads that find it so the first one acts."""
+        with self._losing:
+            if not worker.alive or worker.lives != life:
+                return
+            worker.alive = False
         logging.warning(
             "%s is lost, and its last message with it. Training goes on with the others.",
             self._cluster.describe(worker.device),
         )
         threading.Thread(target=self._bring_back, args=(worker,), daemon=True).start()
-        return None
+
+    @contextlib.contextmanager
+    def still(self) -> Iterator[None]:
+        """Scope in which no worker and no server is in a step: all there is belongs together."""
+        with self._applying, contextlib.ExitStack() as busy:
+            for worker in self.workers:
+                busy.enter_context(worker.busy)
+            yield
 
     def apply(self, workers: Sequence[BaseWorker]) -> None:
         """One step of all servers with the messages of these workers."""
         indices = [worker.index for worker in workers]
-        try:
-            self.in_parallel([lambda s=server: s.step(indices) for server in self.servers])
-        except tf.errors.OpError as error:
-            self.check_servers(error)
-            raise
+        with self._applying:
+            try:
+                self.in_parallel([lambda s=server: s.step(indices) for server in self.servers])
+            except tf.errors.OpError as error:
+                self.check_servers(error)
+                raise
+            for worker in workers:
+                worker.accept()
+            self.take(workers)
+
+    def take(self, workers: Sequence[BaseWorker]) -> None:
+        """Counts a step with what these workers found."""
         self.applied += 1
-        for worker in workers:
-            worker.accept()
+        self.loss_scale.note(True, workers[0].used_scale)
+
+    def skip(self, workers: Sequence[BaseWorker]) -> None:
+        """Counts a step that is not taken: what some of these workers found is not finite."""
+        self.skipped += 1
+        self.loss_scale.note(False, workers[0].used_scale)
 
     def check_servers(self, cause: Exception | None = None) -> None:
         """Raises `ServerLost` if a parameter server does not answer any more."""
@@ -108,6 +156,23 @@ class Fleet:
                     "Restart the cluster; `tfqcomm.callbacks.BackupAndRestore` resumes from the "
                     f"last backup. ({type(error).__name__})"
                 ) from (cause or error)
+
+    def traffic(self, applied_per_iteration: int) -> Traffic:
+        """All there was so far, of an average worker."""
+        workers = self.workers
+        dense_words = 2 * sum(server.format.dense_words for server in self.servers)
+
+        def mean_bytes(words):
+            return 4 * sum(words) // len(workers)
+
+        return Traffic(
+            steps=(self.applied + self.skipped) // applied_per_iteration,
+            skipped_steps=self.skipped,
+            bytes_sent=mean_bytes(worker.pushed_words for worker in workers),
+            bytes_pulled=mean_bytes(worker.pulled_words for worker in workers),
+            dense_bytes=mean_bytes(dense_words * worker.steps for worker in workers),
+            gradient_norm=workers[0].message_norm,
+        )
 
     def _bring_back(self, worker: BaseWorker) -> None:
         """Waits until a lost worker was started anew, and lets it begin from the beginning."""
@@ -125,6 +190,9 @@ class Fleet:
                     error.message[:200],
                 )
                 time.sleep(RETRY_SECONDS)
+            except Exception as error:  # of the user's `dataset_fn`: `fit` raises it
+                self._failure = error
+                return
             else:
                 worker.alive = True
                 logging.warning("%s is back.", self._cluster.describe(worker.device))

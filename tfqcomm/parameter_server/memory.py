@@ -1,11 +1,13 @@
 """What workers owe and remember, as backups and `TrafficLogger` see it.
 
-The two classes stand in for the residuals and the worker state of an all-reduce exchange, with
-the same keys and the same meaning: a run may go on under the other kind of training.
+Two of the classes stand in for the residuals and the worker state of an all-reduce exchange, with
+the same keys and the same meaning: a run may go on under the other kind of training. The exchange
+outlives no optimizer, and so must hold none: it reaches the workers by a weak reference.
 """
 
 from __future__ import annotations
 
+import weakref
 from collections.abc import Mapping
 
 import numpy as np
@@ -14,22 +16,33 @@ from tfqcomm.parameter_server.fleet import Fleet
 from tfqcomm.parameter_server.worker import Program
 
 
-class _Memory:
-    """Some slots of all workers' memories."""
+class Memories:
+    """The memories of all workers.
+
+    Args:
+        fleet: who remembers.
+        program: what lies where.
+    """
 
     def __init__(self, fleet: Fleet, program: Program):
-        self._fleet = fleet
-        self._program = program
+        self._fleet = weakref.ref(fleet)
+        self._program = weakref.ref(program)
+        self._captured: np.ndarray | None = None
 
-    def _mean(self, wanted) -> dict[tuple[str, int], np.ndarray]:
+    def capture(self) -> None:
+        """Keeps what they are now, so that all of a backup is of one moment."""
+        self._captured = self._mean_memory()
+
+    def release(self) -> None:
+        """Goes on with what they are when somebody asks."""
+        self._captured = None
+
+    def mean(self, wanted) -> dict[tuple[str, int], np.ndarray]:
         """Slot and variable -> its mean over the workers, in the variable's shape."""
-        memories = [
-            self._fleet.attempt(worker, lambda w=worker: w.memory) for worker in self._fleet.workers
-        ]
-        memories = [memory for memory in memories if memory is not None]
-        mean = sum(memories) / len(memories)
+        program = self._program()
+        mean = self._captured if self._captured is not None else self._mean_memory()
         parts: dict[tuple[str, int], list[np.ndarray]] = {}
-        for (piece, slot), place in self._program.slots.items():
+        for (piece, slot), place in (program.slots if program else {}).items():
             if wanted(slot):
                 part = mean[place].reshape(piece.shape)
                 parts.setdefault((slot, piece.variable), []).append(part)
@@ -37,46 +50,68 @@ class _Memory:
             key: part[0] if len(part) == 1 else np.concatenate(part) for key, part in parts.items()
         }
 
-    def _load(self, values: Mapping[tuple[str, int], np.ndarray]) -> None:
-        if not values:
-            return
-        for worker in self._fleet.workers:
-            memory = worker.memory
-            for (piece, slot), place in self._program.slots.items():
+    def load(self, values: Mapping[tuple[str, int], np.ndarray]) -> None:
+        """Gives all workers what `mean` once returned."""
+        fleet, program = self._fleet(), self._program()
+        for worker in fleet.workers if fleet and values else []:
+            memory = fleet.attempt(worker, lambda w=worker: w.memory)
+            if memory is None:
+                continue
+            for (piece, slot), place in program.slots.items():
                 if (slot, piece.variable) in values:
-                    variable = self._program.model.trainable_variables[piece.variable]
+                    variable = program.model_step.weights[piece.variable]
                     value = values[slot, piece.variable].reshape(variable.shape)
                     memory[place] = piece.cut(value).ravel()
-            worker.memory = memory
+            fleet.attempt(worker, lambda w=worker, m=memory: setattr(w, "memory", m))
+
+    def residual_norm(self) -> float:
+        """Of the first worker's residuals, after its last message."""
+        fleet = self._fleet()
+        report = fleet.workers[0].report if fleet else None
+        return report.residual_norm if report else 0.0
+
+    def _mean_memory(self) -> np.ndarray | None:
+        """That of a new worker, if all are gone and their memories with them."""
+        fleet = self._fleet()
+        if fleet is None:
+            return None
+        found = [fleet.attempt(worker, lambda w=worker: w.memory) for worker in fleet.workers]
+        found = [memory for memory in found if memory is not None]
+        return sum(found) / len(found) if found else self._program().memory
 
 
-class Residuals(_Memory):
+class Residuals:
     """What compression has left out, on all workers."""
+
+    def __init__(self, memories: Memories):
+        self._memories = memories
 
     def norm(self) -> float:
         """Of the first worker's residuals, after its last message."""
-        report = self._fleet.workers[0].report
-        return report.residual_norm if report else 0.0
+        return self._memories.residual_norm()
 
     def total(self) -> dict[str, np.ndarray]:
         """What the workers owe the mean message: float32[n] by variable."""
-        mean = self._mean(lambda slot: slot == "residual")
+        mean = self._memories.mean(lambda slot: slot == "residual")
         return {str(variable): value.ravel() for (_, variable), value in mean.items()}
 
     def load_total(self, total: Mapping[str, np.ndarray]) -> None:
         """Gives all workers a saved `total()`."""
-        self._load({("residual", int(key)): value for key, value in total.items()})
+        self._memories.load({("residual", int(key)): value for key, value in total.items()})
 
 
-class WorkerState(_Memory):
+class WorkerState:
     """The slots of the optimizer's worker half, on all workers."""
+
+    def __init__(self, memories: Memories):
+        self._memories = memories
 
     def mean(self) -> dict[str, np.ndarray]:
         """Each slot's mean over the workers."""
-        mean = self._mean(lambda slot: slot != "residual")
+        mean = self._memories.mean(lambda slot: slot != "residual")
         return {f"{slot}/{variable}": value for (slot, variable), value in mean.items()}
 
     def load_mean(self, mean: Mapping[str, np.ndarray]) -> None:
         """Gives all workers a saved `mean()`."""
-        values = {tuple(key.split("/", 1)): value for key, value in mean.items()}
-        self._load({(slot, int(variable)): value for (slot, variable), value in values.items()})
+        split = {tuple(key.split("/", 1)): value for key, value in mean.items()}
+        self._memories.load({(slot, int(key)): value for (slot, key), value in split.items()})

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import warnings
 
 import keras
-import numpy as np
 import tensorflow as tf
 
 from tfqcomm import _tf_private
+from tfqcomm.parameter_server.flat import join, split_like
+from tfqcomm.parameter_server.gradients import unscale
+from tfqcomm.parameter_server.metric_states import MetricStates
 
 
 class ModelStep:
@@ -18,19 +20,25 @@ class ModelStep:
         model: compiled and built; its variables are never touched.
 
     Attributes:
+        weights: the variables that are trained.
         statistics: its moving statistics.
-        local: its other variables without gradients, such as states of dropout.
-        metrics: the states of all metrics at the beginning of an epoch, float64.
+        local: its other variables: frozen weights, states of dropout.
+        metrics: the states of all metrics.
+        connected: for each weight whether it has a gradient; known once a step was traced.
+        changing: for each of `local` whether a step changes it; likewise.
     """
 
     def __init__(self, model: keras.Model):
         self.model = model
+        self.weights = list(model.trainable_variables)
         self.statistics = _tf_private.statistics(model)
         moving = {id(v) for v in self.statistics}
         self.local = [v for v in model.non_trainable_variables if id(v) not in moving]
-        self.metrics = metric_states(model)
+        self.metrics = MetricStates(model)
+        self.connected = [True] * len(self.weights)
+        self.changing = [True] * len(self.local)
 
-    def gradients(self, weights, statistics, batch, local, metrics):
+    def gradients(self, weights, statistics, batch, local, metrics, scale=None):
         """One batch; updates `local` and `metrics`.
 
         Args:
@@ -39,68 +47,56 @@ class ModelStep:
             batch: (x, y, sample_weight).
             local: variables like those of `local`.
             metrics: variable, the states of all metrics in a row, float64.
+            scale: float32 scalar that keeps small gradients from vanishing in float16: the loss
+                is multiplied by it, gradients are divided by it.
 
         Returns:
-            Float32 gradients, new statistics and the loss.
+            Gradients, None where there is none, new statistics and the loss.
         """
         x, y, sample_weight = batch
-        model, variables = self.model, self.model.metrics_variables
-        weights = [
-            tf.cast(w, v.dtype) for w, v in zip(weights, model.trainable_variables, strict=True)
-        ]
+        model = self.model
+        weights = [tf.cast(w, v.dtype) for w, v in zip(weights, self.weights, strict=True)]
+        states = self.metrics.mapping(metrics.read_value())
+        before = [v.read_value() for v in local]
         mapping = [
-            *zip(model.trainable_variables, weights, strict=True),
-            *zip(self.statistics, _split_like(statistics, self.statistics), strict=True),
-            *zip(self.local, [v.read_value() for v in local], strict=True),
-            *zip(variables, _split_like(metrics.read_value(), variables), strict=True),
+            *zip(self.weights, weights, strict=True),
+            *zip(self.statistics, split_like(statistics, self.statistics), strict=True),
+            *zip(self.local, before, strict=True),
+            *states,
         ]
         with tf.GradientTape(watch_accessed_variables=False) as tape:
             tape.watch(weights)
             with keras.StatelessScope(mapping, collect_losses=True) as scope:
                 y_pred = model(x, training=True)
-                loss = model.compute_loss(x, y, y_pred, sample_weight, training=True)
+                loss = _tf_private.compute_loss(model, x, y, y_pred, sample_weight)
                 with tape.stop_recording():
                     rows = tf.shape(tf.nest.flatten(x)[0])[0]
                     _tf_private.loss_tracker(model).update_state(loss, sample_weight=rows)
                     model.compute_metrics(x, y, y_pred, sample_weight)
-        gradients = tape.gradient(loss, weights, unconnected_gradients="zero")
-        for variable, reference in zip(local, self.local, strict=True):
-            variable.assign(scope.get_current_value(reference))
-        metrics.assign(_join(variables, scope, tf.float64))
-        gradients = [tf.cast(tf.convert_to_tensor(g), tf.float32) for g in gradients]
-        return gradients, _join(self.statistics, scope, tf.float32), loss
+            scaled = loss if scale is None else loss * tf.cast(scale, loss.dtype)
+        gradients = tape.gradient(scaled, weights)
+        self._note_connected(gradients)
+        self._assign_local(local, before, scope)
+        metrics.assign(self.metrics.collect(scope, states))
+        return unscale(gradients, scale), join(self.statistics, scope, tf.float32), loss
 
+    def _note_connected(self, gradients) -> None:
+        """As Keras does: it leaves variables without a gradient alone, and says so."""
+        self.connected = [g is not None for g in gradients]
+        if not any(self.connected):
+            raise ValueError("No gradients provided for any variable.")
+        paths = [v.path for v, g in zip(self.weights, gradients, strict=True) if g is None]
+        if paths:
+            warnings.warn(
+                f"Gradients do not exist for variables {paths} when minimizing the loss: they "
+                "stay as they are.",
+                stacklevel=2,
+            )
 
-def flat_values(variables: Sequence[keras.Variable], dtype=np.float32) -> np.ndarray:
-    """The variables' values in a row."""
-    flat = [np.asarray(v, dtype).ravel() for v in variables]
-    return np.concatenate([np.zeros([0], dtype), *flat])
-
-
-def assign_flat(variables: Sequence[keras.Variable], values: np.ndarray) -> None:
-    """Inverse of `flat_values`."""
-    start = 0
-    for variable in variables:
-        size = int(np.prod(variable.shape))
-        variable.assign(values[start : start + size].reshape(variable.shape))
-        start += size
-
-
-def metric_states(model: keras.Model) -> np.ndarray:
-    """All metrics' variables in a row, float64."""
-    return flat_values(model.metrics_variables, np.float64)
-
-
-def _split_like(vector: tf.Tensor, variables: Sequence[keras.Variable]) -> list[tf.Tensor]:
-    """Cuts a vector into tensors of the variables' shapes and dtypes."""
-    sizes = [int(np.prod(v.shape)) for v in variables]
-    return [
-        tf.cast(tf.reshape(part, v.shape), v.dtype)
-        for part, v in zip(tf.split(vector, sizes) if sizes else [], variables, strict=True)
-    ]
-
-
-def _join(variables: Sequence[keras.Variable], scope, dtype) -> tf.Tensor:
-    """The variables' values in a scope as one vector."""
-    flat = [tf.cast(tf.reshape(scope.get_current_value(v), [-1]), dtype) for v in variables]
-    return tf.concat([tf.zeros([0], dtype), *flat], 0)
+    def _assign_local(self, local, before, scope) -> None:
+        """What a step leaves alone, such as frozen weights, is not copied onto itself."""
+        after = [scope.get_current_value(v) for v in self.local]
+        self.changing = [a is not b for a, b in zip(after, before, strict=True)]
+        for variable, value, changes in zip(local, after, self.changing, strict=True):
+            if changes:
+                variable.assign(value)

@@ -2,17 +2,41 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import functools
 import re
 from collections.abc import Sequence
 
 import keras
+import numpy as np
 import tensorflow as tf
 
 from tfqcomm import _tf_private, compressors
 from tfqcomm.aggregators.options import ExchangeOptions
 from tfqcomm.step import WorkerHalf
+
+# What each element's step depends on: itself alone. Others see the whole tensor: its norm, say.
+_ELEMENTWISE = {
+    *("SGD", "RMSprop", "Adam", "AdamW", "Adadelta", "Adagrad", "Adamax", "Nadam", "Ftrl", "Lion"),
+    *("ScheduleFreeAdamW", "CompAMS", "QAdam", "QCMDAdagrad", "QRDAAdagrad", "AdaptiveTopKSGD"),
+    "LeaderSGD",
+}
+
+
+def inner(optimizer: keras.optimizers.Optimizer) -> keras.optimizers.Optimizer:
+    """The optimizer itself, without the `LossScaleOptimizer` that `compile` may put around it."""
+    return getattr(optimizer, "inner_optimizer", optimizer)
+
+
+def whole_only(optimizer: keras.optimizers.Optimizer, variable: keras.Variable) -> str | None:
+    """Why a server must hold all rows of `variable`; None if parts of it do as well."""
+    name = type(inner(optimizer)).__name__
+    if name not in _ELEMENTWISE:
+        return f"a step of {name} depends on the whole of a variable"
+    if not isinstance(variable.constraint, (type(None), keras.constraints.NonNeg)):
+        return f"its constraint {type(variable.constraint).__name__} depends on the whole of it"
+    return None
 
 
 def check(optimizer: keras.optimizers.Optimizer) -> None:
@@ -21,6 +45,7 @@ def check(optimizer: keras.optimizers.Optimizer) -> None:
     Raises:
         ValueError: saying what to use instead.
     """
+    optimizer = inner(optimizer)
     name = type(optimizer).__name__
     if isinstance(optimizer, _tf_private.OptimizerSeam) and not hasattr(optimizer, "options"):
         raise ValueError(
@@ -50,6 +75,7 @@ def check_leader(optimizer: keras.optimizers.Optimizer) -> None:
     Raises:
         ValueError: saying what to use instead.
     """
+    optimizer = inner(optimizer)
     name = type(optimizer).__name__
     if not hasattr(optimizer, "leader_compressor"):
         raise ValueError(
@@ -68,10 +94,16 @@ def check_leader(optimizer: keras.optimizers.Optimizer) -> None:
 def _check_arguments(optimizer: keras.optimizers.Optimizer) -> None:
     """Refuses what no worker's step takes into account."""
     name = type(optimizer).__name__
-    if isinstance(optimizer, keras.optimizers.LossScaleOptimizer):
+    if hasattr(optimizer, "optimizers"):
         raise ValueError(
-            "Argument `optimizer` must not scale losses: a message that is not finite is skipped "
-            f"anyway. Use its inner optimizer. Received: optimizer={name}"
+            "Argument `optimizer` must be one for all variables: a server keeps the state of one. "
+            f"Received: optimizer={name}"
+        )
+    if _tf_private.calls_for_learning_rate(optimizer):
+        raise ValueError(
+            "Argument `learning_rate` of the optimizer must be a float or a "
+            "`keras.optimizers.schedules.LearningRateSchedule`: servers cannot call a function of "
+            f"the chief's. Received: optimizer={name} with a callable"
         )
     for argument in ("use_ema", "gradient_accumulation_steps"):
         if getattr(optimizer, argument):
@@ -91,16 +123,17 @@ def options_of(
             them at every step: how many a step needs is known to all-reduce strategies only.
         **arguments: of the trainer, for optimizers without options of their own.
     """
-    options = getattr(optimizer, "options", None) or ExchangeOptions(**arguments)
+    options = getattr(inner(optimizer), "options", None) or ExchangeOptions(**arguments)
     compressor = options.compressor
     if compressor.adaptive:
         ratio = compressor.num_kept(elements) / elements if elements else 1.0
         compressor = compressors.TopK(ratio)
     if compressor.integer:  # a server decodes each message by itself
         compressor = dataclasses.replace(compressor, shared_scale=False)
+    options = dataclasses.replace(options, compressor=compressor, schedule="auto")
     return ExchangeOptions(
-        compressor,
-        error_feedback=options.error_feedback,
+        options.codec,  # scaled as error feedback, or its absence, needs it
+        error_feedback=options.feedback,
         min_size=options.min_size,
         seed=options.seed,
     )
@@ -108,6 +141,7 @@ def options_of(
 
 def worker_half(optimizer: keras.optimizers.Optimizer) -> WorkerHalf | None:
     """The optimizer itself, if its workers compute more than a gradient."""
+    optimizer = inner(optimizer)
     return optimizer if getattr(optimizer, "worker_slots", None) else None
 
 
@@ -116,11 +150,13 @@ def server_optimizer(
 ) -> keras.optimizers.Optimizer:
     """One like `optimizer`, on the current device, whose `apply` takes means of messages.
 
-    Gradients were clipped by the worker, and nothing is left to exchange. Where a step takes only
-    a `share` of the mean, so it does of the l1 norm, which would act W times as strongly otherwise.
+    Gradients were unscaled and clipped by the worker, and nothing is left to exchange. Where a
+    step takes only a `share` of the mean, so it does of the l1 norm, which would act W times as
+    strongly otherwise.
     """
+    optimizer = inner(optimizer)
     config = optimizer.get_config()
-    config |= dict.fromkeys(("clipnorm", "clipvalue", "global_clipnorm"))
+    config |= dict.fromkeys(("clipnorm", "clipvalue", "global_clipnorm", "loss_scale_factor"))
     if "l1" in config:
         config["l1"] *= share
     clone = type(optimizer).from_config(config)
@@ -135,6 +171,19 @@ def _update(optimizer, means, variables, learning_rate):
     _tf_private.update_variables(optimizer, strategy, variables, means, learning_rate)
 
 
+def server_variable(value: np.ndarray, like: keras.Variable, name: str) -> keras.Variable:
+    """A float32 variable for a piece of `like`, named so that optimizers know both.
+
+    Muon looks for "embedding" in the path, and `slots_of` for the piece's name at its end.
+    """
+    with contextlib.ExitStack() as scopes:
+        for part in like.path.split("/"):
+            scopes.enter_context(keras.name_scope(part))
+        variable = keras.Variable(np.asarray(value, np.float32), dtype="float32", name=name)
+    variable.constraint = like.constraint
+    return variable
+
+
 def slots_of(
     optimizer: keras.optimizers.Optimizer,
 ) -> tuple[list[keras.Variable], dict[str, list[keras.Variable]]]:
@@ -145,9 +194,9 @@ def slots_of(
     """
     shared, slots = [], {}
     for variable in optimizer.variables:
-        name = re.search(r"variable\d+_row\d+", variable.path.rpartition("/")[2])
-        if name:
-            slots.setdefault(name[0], []).append(variable)
+        names = re.findall(r"variable\d+_row\d+", variable.path.rpartition("/")[2])
+        if names:
+            slots.setdefault(names[-1], []).append(variable)
         else:
             shared.append(variable)
     return shared, slots
@@ -161,10 +210,11 @@ def slots_by_variable(
     Keras does not say which slot belongs to which variable; one like it, built for variables with
     names that tell, has the same slots in the same places.
     """
+    optimizer = inner(optimizer)
     clone = server_optimizer(optimizer)
     names = [f"variable{i}_row0" for i in range(len(variables))]
     clone.build(
-        [keras.Variable(tf.zeros(v.shape), name=n) for n, v in zip(names, variables, strict=True)]
+        [server_variable(np.zeros(v.shape), v, n) for n, v in zip(names, variables, strict=True)]
     )
     place = {id(v): i for i, v in enumerate(clone.variables)}
     shared, slots = slots_of(clone)

@@ -48,6 +48,7 @@ def partition(
     shapes: Sequence[tuple[int, ...]],
     servers: int,
     variable_partitioner: Callable | None = None,
+    whole: Mapping[int, str] | None = None,
 ) -> list[Piece]:
     """Splits large variables, and spreads the pieces: the largest first, to the emptiest server.
 
@@ -56,19 +57,29 @@ def partition(
         servers: how many there are.
         variable_partitioner: as TensorFlow's: (shape, dtype) -> partitions of each axis, of which
             the first alone may be split. None splits what is larger than 8 MiB among the servers.
+        whole: variables that must not be split, and why.
 
     Returns:
         The pieces, in the order of the variables.
+
+    Raises:
+        ValueError: if `variable_partitioner` splits what it must not.
     """
     partitioners = tf.distribute.experimental.partitioners
     partitioner = variable_partitioner or partitioners.MinSizePartitioner(
         MIN_SHARD_BYTES, max_shards=servers
     )
-    pieces = [
-        Piece(i, start, stop, (stop - start, *shape[1:]) if shape else (), server=0)
-        for i, shape in enumerate(shapes)
-        for start, stop in _rows(shape, partitioner)
-    ]
+    pieces = []
+    for i, shape in enumerate(shapes):
+        rows = _rows(shape, partitioner)
+        if len(rows) > 1 and i in (whole or {}):
+            if variable_partitioner is not None:
+                raise ValueError(
+                    f"Argument `variable_partitioner` must leave variable {i} whole: {whole[i]}. "
+                    f"Received: {len(rows)} parts for a variable of shape {shape}"
+                )
+            rows = [(0, shape[0])]
+        pieces += [Piece(i, *r, (r[1] - r[0], *shape[1:]) if shape else (), server=0) for r in rows]
     load = np.zeros([servers], np.int64)
     placed = {}
     for piece in sorted(pieces, key=lambda piece: -piece.size):

@@ -14,10 +14,12 @@ import keras
 import numpy as np
 import tensorflow as tf
 
+from tfqcomm import _tf_private
 from tfqcomm.aggregators.base import decode_mean, split_words
 from tfqcomm.compressors.identity import Identity
-from tfqcomm.parameter_server.cluster import on
-from tfqcomm.parameter_server.optimizers import server_optimizer
+from tfqcomm.parameter_server.cluster import Graphs, on
+from tfqcomm.parameter_server.optimizers import server_optimizer, server_variable
+from tfqcomm.parameter_server.partition import Piece
 from tfqcomm.parameter_server.payload import Format
 
 
@@ -28,14 +30,15 @@ class Server:
         device: of the server.
         format: what lives there, and how it travels.
         values: the weights, for each piece.
+        wholes: for each piece, the model's variable that it is of.
         statistics: float32[s].
         optimizer: the user's; this server gets one of its own like it.
-        decayed: for each piece, whether the optimizer's weight decay acts on it.
         share: of one message in a step: 1 if the messages of all workers are averaged first.
 
     Attributes:
         optimizer: with this server's slots.
         variables: the float32 weights.
+        untouched: pieces that have no gradient: a step leaves them alone.
         inboxes: one for each worker, int32[w].
         outbox: what workers pull, int32[most words]; its first word says how many count.
     """
@@ -45,31 +48,35 @@ class Server:
         device: str,
         format: Format,
         values: Sequence[np.ndarray],
+        wholes: Sequence[keras.Variable],
         statistics: np.ndarray,
         optimizer: keras.optimizers.Optimizer,
-        decayed: Sequence[bool],
         workers: int,
         share: float,
     ):
         self.device = device
         self.format = format
         self._share = share
+        self.untouched: frozenset[Piece] = frozenset()
         with on(device):
             self.optimizer = server_optimizer(optimizer, share)
             self.variables = [
-                keras.Variable(np.asarray(value, np.float32), name=piece.name)
-                for piece, value in zip(format.pieces, values, strict=True)
+                server_variable(value, whole, piece.name)
+                for piece, value, whole in zip(format.pieces, values, wholes, strict=True)
             ]
-            self.optimizer.exclude_from_weight_decay(
-                [v for v, decays in zip(self.variables, decayed, strict=True) if not decays]
-            )
+            excluded = [
+                variable
+                for variable, whole in zip(self.variables, wholes, strict=True)
+                if not _tf_private.may_decay(optimizer, whole)
+            ]
+            self.optimizer.exclude_from_weight_decay(excluded)
             self.optimizer.build(self.variables)
             self.statistics = tf.Variable(statistics, trainable=False)
             self.outbox = tf.Variable(tf.zeros([format.most_pull_words], tf.int32), trainable=False)
             empty = tf.zeros([sum(format.push_lengths)], tf.int32)
             self.inboxes = [tf.Variable(empty, trainable=False) for _ in range(workers)]
-        self._graph_step = tf.function(self._step, autograph=False)
-        self._graph_publish = tf.function(self._publish, autograph=False)
+        self._graph_step = Graphs(self._step, kind_of=len)  # of how many inboxes
+        self._graph_publish = Graphs(self._publish)
 
     def step(self, workers: Sequence[int]) -> None:
         """One step with the mean of what these workers have pushed."""
@@ -87,7 +94,10 @@ class Server:
             self.optimizer.iterations.numpy()
 
     def _step(self, inboxes):
-        """The graph of `step`, one for each number of workers that take part."""
+        """The graph of `step`, one for each number of workers that take part.
+
+        Traced after a worker's step, which says what has a gradient.
+        """
         words = tf.stack([inbox.read_value() for inbox in inboxes])  # [workers, w]
         *messages, rest = split_words(words, self.format.push_lengths)
         compressor = self.format.options.compressor
@@ -97,9 +107,15 @@ class Server:
         }
         dense, statistics = self.format.unpack_rest(decode_mean(Identity(), rest, rest.shape[-1]))
         means |= dense
-        self.optimizer.apply(
-            [means[piece] * self._share for piece in self.format.pieces], self.variables
-        )
+        pairs = [
+            (means[piece] * self._share, variable)
+            for piece, variable in zip(self.format.pieces, self.variables, strict=True)
+            if piece not in self.untouched
+        ]
+        if pairs:
+            self.optimizer.apply(*zip(*pairs, strict=True))
+        else:  # a version all the same: workers go by the oldest that they pull
+            self.optimizer.iterations.assign_add(1)
         self.statistics.assign_add(statistics * self._share)
         self._publish()
 

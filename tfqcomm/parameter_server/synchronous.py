@@ -30,7 +30,7 @@ class Synchronous:
         reports = fleet.in_parallel([lambda w=w: fleet.attempt(w, w.step) for w in workers])
         arrived = [w for w, report in zip(workers, reports, strict=True) if report is not None]
         if not all(worker.report.healthy for worker in arrived):
-            fleet.skipped += 1
+            fleet.skip(arrived)
         elif arrived:
             fleet.apply(arrived)
 

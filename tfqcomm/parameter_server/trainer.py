@@ -40,7 +40,8 @@ class Trainer(BaseTrainer):
         optimizer: CompAMS, QAdam, QCMDAdagrad, QRDAAdagrad or AdaptiveTopKSGD (which keeps its
             average number of entries at every step), with their own compressors; or any of Keras'.
             The trainer makes one like it. For LeaderSGD there is `LeaderTrainer`.
-        loss, metrics: as in `compile`; of metrics, too, it makes others like them.
+        loss, metrics, loss_weights, weighted_metrics: as in `compile`; of metrics, too, it makes
+            others like them. Under policy "mixed_float16" losses are scaled as `compile` does it.
         compressor: of the messages of Keras' optimizers: a `tfqcomm.compressors.Compressor`, its
             name or its config.
         weight_compressor: of the pulled weights: `UniformGrid(8)`, `BlockInt8()`, `BFloat16()` or
@@ -91,11 +92,13 @@ class Trainer(BaseTrainer):
         optimizer="adam",
         loss=None,
         metrics: Sequence | None = None,
+        loss_weights=None,
+        weighted_metrics: Sequence | None = None,
         compressor=None,
         weight_compressor=None,
         mode: str = "sync",
         max_staleness: int | None = None,
-        error_feedback: bool = True,
+        error_feedback: bool | str = "auto",
         min_size: int = 1024,
         seed: int = 0,
         cluster_resolver: tf.distribute.cluster_resolver.ClusterResolver | None = None,
@@ -109,11 +112,12 @@ class Trainer(BaseTrainer):
             )
         optimizer = keras.optimizers.get(optimizer)
         optimizers.check(optimizer)
-        own = getattr(optimizer, "options", None)
+        plain = optimizers.inner(optimizer)
+        own = getattr(plain, "options", None)
         if own is not None and compressor is not None:
             raise ValueError(
                 "Argument `compressor` must be None with an optimizer that brings its own. "
-                f"Received: compressor={compressor!r}, optimizer={type(optimizer).__name__} with "
+                f"Received: compressor={compressor!r}, optimizer={type(plain).__name__} with "
                 f"{own.compressor}"
             )
         self._arguments = {
@@ -123,7 +127,7 @@ class Trainer(BaseTrainer):
             "seed": seed,
         }
         optimizers.options_of(optimizer, 1, **self._arguments)  # says what is wrong with them
-        self._weight_codec = weight_codec(weight_compressor, optimizer)
+        self._weight_codec = weight_codec(weight_compressor, plain)
         self._mode = mode
         self._bound = {} if max_staleness is None else {"max_staleness": max_staleness}
         self._partitioner = variable_partitioner
@@ -132,19 +136,23 @@ class Trainer(BaseTrainer):
             optimizer=optimizer,
             loss=loss,
             metrics=metrics,
+            loss_weights=loss_weights,
+            weighted_metrics=weighted_metrics,
             cluster_resolver=cluster_resolver,
             workers=workers,
             parameter_servers=parameter_servers,
         )
         check_staleness(mode, max_staleness, len(self._cluster.workers))
 
-    def _make(self, makers):
+    def _make(self, makers, loss_scale):
         model, cluster = self.model, self._cluster
         workers = len(cluster.workers)
+        reasons = [optimizers.whole_only(self.optimizer, v) for v in model.trainable_variables]
         pieces = partition(
             [tuple(v.shape) for v in model.trainable_variables],
             len(cluster.servers),
             self._partitioner,
+            {i: reason for i, reason in enumerate(reasons) if reason},
         )
         options = optimizers.options_of(self.optimizer, 1, **self._arguments)
         large = sum(p.size for p in pieces if options.reaches(p.shape, p.size))
@@ -157,18 +165,19 @@ class Trainer(BaseTrainer):
             workers,
             MODES[self._mode].share(workers),
         )
-        program = Program(model, copy.servers, pieces)
-        fleet = self._make_fleet(Worker, program, copy.servers, makers)
+        program = Program(model, copy.servers, pieces, loss_scale)
+        fleet = self._make_fleet(Worker, program, copy.servers, makers, loss_scale)
+        memories = memory.Memories(fleet, program)
         meter = self._register(
             options,
             [
                 Route(v.path, tuple(v.shape), *self._route(program, index))
                 for index, v in enumerate(model.trainable_variables)
             ],
-            residuals=memory.Residuals(fleet, program),
-            worker_state=memory.WorkerState(fleet, program),
+            residuals=memory.Residuals(memories),
+            worker_state=memory.WorkerState(memories),
         )
-        return fleet, copy, meter
+        return fleet, copy, memories, meter
 
     def _driver(self):
         return MODES[self._mode](self._fleet, **self._bound)

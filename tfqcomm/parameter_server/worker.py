@@ -17,12 +17,13 @@ import keras
 import numpy as np
 import tensorflow as tf
 
-from tfqcomm import _tf_private
 from tfqcomm.error_feedback import encode_with_feedback
 from tfqcomm.parameter_server.base_worker import BaseWorker
-from tfqcomm.parameter_server.cluster import on
+from tfqcomm.parameter_server.cluster import Graphs, on
+from tfqcomm.parameter_server.gradients import all_finite, clip, dense
+from tfqcomm.parameter_server.loss_scale import LossScale
 from tfqcomm.parameter_server.model_step import ModelStep
-from tfqcomm.parameter_server.optimizers import worker_half
+from tfqcomm.parameter_server.optimizers import inner, worker_half
 from tfqcomm.parameter_server.partition import Piece, assemble
 from tfqcomm.parameter_server.payload import gradient_seeds
 from tfqcomm.parameter_server.server import Server
@@ -62,6 +63,7 @@ class Program:
         model: compiled and built.
         servers: all of them.
         pieces: in the order of the model's trainable variables.
+        loss_scale: by which losses are multiplied.
 
     Attributes:
         slots: where in a worker's memory a slot of a piece lies, by (piece, name).
@@ -69,16 +71,23 @@ class Program:
         model_step: its forward and backward pass.
     """
 
-    def __init__(self, model: keras.Model, servers: Sequence[Server], pieces: Sequence[Piece]):
-        self.model = model
+    def __init__(
+        self,
+        model: keras.Model,
+        servers: Sequence[Server],
+        pieces: Sequence[Piece],
+        loss_scale: LossScale,
+    ):
+        self.optimizer = inner(model.optimizer)
+        self.scaled = loss_scale.value is not None
         self.servers = list(servers)
         self.pieces = list(pieces)
         self.options = servers[0].format.options
-        self.half = worker_half(model.optimizer)
+        self.half = worker_half(self.optimizer)
         self.model_step = ModelStep(model)
         self.large = [p for p in pieces if p in {q for s in servers for q in s.format.large}]
         self.slots, self.memory = self._lay_out_memory()
-        self.step = tf.function(self._step, autograph=False)
+        self.step = Graphs(self._step, kind_of=lambda iterator, *_: str(iterator.element_spec))
 
     def _lay_out_memory(self) -> tuple[dict[tuple[Piece, str], slice], np.ndarray]:
         slots, initial, start = {}, [], 0
@@ -93,7 +102,9 @@ class Program:
                 start += piece.size
         return slots, np.concatenate([np.zeros([0], np.float32), *initial])
 
-    def _step(self, iterator, memory, local, metrics, inboxes, seeds, accepted, fresh):
+    def _step(
+        self, iterator, memory, local, metrics, inboxes, seeds, accepted, fresh, scale, report
+    ):
         """One step of one worker.
 
         Args:
@@ -105,43 +116,31 @@ class Program:
             seeds: int32[large pieces], of stochastic codecs.
             accepted: bool scalar: the servers have taken the last message.
             fresh: bool scalar: the metrics begin anew.
-
-        Returns:
-            float64[5 + metrics]: a `Report`.
+            scale: float32 scalar, of the loss.
+            report: variable, float64[5 + metrics]: receives a `Report`.
         """
         batch = keras.utils.unpack_x_y_sample_weight(next(iterator))
         pulled = [server.pulled() for server in self.servers]
-        weights, statistics, version = {}, [], []
-        for server, words in zip(self.servers, pulled, strict=True):
-            values, moving, number = server.format.unpack_weights(words)
-            weights |= values
-            statistics.append(moving)
-            version.append(number)
-        version = tf.reduce_min(tf.stack(version))
-
-        before = tf.concat(statistics, 0)
-        metrics.assign(tf.where(fresh, self.model_step.metrics, metrics.read_value()))
-        whole = assemble(self.pieces, weights)
-        gradients, moving, _ = self.model_step.gradients(whole, before, batch, local, metrics)
-        gradients = self._clip(gradients)
+        weights, before, version = self._unpack(pulled)
+        metrics.assign(tf.where(fresh, self.model_step.metrics.initial, metrics.read_value()))
+        gradients, moving, _ = self.model_step.gradients(
+            weights, before, batch, local, metrics, scale if self.scaled else None
+        )
+        self._note_untouched()
+        finite = [all_finite(gradients)] if self.scaled else []  # where Keras asks: before clipping
+        gradients = clip(self.optimizer, gradients, len(self.servers[0].inboxes))
+        gradients = dense(gradients, self.model_step.weights)
         committed, pending = memory
         base = tf.cond(accepted, pending.read_value, committed.read_value)
         committed.assign(base)
         messages, state = self._messages(gradients, base, version)
-        finite = [tf.reduce_all(tf.math.is_finite(m)) for m in messages.values()]
         parts, state = self._encode(messages, state, base, seeds, version)
-        pending.assign(self._join(state))
-
-        change = moving - before
-        change = tf.where(tf.reduce_all(tf.math.is_finite(change)), change, tf.zeros_like(change))
-        changes = tf.split(change, [server.format.statistics for server in self.servers])
-        for server, part, inbox in zip(self.servers, changes, inboxes, strict=True):
-            words = [parts[piece] for piece in server.format.large]
-            words = tf.concat([*words, server.format.pack_rest(messages, part)], 0)
-            with tf.device(server.device):
-                inbox.assign(words)
+        remembered = self._join(state)
+        pending.assign(remembered)
+        self._push(messages, parts, moving - before, inboxes)
 
         residuals = [state[key] for key in state if key[1] == "residual"]
+        finite += [tf.reduce_all(tf.math.is_finite(m)) for m in [*messages.values(), remembered]]
         facts = [
             tf.reduce_all(finite),
             version,
@@ -150,13 +149,35 @@ class Program:
             tf.linalg.global_norm(residuals) if residuals else 0.0,
         ]
         facts = tf.stack([tf.cast(fact, tf.float64) for fact in facts])
-        return tf.concat([facts, metrics.read_value()], 0)
+        report.assign(tf.concat([facts, metrics.read_value()], 0))
 
-    def _clip(self, gradients):
-        """As under a strategy of W replicas, where the loss is divided by W: its W-th part."""
-        workers = len(self.servers[0].inboxes)
-        clipped = _tf_private.clip_gradients(self.model.optimizer, [g / workers for g in gradients])
-        return [g * workers for g in clipped]
+    def _unpack(self, pulled):
+        """The weights, the moving statistics, and the oldest version of them."""
+        weights, statistics, version = {}, [], []
+        for server, words in zip(self.servers, pulled, strict=True):
+            values, moving, number = server.format.unpack_weights(words)
+            weights |= values
+            statistics.append(moving)
+            version.append(number)
+        whole = assemble(self.pieces, weights)
+        return whole, tf.concat(statistics, 0), tf.reduce_min(tf.stack(version))
+
+    def _note_untouched(self) -> None:
+        """Tells the servers, before their first step, what has no gradient."""
+        connected = self.model_step.connected
+        for server in self.servers:
+            pieces = server.format.pieces
+            server.untouched = frozenset(p for p in pieces if not connected[p.variable])
+
+    def _push(self, messages, parts, change, inboxes) -> None:
+        """Fills the inboxes; a change of statistics that is not finite is left out."""
+        change = tf.where(tf.reduce_all(tf.math.is_finite(change)), change, tf.zeros_like(change))
+        changes = tf.split(change, [server.format.statistics for server in self.servers])
+        for server, part, inbox in zip(self.servers, changes, inboxes, strict=True):
+            words = [parts[piece] for piece in server.format.large]
+            words = tf.concat([*words, server.format.pack_rest(messages, part)], 0)
+            with tf.device(server.device):
+                inbox.assign(words)
 
     def _messages(self, gradients, memory, version):
         """The worker's half of the optimizer: for each piece its message, and its new slots."""
@@ -206,10 +227,19 @@ class Worker(BaseWorker):
         report: of its last step.
     """
 
-    def __init__(self, index: int, device: str, program: Program, dataset_fn: Callable):
+    report_numbers = 5
+
+    def __init__(
+        self,
+        index: int,
+        device: str,
+        program: Program,
+        dataset_fn: Callable,
+        loss_scale: LossScale,
+    ):
         self.report: Report | None = None
         self._program = program
-        super().__init__(index, device, program.model_step, dataset_fn)
+        super().__init__(index, device, program.model_step, dataset_fn, loss_scale)
 
     def start(self) -> None:
         program = self._program
@@ -223,20 +253,21 @@ class Worker(BaseWorker):
     def step(self) -> Report:
         """Pulls, computes and pushes to the inboxes of this worker."""
         program = self._program
-        inboxes = [server.inboxes[self.index] for server in program.servers]
-        with on(self.device):
-            vector = program.step(
+        with self.busy, on(self.device):
+            program.step(
                 self._iterator,
                 self._memory,
                 self._local,
                 self._metrics,
-                inboxes,
+                [server.inboxes[self.index] for server in program.servers],
                 self._seeds,
                 self._flags[self._accepted],
                 self._flags[self._fresh],
+                self._scale(),
+                self._bulletin.variable,
             )
-            self.report = Report.from_vector(vector.numpy())
-        self._accepted = False
+            self._accepted = False
+            self.report = Report.from_vector(self._bulletin.read())
         self.pushed_words += sum(sum(server.format.push_lengths) for server in program.servers)
         self.pulled_words += self.report.pulled_words
         self._took_step(self.report.metrics)
@@ -263,7 +294,7 @@ class Worker(BaseWorker):
     @property
     def memory(self) -> np.ndarray:
         """float32[m], as of the last message that was accepted."""
-        with on(self.device):
+        with self.busy, on(self.device):
             return self._memory[1 if self._accepted else 0].numpy()
 
     @memory.setter

@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+import weakref
 from collections.abc import Mapping
 
 import keras
 import numpy as np
 
 from tfqcomm import _tf_private
+from tfqcomm.parameter_server.flat import assign_flat, flat_values
 from tfqcomm.parameter_server.fleet import Fleet
-from tfqcomm.parameter_server.model_step import assign_flat, flat_values
+from tfqcomm.parameter_server.optimizers import inner
 
 
 class ChiefAverage:
@@ -19,13 +21,14 @@ class ChiefAverage:
     """
 
     def __init__(self, model: keras.Model, fleet: Fleet):
-        self._model = model
+        self._optimizer = inner(model.optimizer)
+        self._weights = list(model.trainable_variables)
         self._fleet = fleet
         self._statistics = _tf_private.statistics(model)
 
     def send(self) -> None:
         """Gives all workers what the chief has."""
-        weights = [v.numpy() for v in self._model.trainable_variables]
+        weights = [v.numpy() for v in self._weights]
         values = [*weights, flat_values(self._statistics)]
         for worker in self._fleet.workers:
             self._fleet.attempt(worker, lambda w=worker: setattr(w, "weights", values))
@@ -37,36 +40,55 @@ class ChiefAverage:
         if not sane:
             return
         *means, moving = (sum(values) / len(sane) for values in zip(*sane, strict=True))
-        for variable, mean in zip(self._model.trainable_variables, means, strict=True):
+        for variable, mean in zip(self._weights, means, strict=True):
             variable.assign(mean)
+            if variable.constraint is not None:
+                variable.assign(variable.constraint(variable))
         assign_flat(self._statistics, moving)
 
     def send_learning_rate(self, last: float | None) -> float:
         """Passes on what a callback may have set."""
-        rate = float(self._model.optimizer.learning_rate)
+        rate = float(self._optimizer.learning_rate)
         for worker in self._fleet.workers:
             worker.learning_rate = rate
         return rate
 
 
 class Momenta:
-    """Stands in for the worker state of an all-reduce exchange, with the same keys."""
+    """Stands in for the worker state of an all-reduce exchange, with the same keys.
+
+    It reaches the workers by a weak reference: see `memory`.
+    """
 
     def __init__(self, fleet: Fleet):
-        self._fleet = fleet
+        self._fleet = weakref.ref(fleet)
+        self._captured: dict[str, np.ndarray] | None = None
+
+    def capture(self) -> None:
+        """Keeps what they are now, so that all of a backup is of one moment."""
+        self._captured = self._mean()
+
+    def release(self) -> None:
+        """Goes on with what they are when somebody asks."""
+        self._captured = None
 
     def mean(self) -> dict[str, np.ndarray]:
         """Each variable's mean momentum over the workers."""
-        momenta = _each(self._fleet, "momenta")
+        return self._mean() if self._captured is None else self._captured
+
+    def _mean(self) -> dict[str, np.ndarray]:
+        fleet = self._fleet()
+        momenta = _each(fleet, "momenta") if fleet else []
         means = [sum(values) / len(momenta) for values in zip(*momenta, strict=True)]
         return {f"momentum/{index}": mean for index, mean in enumerate(means)}
 
     def load_mean(self, mean: Mapping[str, np.ndarray]) -> None:
         """Gives all workers a saved `mean()`."""
+        fleet = self._fleet()
         count = sum(key.startswith("momentum/") for key in mean)
         values = [mean[f"momentum/{index}"] for index in range(count)]
-        for worker in self._fleet.workers if values else []:
-            self._fleet.attempt(worker, lambda w=worker: setattr(w, "momenta", values))
+        for worker in fleet.workers if fleet and values else []:
+            fleet.attempt(worker, lambda w=worker: setattr(w, "momenta", values))
 
 
 def _each(fleet: Fleet, name: str) -> list[list[np.ndarray]]:

@@ -42,9 +42,9 @@ class LeaderDriver(Asynchronous):
         fleet, board = self._fleet, self._board
         with self._changed:
             if worker.report.healthy:
-                fleet.applied += 1
+                fleet.take([worker])
             else:
-                fleet.skipped += 1
+                fleet.skip([worker])
             self._handled += 1
             errand = board.after_step(worker.index, worker.report.mean_loss)
             self._staleness += errand.ages

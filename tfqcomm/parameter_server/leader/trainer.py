@@ -37,8 +37,8 @@ class LeaderTrainer(BaseTrainer):
     optimizer's `iterations`, on which schedules depend, are the steps of an average worker.
 
     Args:
-        build_model, loss, metrics, cluster_resolver, workers, parameter_servers,
-            variable_partitioner: as of `Trainer`.
+        build_model, loss, metrics, loss_weights, weighted_metrics, cluster_resolver, workers,
+            parameter_servers, variable_partitioner: as of `Trainer`.
         optimizer: a `tfqcomm.optimizers.LeaderSGD` without a `leader_compressor`; the trainer
             makes one like it. `groups` must divide the number of workers.
         weight_compressor: of the leaders' weights, which are stored as they are encoded:
@@ -85,6 +85,8 @@ class LeaderTrainer(BaseTrainer):
         optimizer,
         loss=None,
         metrics: Sequence | None = None,
+        loss_weights=None,
+        weighted_metrics: Sequence | None = None,
         weight_compressor=None,
         min_size: int = 1024,
         cluster_resolver: tf.distribute.cluster_resolver.ClusterResolver | None = None,
@@ -95,21 +97,23 @@ class LeaderTrainer(BaseTrainer):
         optimizer = keras.optimizers.get(optimizer)
         optimizers.check_leader(optimizer)
         self._options = ExchangeOptions(None, min_size=min_size)
-        self._weight_codec = weight_codec(weight_compressor, optimizer)
+        self._weight_codec = weight_codec(weight_compressor, optimizers.inner(optimizer))
         self._partitioner = variable_partitioner
         super().__init__(
             build_model,
             optimizer=optimizer,
             loss=loss,
             metrics=metrics,
+            loss_weights=loss_weights,
+            weighted_metrics=weighted_metrics,
             cluster_resolver=cluster_resolver,
             workers=workers,
             parameter_servers=parameter_servers,
         )
-        if len(self._cluster.workers) % self.optimizer.groups:
+        if len(self._cluster.workers) % self._inner_optimizer.groups:
             raise ValueError(
                 f"Argument `groups` of the optimizer must divide the number of workers, "
-                f"{len(self._cluster.workers)}. Received: groups={self.optimizer.groups}"
+                f"{len(self._cluster.workers)}. Received: groups={self._inner_optimizer.groups}"
             )
 
     @property
@@ -121,10 +125,8 @@ class LeaderTrainer(BaseTrainer):
             for worker, times in zip(super().workers, times_led, strict=True)
         ]
 
-    def _make(self, makers):
+    def _make(self, makers, loss_scale):
         model, cluster = self.model, self._cluster
-        if not self.optimizer.built:
-            self.optimizer.build(model.trainable_variables)
         shapes = [tuple(v.shape) for v in model.trainable_variables]
         pieces = partition(shapes, len(cluster.servers), self._partitioner)
         servers = [
@@ -139,22 +141,24 @@ class LeaderTrainer(BaseTrainer):
             )
             for index, device in enumerate(cluster.servers)
         ]
-        program = LeaderProgram(model, servers, pieces)
+        program = LeaderProgram(model, servers, pieces, loss_scale)
         self._board = LeaderBoard(
-            self.optimizer.levels,
+            self._inner_optimizer.levels,
             len(cluster.workers),
             lambda: Buffer([server.make_room() for server in servers]),
         )
-        fleet = self._make_fleet(LeaderWorker, program, servers, makers)
+        fleet = self._make_fleet(LeaderWorker, program, servers, makers, loss_scale)
+        momenta = Momenta(fleet)
         routes = [
             Route(v.path, tuple(v.shape), "leader's, shown and pulled", self._codec_of(v))
             for v in model.trainable_variables
         ]
-        meter = self._register(self._options, routes, worker_state=Momenta(fleet))
-        return fleet, ChiefAverage(model, fleet), meter
+        meter = self._register(self._options, routes, worker_state=momenta)
+        return fleet, ChiefAverage(model, fleet), momenta, meter
 
     def _driver(self):
-        rate = self.optimizer.get_config()["learning_rate"]  # a number, or how to make a schedule
+        # A number, or how to make a schedule.
+        rate = self._inner_optimizer.get_config()["learning_rate"]
         schedule = keras.optimizers.schedules.deserialize(rate) if isinstance(rate, dict) else None
         return LeaderDriver(
             self._fleet, self._board, schedule and (lambda step: float(schedule(step)))

@@ -12,10 +12,14 @@ import tensorflow as tf
 from tfqcomm import _tf_private
 from tfqcomm.leader_vote import mean_loss, push_loss
 from tfqcomm.parameter_server.base_worker import BaseWorker
-from tfqcomm.parameter_server.cluster import on
+from tfqcomm.parameter_server.cluster import Bulletin, Graphs, on
+from tfqcomm.parameter_server.flat import flat_values
+from tfqcomm.parameter_server.gradients import all_finite, clip, dense
 from tfqcomm.parameter_server.leader.board import Buffer
 from tfqcomm.parameter_server.leader.server import LeaderServer
-from tfqcomm.parameter_server.model_step import ModelStep, flat_values
+from tfqcomm.parameter_server.loss_scale import LossScale
+from tfqcomm.parameter_server.model_step import ModelStep
+from tfqcomm.parameter_server.optimizers import inner
 from tfqcomm.parameter_server.partition import Piece, assemble
 
 
@@ -49,22 +53,40 @@ class LeaderProgram:
         model: compiled with `LeaderSGD` and built.
         servers: all of them.
         pieces: in the order of the model's trainable variables.
+        loss_scale: by which losses are multiplied.
     """
 
     def __init__(
-        self, model: keras.Model, servers: Sequence[LeaderServer], pieces: Sequence[Piece]
+        self,
+        model: keras.Model,
+        servers: Sequence[LeaderServer],
+        pieces: Sequence[Piece],
+        loss_scale: LossScale,
     ):
-        self.model = model
-        self.optimizer = model.optimizer
+        self.optimizer = inner(model.optimizer)
+        self.scaled = loss_scale.value is not None
         self.servers = list(servers)
         self.model_step = ModelStep(model)
         self._pieces = list(pieces)
-        self._decays = [_tf_private.decays(model.optimizer, v) for v in model.trainable_variables]
-        self.step = tf.function(self._step, autograph=False)
-        self.show = tf.function(self._show, autograph=False)
-        self.pull = tf.function(self._pull, autograph=False)
+        self._decays = [_tf_private.decays(self.optimizer, v) for v in self.model_step.weights]
+        self.step = Graphs(self._step, kind_of=lambda iterator, *_: str(iterator.element_spec))
+        self.show = Graphs(self._show)
+        self.pull = Graphs(self._pull, kind_of=lambda weights, sources, *_: len(sources))
 
-    def _step(self, iterator, weights, momenta, statistics, local, metrics, window, rate, fresh):
+    def _step(
+        self,
+        iterator,
+        weights,
+        momenta,
+        statistics,
+        local,
+        metrics,
+        window,
+        rate,
+        fresh,
+        scale,
+        report,
+    ):
         """One local step.
 
         Args:
@@ -75,27 +97,28 @@ class LeaderProgram:
             window: variable, float32[loss_window], its last losses.
             rate: variable, the learning rate.
             fresh: bool scalar: the metrics begin anew.
-
-        Returns:
-            float64[3 + metrics]: a `LocalReport`.
+            scale: float32 scalar, of the loss.
+            report: variable, float64[3 + metrics]: receives a `LocalReport`.
         """
         batch = keras.utils.unpack_x_y_sample_weight(next(iterator))
-        metrics.assign(tf.where(fresh, self.model_step.metrics, metrics.read_value()))
+        metrics.assign(tf.where(fresh, self.model_step.metrics.initial, metrics.read_value()))
         before = statistics.read_value()
         gradients, moving, loss = self.model_step.gradients(
-            [w.read_value() for w in weights], before, batch, local, metrics
+            [w.read_value() for w in weights],
+            before,
+            batch,
+            local,
+            metrics,
+            scale if self.scaled else None,
         )
+        finite = all_finite(gradients) if self.scaled else True  # where Keras asks
         norm = tf.linalg.global_norm(gradients)
-        gradients = _tf_private.clip_gradients(self.optimizer, gradients)
-        finite = tf.reduce_all([tf.reduce_all(tf.math.is_finite(g)) for g in gradients])
-
-        def update():
-            buffers = momenta or [None] * len(weights)
-            for step in zip(weights, buffers, gradients, self._decays, strict=True):
-                self.optimizer.update_copy(*step, rate.read_value())
-            return tf.constant(True)
-
-        healthy = tf.cond(finite, update, lambda: tf.constant(False))
+        gradients = clip(self.optimizer, gradients, workers=1)
+        healthy = tf.cond(
+            tf.logical_and(finite, all_finite(gradients)),
+            lambda: self._update(weights, momenta, gradients, rate),
+            lambda: tf.constant(False),
+        )
         sane = tf.reduce_all(tf.math.is_finite(moving))
         statistics.assign(tf.where(sane, moving, before))
         window.assign(push_loss(window.read_value(), loss))
@@ -103,16 +126,30 @@ class LeaderProgram:
         sane = tf.reduce_all([tf.reduce_all(tf.math.is_finite(w.read_value())) for w in weights])
         facts = [healthy, tf.where(sane, average, np.inf), norm]
         facts = tf.stack([tf.cast(fact, tf.float64) for fact in facts])
-        return tf.concat([facts, metrics.read_value()], 0)
+        report.assign(tf.concat([facts, metrics.read_value()], 0))
 
-    def _show(self, weights, rooms, number):
+    def _update(self, weights, momenta, gradients, rate) -> tf.Tensor:
+        """As Keras does it: what has no gradient stays as it is."""
+        buffers = momenta or [None] * len(weights)
+        full = dense(gradients, self.model_step.weights)
+        steps = zip(weights, buffers, full, self._decays, strict=True)
+        for step, gradient in zip(steps, gradients, strict=True):
+            if gradient is not None:
+                self.optimizer.update_copy(*step, rate.read_value())
+        self._constrain(weights)
+        return tf.constant(True)
+
+    def _constrain(self, weights) -> None:
+        for variable, like in zip(weights, self.model_step.weights, strict=True):
+            if like.constraint is not None:
+                variable.assign(like.constraint(variable.read_value()))
+
+    def _show(self, weights, rooms, number, report):
         """Puts the weights into one room on each server.
 
         Args:
             number: int scalar, seeds stochastic codecs.
-
-        Returns:
-            Words sent.
+            report: variable, float64[1]: receives how many words were sent.
         """
         sent = []
         for server, room in zip(self.servers, rooms, strict=True):
@@ -123,17 +160,15 @@ class LeaderProgram:
             words = server.format.pack_weights(values, tf.zeros([0]), number)
             server.fill(room, words)
             sent.append(tf.size(words))
-        return tf.add_n(sent)
+        report.assign([tf.cast(tf.add_n(sent), tf.float64)])
 
-    def _pull(self, weights, sources, pulls):
+    def _pull(self, weights, sources, pulls, report):
         """Moves the weights towards those of leaders.
 
         Args:
             sources: for each leader a room on each server.
             pulls: float32[leaders].
-
-        Returns:
-            Words received.
+            report: variable, float64[1]: receives how many words came.
         """
         received, leaders = [], []
         for rooms in sources:
@@ -148,7 +183,8 @@ class LeaderProgram:
             x = tf.cast(variable.read_value(), tf.float32)
             x = self.optimizer.pull(x, list(zip(mixing, towards, strict=True)))
             variable.assign(tf.cast(x, variable.dtype))
-        return tf.add_n(received)
+        self._constrain(weights)
+        report.assign([tf.cast(tf.add_n(received), tf.float64)])
 
 
 class LeaderWorker(BaseWorker):
@@ -159,16 +195,25 @@ class LeaderWorker(BaseWorker):
         report: of its last step.
     """
 
-    def __init__(self, index: int, device: str, program: LeaderProgram, dataset_fn: Callable):
+    report_numbers = 3
+
+    def __init__(
+        self,
+        index: int,
+        device: str,
+        program: LeaderProgram,
+        dataset_fn: Callable,
+        loss_scale: LossScale,
+    ):
         self.learning_rate = 0.0
         self.report: LocalReport | None = None
         self._program = program
-        super().__init__(index, device, program.model_step, dataset_fn)
+        super().__init__(index, device, program.model_step, dataset_fn, loss_scale)
 
     def start(self) -> None:
         """Begins with the chief's weights, also after it was started anew."""
         program = self._program
-        variables = program.model.trainable_variables
+        variables = program.model_step.weights
         with on(self.device):
             self._weights = [_variable(v.numpy(), v.dtype) for v in variables]
             self._momenta = [
@@ -180,15 +225,16 @@ class LeaderWorker(BaseWorker):
             self._window = _variable(np.full([program.optimizer.loss_window], np.nan))
             self._rate = _variable(0.0)
         self._rate_there = 0.0
+        self._words = Bulletin(self.device, 1)
         super().start()
 
     def step(self) -> LocalReport:
         """One local step."""
-        with on(self.device):
+        with self.busy, on(self.device):
             if self._rate_there != self.learning_rate:
                 self._rate_there = self.learning_rate
                 self._rate.assign(self._rate_there)
-            vector = self._program.step(
+            self._program.step(
                 self._iterator,
                 self._weights,
                 self._momenta,
@@ -198,24 +244,28 @@ class LeaderWorker(BaseWorker):
                 self._window,
                 self._rate,
                 self._flags[self._fresh],
+                self._scale(),
+                self._bulletin.variable,
             )
-            self.report = LocalReport.from_vector(vector.numpy())
+            self.report = LocalReport.from_vector(self._bulletin.read())
         self._took_step(self.report.metrics)
         return self.report
 
     def show(self, buffer: Buffer) -> bool:
         """Encodes its weights, and puts them where others find them."""
         with on(self.device):
-            number = tf.constant(self.steps)
-            self.pushed_words += int(self._program.show(self._weights, buffer.variables, number))
+            number, report = tf.constant(self.steps), self._words.variable
+            self._program.show(self._weights, buffer.variables, number, report)
+            self.pushed_words += int(self._words.read()[0])
         return True
 
     def pull(self, pulls: Sequence[tuple[float, Buffer]]) -> None:
         """Moves towards leaders."""
         rooms = [buffer.variables for _, buffer in pulls]
-        with on(self.device):
+        with self.busy, on(self.device):
             mixing = tf.constant([pull for pull, _ in pulls], tf.float32)
-            self.pulled_words += int(self._program.pull(self._weights, rooms, mixing))
+            self._program.pull(self._weights, rooms, mixing, self._words.variable)
+            self.pulled_words += int(self._words.read()[0])
 
     @property
     def message_norm(self) -> float:

@@ -1,4 +1,4 @@
-"""What the workers of `test_edges.py` do; most of it also runs in one process, as the yardstick."""
+"""What the workers of `test_batches.py` do; most of it runs in one process, too: the yardstick."""
 
 from __future__ import annotations
 

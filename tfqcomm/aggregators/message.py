@@ -1,0 +1,75 @@
+"""What goes into an exchange, and what comes out of it."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable, Mapping, Sequence
+
+import numpy as np
+import tensorflow as tf
+
+
+@dataclasses.dataclass(frozen=True)
+class Message:
+    """One tensor of a step, on all local replicas.
+
+    Attributes:
+        key: names the residual; the same on all processes and in every run.
+        values: a tensor or `IndexedSlices` for each local replica.
+        compressible: False for what must arrive as it is.
+        path: what the tensor is called, for people.
+    """
+
+    key: str
+    values: Sequence[tf.Tensor | tf.IndexedSlices]
+    compressible: bool = True
+    path: str = ""
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """Static shape, dense."""
+        return tuple(self.values[0].shape)
+
+    @property
+    def size(self) -> int:
+        """Elements, dense."""
+        return int(np.prod(self.shape, dtype=np.int64))
+
+    @property
+    def sparse(self) -> bool:
+        """Whether this is the gradient of an embedding."""
+        return isinstance(self.values[0], tf.IndexedSlices)
+
+    @property
+    def dtype(self) -> tf.DType:
+        """What it travels as when nothing compresses it: float64, all other types as float32."""
+        return tf.float64 if self.floats(0).dtype == tf.float64 else tf.float32
+
+    def flat(self, replica: int, dtype: tf.DType = tf.float32) -> tf.Tensor:
+        """`dtype`[n]."""
+        return tf.cast(tf.reshape(self.values[replica], [self.size]), dtype)
+
+    def floats(self, replica: int) -> tf.Tensor:
+        """The numbers there are: all of a dense tensor, the given rows of a sparse one."""
+        value = self.values[replica]
+        return value.values if self.sparse else value
+
+
+@dataclasses.dataclass(frozen=True)
+class Reduction:
+    """What an exchange found; `commit` makes it so.
+
+    Attributes:
+        means: for each message its mean over all replicas, in the message's shape.
+        healthy: bool scalar, the same everywhere: every message of every replica was finite.
+        commit: assigns the new residuals; to be called in a healthy step only.
+        left_out: (local replica, key) -> the new residual, in the message's shape; of what was
+            compressed with error feedback.
+        record: adds the step to the meter.
+    """
+
+    means: list[tf.Tensor | tf.IndexedSlices]
+    healthy: tf.Tensor
+    commit: Callable[[], None]
+    left_out: Mapping[tuple[int, str], tf.Tensor]
+    record: Callable[[], None]

@@ -1,0 +1,62 @@
+"""Saves what an optimizer remembers beside Keras' variables wherever these are saved.
+
+What workers remember, a budget's state, what all replicas know of a centre or a leader: all of it
+goes into `model.save`, `save_weights` and `tf.train.Checkpoint`, by one process alone and without
+a collective; so of several processes the one that saves gives the mean over its own replicas.
+Residuals stay with `callbacks.BackupAndRestore`, which keeps exact means over all replicas, too.
+"""
+
+from __future__ import annotations
+
+import io
+import weakref
+
+import numpy as np
+import tensorflow as tf
+
+from tfqcomm import _tf_private
+from tfqcomm.aggregators.exchange import memory_of, restore_memory
+
+_SEPARATOR = ":"  # in place of "/", of which HDF5 makes folders
+
+
+class RememberingOptimizer(_tf_private.OptimizerSeam):
+    """Abstract base of the optimizers of this package."""
+
+    def __init__(self, *args, **kwargs):
+        super().__init__(*args, **kwargs)
+        self.memory = _Memory(self)  # an attribute, so that a checkpoint finds it
+
+    def save_own_variables(self, store):
+        """Adds to the optimizer's variables, which Keras names by number, what it remembers."""
+        super().save_own_variables(store)
+        for name, value in memory_of(self).items():
+            store[name.replace("/", _SEPARATOR)] = value
+
+    def load_own_variables(self, store):
+        """Inverse of `save_own_variables`; older files hold the variables alone."""
+        names = [name for name in store.keys() if _SEPARATOR in name]  # noqa: SIM118
+        numbers = set(store.keys()) - set(names)
+        super().load_own_variables({number: store[number] for number in numbers})
+        if names:
+            restore_memory(self, {n.replace(_SEPARATOR, "/"): store[n][()] for n in names})
+
+
+class _Memory(tf.train.experimental.PythonState):
+    """What one optimizer remembers, as `tf.train.Checkpoint` sees it."""
+
+    def __init__(self, optimizer):
+        self._optimizer = weakref.ref(optimizer)
+
+    def serialize(self) -> bytes:
+        """An archive of NumPy."""
+        file = io.BytesIO()
+        with tf.init_scope():
+            # A SavedModel is written inside a graph, and nobody goes on training from it.
+            np.savez(file, **(memory_of(self._optimizer()) if tf.executing_eagerly() else {}))
+        return file.getvalue()
+
+    def deserialize(self, string_value: bytes) -> None:
+        """Inverse of `serialize`."""
+        with tf.init_scope(), np.load(io.BytesIO(string_value)) as memory:
+            restore_memory(self._optimizer(), dict(memory))
