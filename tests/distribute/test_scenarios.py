@@ -22,7 +22,6 @@ pytestmark = [pytest.mark.multi_process, pytest.mark.timeout(900)]  # much waits
 
 QUICK = [  # in the default run
     "validation_split",
-    "evaluate_and_predict_101_rows",
     "gan",
     "model_checkpoint",
 ]

@@ -106,7 +106,7 @@ def py_dataset_with_several_workers(strategy, directory):
 def several_inputs_and_outputs(strategy, directory):
     layers = keras.layers
     with begin(strategy):
-        inputs = {"left": keras.Input([FEATURES // 2]), "right": keras.Input([FEATURES // 2])}
+        inputs = {name: keras.Input([FEATURES // 2], name=name) for name in ("left", "right")}
         hidden = layers.Concatenate()([layers.Dense(8, "relu")(i) for i in inputs.values()])
         outputs = {
             "label": layers.Dense(CLASSES, name="label")(hidden),

@@ -30,7 +30,11 @@ layers = keras.layers
 @scenario
 def regularizers(strategy, directory):
     between = layers.Dense(
-        16, kernel_regularizer="l2", bias_regularizer="l1", activity_regularizer="l2"
+        16,
+        kernel_regularizer="l2",
+        bias_regularizer="l1",
+        activity_regularizer="l2",
+        name="regularized",
     )
     model = compiled(strategy, between)
     return found(strategy, model, history=fit(model, *classification()))
@@ -154,7 +158,7 @@ def six_models_in_one_process(strategy, directory):
     x, y = classification()
     results = {}
     for width in range(6):
-        model = compiled(strategy, layers.Dense(8 + width, "relu"))
+        model = compiled(strategy, layers.Dense(8 + width, "relu", name="between"))
         results[f"history {width}"] = fit(model, x, y, epochs=1)
         results[f"last weight {width}"] = replicas(strategy, model.weights[-1:])[0]
     return found(strategy, model, **results)
