@@ -120,6 +120,10 @@ class Residuals:
         self.declare(key, size)
         return self.variable(0, slot)
 
+    def variables(self) -> dict[tuple[int, Slot], tf.Variable]:
+        """All there are, by local replica and slot."""
+        return dict(self._variables)
+
     def norm(self) -> float:
         """Euclidean norm of the first local replica's own residuals."""
         norms = [

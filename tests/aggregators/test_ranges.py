@@ -87,7 +87,7 @@ def test_a_finite_message_on_a_finite_residual_is_skipped_if_the_sum_is_not(kind
     ones = np.ones(8, np.float32)
     reduce(exchange, ones, ones)
     for replica in range(2):
-        for (r, slot), variable in exchange.residuals._variables.items():
+        for (r, slot), variable in exchange.residuals.variables().items():
             if r == replica and slot.kind == "worker":
                 variable.assign(np.full(8, 3e38 * replica, np.float32))
     owed = exchange.residuals.total()
@@ -101,7 +101,7 @@ def test_an_owners_infinite_mean_plus_residual_is_skipped():
     exchange = exchange_of(2, RandomK(0.5), schedule="two_phase")  # keeps every second entry
     ones = np.ones(8, np.float32)
     reduce(exchange, ones, ones)
-    for (_, slot), variable in exchange.residuals._variables.items():
+    for (_, slot), variable in exchange.residuals.variables().items():
         if slot.kind == "owner":
             variable.assign(np.full(slot.stop - slot.start, 3e38, np.float32))
     assert not reduce(exchange, 3e38 * ones, 1e38 * ones, step=1).healthy
