@@ -1,7 +1,7 @@
 """Who may import whom. The imports are read from the sources, so that none is missed.
 
-L0 numerics, wire, agreement, sparsity, cluster, _tf_private and its probe, _start; selection and
-   least_squares on top of them
+L0 numerics, wire, agreement, sparsity, cluster, _tf_private and its probe, _start; selection,
+   least_squares, watch, empty_shares and model_optimizers on top of them
 L1 compressors
 L2 traffic, transport, replicas; statistics, error_feedback, worker_state, leader_vote on them
 L3 aggregators; verification and step on top of them
@@ -33,7 +33,7 @@ LAYERS = [  # a module imports from the lines above its own, and from its own fo
         "_tf_private_probe",
         "_start",
     },
-    {"selection", "least_squares"},
+    {"selection", "least_squares", "watch", "empty_shares", "model_optimizers"},
     {"compressors"},
     {"traffic", "transport", "replicas"},
     {"statistics", "error_feedback", "worker_state", "leader_vote"},

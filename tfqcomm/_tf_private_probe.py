@@ -92,6 +92,9 @@ NAMES: dict[str, tuple[str, ...] | None] = {
     f"{_MODEL}._maybe_symbolic_build": ("iterator", "data_batch"),
     f"{_MODEL}._make_function": ("step_function",),
     "keras.src.backend:compute_output_spec": ("fn",),
+    "keras.src.trainers.data_adapters.tf_dataset_adapter:make_class_weight_map_fn": (
+        "class_weight",
+    ),
     f"{_TRAINER}:reduce_per_replica": ("values", "strategy", "reduction"),
 }
 

@@ -51,6 +51,7 @@ class WorkerHalf(Protocol):
         """
 
 
+@tf.autograph.experimental.do_not_convert  # this is graph code already, and not only ours
 def distributed_step(
     optimizer: keras.optimizers.Optimizer,
     options: ExchangeOptions,

@@ -133,9 +133,12 @@ class Transport(abc.ABC):
         """
         with tf.device(self.device):
             lengths = self._gather_processes(tf.stack([tf.shape(v)[0] for v in values]))
-            longest = tf.maximum(tf.reduce_max(lengths), 1)  # the ring crashes on empty tensors
+            longest = tf.reduce_max(lengths)
             padded = [_pad_rows(v, longest) for v in values]
-            gathered = self._gather_processes(tf.stack(padded))  # [W, longest, ...]
+            empty = tf.zeros([self.world, *tf.unstack(tf.shape(padded[0]))], padded[0].dtype)
+            gathered = tf.cond(  # [W, longest, ...]; the ring crashes on empty tensors
+                longest > 0, lambda: self._gather_processes(tf.stack(padded)), lambda: empty
+            )
             words = tf.size(padded[0], tf.int64) * padded[0].dtype.size // 4
             sent = self.bytes_all_gather(words + 1)
             return [gathered[r, : lengths[r]] for r in range(self.world)], sent

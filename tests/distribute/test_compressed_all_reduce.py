@@ -177,10 +177,13 @@ def compiled(strategy, layers=None, **kwargs):
     return model
 
 
-def test_a_batch_that_does_not_split_is_an_error():
+@pytest.mark.parametrize("rows", [32, 2])
+def test_a_batch_that_does_not_split_trains(rows):
+    """Keras wants the shapes of the first batch alone; a replica without rows sends zeros."""
     model = compiled(compressing(3, "top_k"))
-    with pytest.raises(tf.errors.InvalidArgumentError):
-        model.fit(np.ones([32, 8], "float32"), np.ones([32, 3], "float32"), verbose=0)
+    history = model.fit(np.ones([rows, 8], "float32"), np.ones([rows, 3], "float32"), verbose=0)
+    assert np.isfinite(history.history["loss"]).all()
+    assert all(np.isfinite(v.numpy()).all() for v in model.trainable_variables)
 
 
 def test_traffic_logger_counts_by_hand():

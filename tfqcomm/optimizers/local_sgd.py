@@ -81,6 +81,7 @@ class LocalSGDOptimizer(RememberingOptimizer):
     def route(self) -> tuple[str, str]:
         """How a pull travels, for people: what is sent, and by which collective."""
 
+    @tf.autograph.experimental.do_not_convert  # this is graph code already
     def apply(self, grads, trainable_variables=None):
         """One local step, and a pull if it is time to. In replica context.
 
