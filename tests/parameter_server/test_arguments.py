@@ -4,9 +4,10 @@ import keras
 import pytest
 import tensorflow as tf
 
-from tfqcomm import optimizers
+from tfqcomm import compressors, optimizers
 from tfqcomm.parameter_server import SparseWeights, Trainer
 from tfqcomm.parameter_server.data import datasets, inspect_dataset, steps_of_epoch
+from tfqcomm.parameter_server.optimizers import options_of
 from tfqcomm.parameter_server.trainer import check_staleness
 
 
@@ -162,3 +163,20 @@ def test_sparse_weights_are_the_default_with_l1():
     assert weight_codec(None, keras.optimizers.SGD()).lossless
     quantized = optimizers.QAdam(weight_compressor="uniform_grid")
     assert weight_codec(None, quantized) == quantized.weight_compressor
+
+
+def test_messages_are_scaled_as_error_feedback_or_its_absence_needs_it():
+    """A server decodes without knowing the option: the codec itself has to be the right one."""
+    for feedback, compressor, keeps, factor in [
+        ("auto", compressors.RandomK(0.1), True, 1.0),
+        (False, compressors.RandomK(0.1), False, 10.0),
+        ("auto", compressors.Ternary(clip=None), False, 1.0),
+        (True, compressors.Ternary(clip=None, shared_scale=True), True, 2 / 11),
+    ]:
+        arguments = {"compressor": compressor, "error_feedback": feedback, "min_size": 0, "seed": 0}
+        options = options_of(keras.optimizers.Adam(), 100, **arguments)
+        assert options.feedback == keeps
+        assert options.codec == options.compressor
+        ones = tf.ones([100])
+        decoded = options.compressor.decode(options.compressor.encode(ones), 100)
+        assert float(tf.reduce_max(decoded)) == pytest.approx(factor)

@@ -200,9 +200,8 @@ class GradientExchange:
             keeper.load_state(self._saved.get(part, {}))
 
     def _compresses(self, message: Message) -> bool:
-        if message.sparse or not message.compressible:
-            return False
-        return self.options.compresses(message.shape, message.size)
+        wanted = message.compressible and not message.sparse
+        return wanted and self.options.compresses(message.shape, message.size)
 
     def _health(self, messages: Sequence[Message]) -> list[tf.Tensor]:
         """For each local replica: all numbers in `messages` are finite."""
@@ -232,17 +231,15 @@ class GradientExchange:
 
     def _aggregator(self, schedule, group, joint, index) -> Aggregator:
         residuals = self.residuals if self.options.feedback else None
-        keys, sizes = [m.key for m in group], [m.size for m in group]
-        arguments = (self.options.codec, self.transport, residuals, keys, sizes)
+        arguments = (self.options.codec, self.transport, residuals, *_keys_and_sizes(group))
         if schedule == "adaptive":
-            return AdaptiveMean(*arguments, budget=self._budget_for(sum(sizes)))
+            return AdaptiveMean(*arguments, budget=self._budget_for(sum(m.size for m in group)))
         seed = self.options.seed + index
         return _AGGREGATORS[schedule](*arguments, joint=joint, seed=seed)
 
     def _dense_mean(self, group) -> Aggregator:
         """One all-reduce for everything that is not compressed."""
-        keys, sizes = [m.key for m in group], [m.size for m in group]
-        return DenseMean(Identity(), self.transport, None, keys, sizes, joint=True)
+        return DenseMean(Identity(), self.transport, None, *_keys_and_sizes(group), joint=True)
 
     def _budget_for(self, n: int) -> Budget:
         if self.budget is None:
@@ -290,6 +287,10 @@ class GradientExchange:
         return Route(path, message.shape, "dense", description)
 
 
+def _keys_and_sizes(messages: Sequence[Message]) -> tuple[list[str], list[int]]:
+    return [m.key for m in messages], [m.size for m in messages]
+
+
 def _cut(messages: Sequence[Message]) -> list[list[Message]]:
     """Groups, in order, that are small enough for one payload."""
     groups, elements = [], 0
@@ -303,13 +304,8 @@ def _cut(messages: Sequence[Message]) -> list[list[Message]]:
 
 
 def _warn_of_rounding(codec) -> None:
-    logging.log_first_n(
-        logging.WARNING,
-        "Gradients of float64 variables are rounded to float32 before %s compresses them. Without "
-        "a compressor they travel as float64.",
-        1,
-        codec,
-    )
+    text = "Float64 gradients are rounded to float32 for %s; without a compressor they are not."
+    logging.log_first_n(logging.WARNING, text, 1, codec)
 
 
 def _joint_key(messages: Sequence[Message]) -> str:
