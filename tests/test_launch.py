@@ -463,9 +463,16 @@ def test_the_log_level_that_the_user_set_wins(script):
 
 
 @pytest.mark.parametrize("gpu", [True, False])
-def test_that_cuda_cannot_start_is_an_error_where_there_is_a_gpu(monkeypatch, gpu):
+@pytest.mark.parametrize(
+    "line",
+    [
+        b"E0000 00:00:1795695355.585637    5805 cuda_platform.cc:52] failed call to cuInit: X",
+        b"2026-11-26 13:35:28.559088: E external/xla/cuda/cuda_platform.cc:51] failed call to "
+        b"cuInit: X",  # TensorFlow 2.20
+    ],
+)
+def test_that_cuda_cannot_start_is_an_error_where_there_is_a_gpu(monkeypatch, gpu, line):
     monkeypatch.setattr(output, "_has_gpu", lambda: gpu)
-    line = b"E0000 00:00:1795695355.585637    5805 cuda_platform.cc:52] failed call to cuInit: X"
     assert output.is_chatter(line) is not gpu
 
 

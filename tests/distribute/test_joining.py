@@ -80,12 +80,39 @@ def test_a_resolver_that_knows_no_task_is_told_what_to_set():
     assert read_cluster(resolver).task == "worker 1"
 
 
+def test_a_task_that_was_given_to_the_resolver_needs_none_in_tf_config(monkeypatch):
+    monkeypatch.setenv("TF_CONFIG", json.dumps({"cluster": {"worker": ["a:1", "b:1"]}}))
+    own = tf.distribute.cluster_resolver.TFConfigClusterResolver("worker", 1)
+    cluster = read_cluster(own)
+    assert cluster.task == "worker 1"
+    assert joining._resolver_for(cluster, own) is own
+    monkeypatch.setenv("TF_CONFIG", "{nope")
+    with pytest.raises(ValueError, match="TF_CONFIG must be JSON"):
+        read_cluster(own)
+    monkeypatch.setenv("TF_CONFIG", "")
+    assert joining._resolver_for(read_cluster(own), own) is not own
+
+
 def test_the_users_own_resolver_is_used():
     resolver = tf.distribute.cluster_resolver.SimpleClusterResolver(
         SPEC, task_type="worker", task_id=0
     )
     cluster = joining.read_cluster(resolver)
     assert joining._resolver_for(cluster, resolver) is resolver
+
+
+@pytest.mark.parametrize("text", [None, "", "{}"])
+def test_a_process_alone_keeps_its_gpus(monkeypatch, text):
+    """TensorFlow looks for them itself only under its own resolver; others must count them."""
+    monkeypatch.delenv("TF_CONFIG", raising=False)
+    if text is not None:
+        monkeypatch.setenv("TF_CONFIG", text)
+    monkeypatch.setattr(tf.config, "list_physical_devices", lambda kind: [kind] * 2)
+    resolver = joining._resolver_for(read_cluster(), None)
+    assert resolver.cluster_spec().as_dict() == {}
+    own = isinstance(resolver, tf.distribute.cluster_resolver.TFConfigClusterResolver)
+    assert own or resolver.num_accelerators() == {"GPU": 2}
+    assert own == (text != "")
 
 
 pytestmark = pytest.mark.timeout(400)

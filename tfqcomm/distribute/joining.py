@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import contextlib
 import functools
+import json
+import os
 import sys
 from collections.abc import Callable, Iterator
 
@@ -52,9 +54,12 @@ def read_cluster(resolver: Resolver | None = None) -> Cluster | None:
     Raises:
         ValueError: in one sentence what is wrong with it.
     """
-    if resolver is None or type(resolver) is tf.distribute.cluster_resolver.TFConfigClusterResolver:
+    if resolver is None:
         return Cluster.from_environment()
-    jobs = resolver.cluster_spec().as_dict()
+    try:
+        jobs = resolver.cluster_spec().as_dict()
+    except json.JSONDecodeError:
+        return Cluster.from_environment()  # says what is wrong with TF_CONFIG
     if not jobs:
         return None
     name = type(resolver).__name__
@@ -97,19 +102,19 @@ def _check_port(cluster: Cluster) -> None:
 def _resolver_for(cluster: Cluster | None, given: Resolver | None) -> Resolver:
     """The user's own, unless TensorFlow could not use it as it is."""
     resolvers = tf.distribute.cluster_resolver
-    if cluster is None:  # TensorFlow's own default stumbles over an empty TF_CONFIG
-        return given or resolvers.SimpleClusterResolver(tf.train.ClusterSpec({}))
+    if given is None or isinstance(given, resolvers.TFConfigClusterResolver):
+        empty = not os.environ.get("TF_CONFIG", "{}").strip()  # over which it stumbles
+        given = None if empty else given or resolvers.TFConfigClusterResolver()
     slurm = isinstance(given, resolvers.SlurmClusterResolver)  # may count GPUs that are not there
-    if cluster.source == "TF_CONFIG" and given is None:
-        given = resolvers.TFConfigClusterResolver()
-    if given is not None and not slurm and given.cluster_spec().as_dict() == cluster.jobs:
+    jobs = cluster.jobs if cluster else {}
+    if given is not None and not slurm and given.cluster_spec().as_dict() == jobs:
         return given
     return resolvers.SimpleClusterResolver(
-        tf.train.ClusterSpec(cluster.jobs),
-        task_type=cluster.job,
-        task_id=cluster.index,
+        tf.train.ClusterSpec(jobs),
+        task_type=cluster.job if cluster else None,
+        task_id=cluster.index if cluster else None,
         num_accelerators={"GPU": len(tf.config.list_physical_devices("GPU"))},
-        rpc_layer=cluster.rpc_layer,
+        rpc_layer=cluster.rpc_layer if cluster else None,
     )
 
 

@@ -21,8 +21,11 @@ _CHATTER = re.compile(
     rb"WARNING: All log messages before absl::InitializeLog\(\) is called are written to STDERR$"
     rb"|I\d{4} \d\d:\d\d:[\d.]+ +\d+ [\w/.-]+\.cc:\d+\] "
 )
-# Where there is no GPU this is how TensorFlow finds out.
-_NO_GPU = re.compile(rb"E\d{4} \d\d:\d\d:[\d.]+ +\d+ cuda\w*\.cc:\d+\] failed call to cuInit: ")
+# Where there is no GPU this is how TensorFlow finds out; the second form is that of 2.20.
+_NO_GPU = re.compile(
+    rb"(?:E\d{4} \d\d:\d\d:[\d.]+ +\d+ |[\d-]+ \d\d:\d\d:[\d.]+: E )"
+    rb"[\w/]*cuda\w*\.cc:\d+\] failed call to cuInit: "
+)
 
 
 class LineCutter:
