@@ -15,7 +15,7 @@ from tests.aggregators.processes import run_processes
 from tests.catalogue import COMPRESSORS
 from tfqcomm.aggregators import ExchangeOptions
 from tfqcomm.aggregators.exchange import GradientExchange, Message
-from tfqcomm.compressors import QSGD, AdaptiveTopK, BlockSign, Float16, Ternary, TopK
+from tfqcomm.compressors import AdaptiveTopK, BlockSign, Float16, Ternary, TopK
 from tfqcomm.transport import LocalTransport
 
 SIZES = {"kernel": 96, "bias": 5}
@@ -110,7 +110,6 @@ DEFAULT = [  # (codec, schedule, W, feedback)
     (TopK(0.1), "all_gather", 2, "auto"),
     (BlockSign(), "two_phase", 3, "auto"),
     (Float16(), "auto", 2, "auto"),
-    (QSGD(4), "auto", 3, True),
     (Ternary(shared_scale=True), "auto", 2, True),
     (AdaptiveTopK(0.1), "auto", 2, "auto"),
 ]
@@ -148,7 +147,7 @@ def check_any_steps(setting, examples):
 
 @pytest.mark.parametrize("setting", DEFAULT, ids=str)
 def test_any_numbers_are_finite_or_skipped_and_conserved(setting):
-    check_any_steps(setting, examples=25)
+    check_any_steps(setting, examples=20)
 
 
 def all_settings():
@@ -169,7 +168,7 @@ def test_any_codec_on_any_schedule_is_finite_or_skipped_and_conserves(setting):
     check_any_steps(setting, examples=20)
 
 
-@settings(max_examples=8)
+@settings(max_examples=5)
 @hypothesis.given(draws(4))
 def test_all_processes_are_equal_to_the_bit_whatever_the_numbers(steps):
     """Two processes of two replicas: the same means, flags and sum of residuals."""

@@ -49,7 +49,7 @@ def dense_losses():
     return regression(lambda: keras.optimizers.SGD(0.1), 250, plain(2))
 
 
-@pytest.mark.parametrize("compressor", ["qsgd", "ternary"])
+@pytest.mark.parametrize("compressor", ["qsgd", pytest.param("ternary", marks=pytest.mark.slow)])
 def test_the_defaults_of_codecs_that_round_at_random_train_like_dense(compressor, dense_losses):
     """Error feedback made the loss of "qsgd" go from 3 to 1e17, and "ternary" learn nothing."""
     losses = regression(lambda: keras.optimizers.SGD(0.1), 250, compressing(2, compressor))
@@ -132,7 +132,7 @@ def test_a_mean_beyond_the_type_of_its_variable_saturates(dtype):
     assert float(weights.numpy()[0]) == pytest.approx(expected, rel=2**-7)
 
 
-@pytest.mark.parametrize("world", [2, 3])
+@pytest.mark.parametrize("world", [2, pytest.param(3, marks=pytest.mark.slow)])
 def test_half_precision_all_reduce_of_large_gradients_keeps_weights_finite(world):
     """Float16 with gradients of 60,000: every message was finite, and the weights NaN."""
     strategy = compressing(world, "float16")
