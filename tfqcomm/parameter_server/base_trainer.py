@@ -221,7 +221,6 @@ class BaseTrainer(abc.ABC):
         self._local.send()
 
     def _fetch(self) -> None:
-        """Takes what they have."""
         self._copy.fetch()
         self._local.fetch()
 

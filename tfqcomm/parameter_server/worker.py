@@ -10,7 +10,6 @@ until then it is pending, and is forgotten if they have not.
 
 from __future__ import annotations
 
-import dataclasses
 from collections.abc import Callable, Sequence
 
 import keras
@@ -26,34 +25,8 @@ from tfqcomm.parameter_server.model_step import ModelStep
 from tfqcomm.parameter_server.optimizers import inner, worker_half
 from tfqcomm.parameter_server.partition import Piece, assemble
 from tfqcomm.parameter_server.payload import gradient_seeds
+from tfqcomm.parameter_server.report import Report
 from tfqcomm.parameter_server.server import Server
-
-
-@dataclasses.dataclass(frozen=True)
-class Report:
-    """What a step tells the chief.
-
-    Attributes:
-        healthy: whether the message was finite.
-        version: the oldest one of the weights that were pulled.
-        pulled_words: how many.
-        message_norm: of all gradients' messages, before compression.
-        residual_norm: of what compression has left out.
-        metrics: the worker's share in the states of all metrics, float64.
-    """
-
-    healthy: bool
-    version: int
-    pulled_words: int
-    message_norm: float
-    residual_norm: float
-    metrics: np.ndarray
-
-    @classmethod
-    def from_vector(cls, vector: np.ndarray) -> Report:
-        """Inverse of what the graph packs: numbers as float64, which holds them exactly."""
-        healthy, version, words, *norms = (number.item() for number in vector[:5])
-        return cls(bool(healthy), int(version), int(words), *norms, vector[5:])
 
 
 class Program:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 from collections.abc import Callable, Sequence
 
 import keras
@@ -16,34 +15,12 @@ from tfqcomm.parameter_server.cluster import Bulletin, Graphs, on
 from tfqcomm.parameter_server.flat import flat_values
 from tfqcomm.parameter_server.gradients import all_finite, clip, dense
 from tfqcomm.parameter_server.leader.board import Buffer
+from tfqcomm.parameter_server.leader.report import LocalReport
 from tfqcomm.parameter_server.leader.server import LeaderServer
 from tfqcomm.parameter_server.loss_scale import LossScale
 from tfqcomm.parameter_server.model_step import ModelStep
 from tfqcomm.parameter_server.optimizers import inner
 from tfqcomm.parameter_server.partition import Piece, assemble
-
-
-@dataclasses.dataclass(frozen=True)
-class LocalReport:
-    """What a local step tells the chief.
-
-    Attributes:
-        healthy: whether the gradient was finite; if not, the step was skipped.
-        mean_loss: of the last mini-batches; inf if the weights are not finite.
-        gradient_norm: before clipping.
-        metrics: the worker's share in the states of all metrics, float64.
-    """
-
-    healthy: bool
-    mean_loss: float
-    gradient_norm: float
-    metrics: np.ndarray
-
-    @classmethod
-    def from_vector(cls, vector: np.ndarray) -> LocalReport:
-        """Inverse of what the graph packs."""
-        healthy, *numbers = (number.item() for number in vector[:3])
-        return cls(bool(healthy), *numbers, vector[3:])
 
 
 class LeaderProgram:
