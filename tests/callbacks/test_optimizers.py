@@ -27,8 +27,6 @@ def test_optimizers_in_containers_are_found_behind_those_found_ever_since():
     model.compile(compiled)
     first, deeper, attribute, inner = made
     assert optimizers_of(model) == [compiled, attribute, inner, first, deeper]
-    names = [o.name for o in optimizers_of(model)]
-    assert len(set(names)) == len(names)
 
 
 def test_a_model_that_is_not_compiled_has_none():
