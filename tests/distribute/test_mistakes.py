@@ -77,12 +77,11 @@ def test_an_epoch_ends_for_all_when_one_has_no_data_left(found):
     first, second = found["one_worker_has_less_data"]
     assert first["returned"] == second["returned"], (first, second)
     assert first["returned"]["steps"] == [0, 1, 2] * 2
-    for worker in (first, second):
-        said = [text for text in worker["warnings"] if "no data left" in text]
-        assert said
-        assert "worker 1 (127.0.0.1:" in said[0]
-        assert "after 3 steps" in said[0]
-        assert "steps_per_epoch" in said[0]
+    said = [text for text in first["warnings"] if "no data left" in text]  # it had more
+    assert said
+    assert "worker 1 (127.0.0.1:" in said[0]
+    assert "after 3 steps" in said[0]
+    assert "steps_per_epoch" in said[0]
 
 
 def test_predict_on_the_chief_alone_says_who_does_what_and_what_to_do(found):
