@@ -936,7 +936,8 @@ def run_training_by(loop) -> None:
     """Lets `loop` take part in Keras' `fit`, `evaluate` and `predict`.
 
     Args:
-        loop: has `wraps_fit(fit, model, *args, **kwargs)` and so on for what is wrapped here.
+        loop: has functions `fit`, `evaluate`, `predict`, `make_function`, `build` and `reduce`, each
+            of what Keras would call and its arguments.
     """
     if not _is_wrapped(keras.Model.fit):
         _wrap(keras.Model, "fit", loop.fit)
@@ -954,7 +955,8 @@ def run_training_by(loop) -> None:
 
 def without_optionals(model: keras.Model, step: Callable) -> Callable:
     """`step` for data in which features may be missing."""
-    return model._autoconvert_optionals(step)
+    convert = getattr(model, "_autoconvert_optionals", None)  # not in Keras 3.10
+    return convert(step) if convert else step
 
 
 def not_to_convert(function: Callable) -> Callable:
@@ -1024,4 +1026,4 @@ def _spec_of_one_replica(spec):
 
 def first_iterator(epoch_iterator):
     """The iterator with which an epoch of Keras' begins."""
-    return next(iterator for _, _, iterator in epoch_iterator)
+    return next(item[-1] for item in epoch_iterator)  # the last of three; of two in Keras 3.10

@@ -259,8 +259,8 @@ def _refuse_impossible(optimizer, options) -> None:
     if optimizer.gradient_accumulation_steps and tf.distribute.has_strategy():
         raise ValueError(
             "Argument `gradient_accumulation_steps` is not supported under a distribution "
-            "strategy. Use a larger batch, or accumulate gradients in a custom `train_step` and "
-            "call `optimizer.apply` every few batches. Received: "
+            "strategy. Use a larger batch, or add up the gradients of several micro-batches within "
+            "one step, before `optimizer.apply`. Received: "
             f"gradient_accumulation_steps={optimizer.gradient_accumulation_steps}"
         )
     if optimizer.use_ema and optimizer.ema_overwrite_frequency and tf.distribute.has_strategy():

@@ -142,6 +142,13 @@ def predict_on_the_chief_alone(strategy):
     fit(compiled(strategy), *classification(), epochs=3, callbacks=callbacks)
 
 
+def compiled_by_xla(strategy):
+    with begin(strategy):
+        model = network()
+        model.compile("sgd", "sparse_categorical_crossentropy", jit_compile=True)
+    fit(model, *classification())
+
+
 def on_two_workers():
     """For each mistake: the error, what was returned, and the warnings."""
     strategy = MultiWorkerMirroredStrategy(timeout_seconds=60)
@@ -155,6 +162,7 @@ def on_two_workers():
         early_stopping_on_the_chief_alone,
         stopped_in_the_middle_by_one,
         one_worker_has_less_data,
+        compiled_by_xla,
         predict_on_the_chief_alone,  # ends all communication
     ):
         with warnings_of_absl() as warnings:

@@ -91,3 +91,9 @@ def test_predict_on_the_chief_alone_says_who_does_what_and_what_to_do(found):
         assert "predict" in text
         assert "fit" in text
         assert "on all workers" in text
+
+
+def test_xla_which_would_replace_the_exchange_is_refused(found):
+    for text in errors(found, "compiled_by_xla"):
+        assert "Argument `jit_compile` of `compile` must not be True on several workers" in text
+        assert "Received: jit_compile=True" in text

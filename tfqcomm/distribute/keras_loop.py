@@ -64,7 +64,9 @@ def fit(original, model, *args, **kwargs):
     del arguments["self"]
     transport.agree("begin fit", {}, {})
     with one_writer_per_path(given, transport):
-        return original(model, **arguments)
+        history = original(model, **arguments)
+    _tf_private.resume_at_epoch(model, None)  # what a restored backup said holds for one `fit`
+    return history
 
 
 def evaluate(original, model, *args, **kwargs):
@@ -120,6 +122,11 @@ def make_function(original, model, step_function):
     on_batches = original(model, step_function)
     if transport is None:
         return on_batches
+    if model.jit_compile:
+        raise ValueError(
+            "Argument `jit_compile` of `compile` must not be True on several workers: XLA would "
+            "replace what they exchange. Leave it 'auto'. Received: jit_compile=True"
+        )
     if is_training:
         return TrainFunction(model, step_function, transport, on_batches)
     return TestFunction(model, step_function, transport, on_batches)
@@ -161,6 +168,7 @@ class TrainFunction:
         self._synchronous = getattr(model.optimizer, "synchronous", True)
         self._among = transport if self._synchronous else LocalTransport(transport.devices)
         self._ahead = weakref.WeakKeyDictionary()  # iterator -> Ahead
+        self._told = False  # that a worker had no data left
         self._peek, self._execute = _tf_private.next_batch, self._execution
         if not model.run_eagerly:
             self._peek = tf.function(self._peek, autograph=False, reduce_retracing=True)
@@ -198,8 +206,9 @@ class TrainFunction:
 
     def _tell_who_is_out(self, ahead, epoch):
         out = ~ahead.have_batches | (epoch.steps <= epoch.taken)
-        if out.all():
+        if out.all() or self._told:
             return
+        self._told = True
         names = [f"{rank} ({self._transport.addresses[rank]})" for rank in np.flatnonzero(out)]
         logging.warning(
             "The epoch ends for all workers: worker %s has no data left after %d steps. Give all "

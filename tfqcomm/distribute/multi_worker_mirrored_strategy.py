@@ -40,16 +40,18 @@ class MultiWorkerMirroredStrategy(tf.distribute.MultiWorkerMirroredStrategy):
         granularity: "tensor" or "model": what a scale or a top-k ranges over.
         seed: of stochastic compressors.
         verify: compare the replicas' weights after the first step.
-        timeout_seconds: how long a worker waits in a collective for the others before it is an
-            error. Raise it when single steps of some workers take longer, for instance to save.
+        timeout_seconds: how long a worker waits for the others, at the start and in a collective,
+            before it is an error that says what each is doing. Raise it when single steps of some
+            workers take longer, for instance to save. Workers that have died, or wait for one
+            another in different places, are found in seconds.
         devices_per_worker: logical CPUs per process, for machines without GPUs; all GPUs of a
             machine are used in any case.
         cluster_resolver: as in TensorFlow.
         communication_options: as in TensorFlow; its `timeout_seconds` wins over the one here.
 
     Raises:
-        ValueError: for arguments that do not fit; and, when the model's first variable or the
-            first step shows that workers run different programs, on all of them.
+        ValueError: for arguments that do not fit; and on all workers, saying what differs, where
+            they make different variables, or train with other settings or from other weights.
     """
 
     @joining.checked
@@ -120,7 +122,7 @@ class MultiWorkerMirroredStrategy(tf.distribute.MultiWorkerMirroredStrategy):
         transport = transport_for(self)
         if local[0].dtype != tf.float32 or len(local) != transport.local:
             return super().reduce(reduce_op, leaf, axis=None)
-        # Keras reduces the loss and every metric at every step: the shorter way counts.
+        # What replicas counted for a metric is read one variable after the other, with every epoch.
         total = transport.all_reduce([v[None] for v in local])[0]
         mean = str(reduce_op).upper().endswith("MEAN")
         return total / transport.world if mean else total
