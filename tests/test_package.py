@@ -15,7 +15,7 @@ import pytest
 import tensorflow as tf
 
 import tfqcomm
-from tfqcomm import _start
+from tfqcomm.launch import start as _start
 
 ROOT = pathlib.Path(__file__).parent.parent
 MODULES = ["tfqcomm", *(m.name for m in pkgutil.walk_packages(tfqcomm.__path__, "tfqcomm."))]
@@ -55,10 +55,10 @@ def test_init_holds_only_imports_and_all(name):
     imported = []
     if name == "tfqcomm":  # The launcher, a part of the package, is to start without the rest.
         start, launcher, *body = body
-        assert ast.unparse(start) == "from tfqcomm._start import is_launcher"
+        assert ast.unparse(start) == "from tfqcomm.launch.start import is_launcher"
         assert ast.unparse(launcher.test) == "not is_launcher()" and not launcher.orelse
         probe, *subpackages = launcher.body
-        assert ast.unparse(probe) == "import tfqcomm._tf_private_probe"
+        assert ast.unparse(probe) == "import tfqcomm._tf_private.probe"
         body = [*subpackages, *body]
     for node in body:
         if isinstance(node, ast.ImportFrom):

@@ -1,4 +1,4 @@
-"""Private names of TensorFlow and Keras stand in `tfqcomm/_tf_private.py` and nowhere else.
+"""Private names of TensorFlow and Keras stand in `tfqcomm/_tf_private/` and nowhere else.
 
 But for its probe, which must know each of them. Also here: what the sources must not hold at all.
 """
@@ -16,11 +16,10 @@ import keras
 import pytest
 
 import tfqcomm
-from tfqcomm import _tf_private_probe
+from tfqcomm._tf_private import probe
 
 ROOT = pathlib.Path(__file__).parent.parent
-SEAM = ROOT / "tfqcomm" / "_tf_private.py"
-PROBE = ROOT / "tfqcomm" / "_tf_private_probe.py"
+SEAM = sorted((ROOT / "tfqcomm" / "_tf_private").glob("*.py"))
 
 PACKAGE = sorted((ROOT / "tfqcomm").rglob("*.py"))
 EVERYTHING = PACKAGE + [
@@ -42,7 +41,6 @@ PUBLIC = {
     "_exit",
     "_abc_impl",
     "_tf_private",
-    "_tf_private_probe",
 }
 
 
@@ -58,7 +56,7 @@ def is_private(name: object) -> bool:
 
 @pytest.mark.parametrize("path", EVERYTHING, ids=path_id)
 def test_no_private_module(path):
-    if path not in (SEAM, PROBE):
+    if path not in SEAM:
         assert not PRIVATE_PATHS.findall(path.read_text())
 
 
@@ -68,7 +66,7 @@ def test_no_private_attribute_of_another_object(path):
 
     A test may look inside what it imports from tfqcomm: `selection._candidates`.
     """
-    if path in (SEAM, PROBE):
+    if path in SEAM:
         return
     tree = ast.parse(path.read_text())
     own = {"self", "cls", "super()"} | (
@@ -109,7 +107,7 @@ def own_classes() -> list[type]:
     modules = [
         importlib.import_module(info.name)
         for info in pkgutil.walk_packages(tfqcomm.__path__, "tfqcomm.")
-        if not info.name.endswith("._tf_private")
+        if "._tf_private" not in info.name
     ]
     return [
         value
@@ -130,7 +128,9 @@ def test_no_private_name_of_a_base_class(cls):
     assert not taken
 
 
-SEAM_TREE = ast.parse(SEAM.read_text())
+SEAM_TREE = ast.Module(
+    [node for path in SEAM if path.stem != "probe" for node in ast.parse(path.read_text()).body], []
+)
 
 
 def own_names_of_the_seam() -> set[str]:
@@ -157,14 +157,14 @@ def private_names_of_the_seam() -> set[str]:
 
 def test_every_private_name_is_probed():
     """Or an upgrade that renames it would be an error in the middle of a run."""
-    probed = {name.rpartition(":")[2].rpartition(".")[2] for name in _tf_private_probe.NAMES}
-    probed |= {name for names in _tf_private_probe.SET.values() for name in names}
-    probed |= _tf_private_probe.OPTIONAL
+    probed = {name.rpartition(":")[2].rpartition(".")[2] for name in probe.NAMES}
+    probed |= {name for names in probe.SET.values() for name in names}
+    probed |= probe.OPTIONAL
     assert not private_names_of_the_seam() - own_names_of_the_seam() - probed
 
 
 def test_every_private_module_is_probed():
-    probed = " ".join([*_tf_private_probe.NAMES, *_tf_private_probe.SET])
+    probed = " ".join([*probe.NAMES, *probe.SET])
     for node in ast.walk(SEAM_TREE):
         if isinstance(node, ast.ImportFrom) and PRIVATE_PATHS.match(node.module):
             for alias in node.names:  # a module, or a name in one
@@ -196,22 +196,22 @@ def test_a_name_that_an_upgrade_changed_is_one_clear_error(monkeypatch, owner, c
     else:
         monkeypatch.setattr(base, name, new)
     with pytest.raises(ImportError) as caught:
-        _tf_private_probe.check()
+        probe.check()
     assert message in str(caught.value)
     assert str(caught.value).startswith("tfqcomm does not fit the installed TensorFlow 2.")
-    assert f"It was checked on {_tf_private_probe.CHECKED_ON}" in str(caught.value)
+    assert f"It was checked on {probe.CHECKED_ON}" in str(caught.value)
 
 
 def test_an_attribute_that_a_class_no_longer_sets_is_named(monkeypatch):
-    monkeypatch.setitem(_tf_private_probe.SET, "keras:Model", ("_no_such_attribute",))
+    monkeypatch.setitem(probe.SET, "keras:Model", ("_no_such_attribute",))
     with pytest.raises(ImportError, match="keras:Model has no attribute _no_such_attribute"):
-        _tf_private_probe.check()
+        probe.check()
 
 
 def test_a_module_that_is_gone_is_named(monkeypatch):
-    monkeypatch.setitem(_tf_private_probe.NAMES, "tensorflow.python.no_such:name", None)
+    monkeypatch.setitem(probe.NAMES, "tensorflow.python.no_such:name", None)
     with pytest.raises(ImportError, match="tensorflow.python.no_such:name is missing"):
-        _tf_private_probe.check()
+        probe.check()
 
 
 @pytest.mark.parametrize("path", PACKAGE, ids=path_id)

@@ -1,9 +1,9 @@
 """Communication-efficient distributed training for TensorFlow and Keras 3."""
 
-from tfqcomm._start import is_launcher
+from tfqcomm.launch.start import is_launcher
 
 if not is_launcher():
-    import tfqcomm._tf_private_probe  # noqa: F401 (says what does not fit)
+    import tfqcomm._tf_private.probe  # noqa: F401 (says what does not fit)
     from tfqcomm import (
         callbacks,
         compressors,

@@ -12,7 +12,7 @@ from collections.abc import Callable, Sequence
 
 import tensorflow as tf
 
-from tfqcomm.transport import Transport
+from tfqcomm.transport.base import Transport
 
 
 class Meeting:

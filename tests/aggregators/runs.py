@@ -12,8 +12,9 @@ import tensorflow as tf
 from tests.catalogue import AggregatorCase
 from tfqcomm import aggregators
 from tfqcomm.aggregators.base import Aggregate, Aggregator
-from tfqcomm.error_feedback import Residuals
-from tfqcomm.transport import LocalTransport, Transport
+from tfqcomm.state.residuals import Residuals
+from tfqcomm.transport.base import Transport
+from tfqcomm.transport.local import LocalTransport
 
 Vectors = list[np.ndarray]  # float32[n] for each tensor
 

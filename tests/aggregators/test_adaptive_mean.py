@@ -9,7 +9,7 @@ from tests.aggregators.runs import local_transport, random_messages
 from tfqcomm.aggregators import AdaptiveMean
 from tfqcomm.aggregators.budget import Budget
 from tfqcomm.compressors import AdaptiveTopK
-from tfqcomm.error_feedback import Residuals
+from tfqcomm.state.residuals import Residuals
 
 SIZES = (31, 0, 70, 1)
 TOTAL = sum(SIZES)

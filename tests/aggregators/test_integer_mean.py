@@ -9,10 +9,12 @@ import tensorflow as tf
 from tests.aggregators.processes import run_processes
 from tests.aggregators.runs import random_messages, run
 from tests.catalogue import AggregatorCase
-from tfqcomm.aggregators import ExchangeOptions, IntegerMean
-from tfqcomm.aggregators.exchange import GradientExchange, Message
-from tfqcomm.compressors import Ternary, rounding
-from tfqcomm.transport import LocalTransport
+from tfqcomm.aggregators import IntegerMean
+from tfqcomm.compressors import Ternary
+from tfqcomm.kernels import rounding
+from tfqcomm.step import ExchangeOptions
+from tfqcomm.step.exchange import GradientExchange, Message
+from tfqcomm.transport.local import LocalTransport
 
 SIZES = (31, 0, 1000, 1)
 

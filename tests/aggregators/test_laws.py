@@ -17,7 +17,7 @@ from tests.catalogue import AGGREGATORS, COMPRESSORS, over_aggregators
 from tfqcomm import aggregators
 from tfqcomm.aggregators.base import Aggregator
 from tfqcomm.compressors import RandomK, Ternary
-from tfqcomm.error_feedback import Residuals
+from tfqcomm.state.residuals import Residuals
 
 SMALL = (31, 70)
 SIZES = (0, 1, 31, 65536, 65537)

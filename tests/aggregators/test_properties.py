@@ -13,10 +13,10 @@ from hypothesis import strategies as st
 
 from tests.aggregators.processes import run_processes
 from tests.catalogue import COMPRESSORS
-from tfqcomm.aggregators import ExchangeOptions
-from tfqcomm.aggregators.exchange import GradientExchange, Message
 from tfqcomm.compressors import AdaptiveTopK, BlockSign, Float16, Ternary, TopK
-from tfqcomm.transport import LocalTransport
+from tfqcomm.step import ExchangeOptions
+from tfqcomm.step.exchange import GradientExchange, Message
+from tfqcomm.transport.local import LocalTransport
 
 SIZES = {"kernel": 96, "bias": 5}
 LARGEST = float(np.finfo(np.float32).max)

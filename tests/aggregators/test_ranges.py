@@ -7,9 +7,6 @@ import pytest
 import tensorflow as tf
 
 from tests.aggregators.runs import local_transport
-from tfqcomm import numerics
-from tfqcomm.aggregators import ExchangeOptions
-from tfqcomm.aggregators.exchange import GradientExchange, Message, _cut
 from tfqcomm.compressors import (
     QSGD,
     AdaptiveTopK,
@@ -20,6 +17,9 @@ from tfqcomm.compressors import (
     Ternary,
     TopK,
 )
+from tfqcomm.kernels import numerics
+from tfqcomm.step import ExchangeOptions
+from tfqcomm.step.exchange import GradientExchange, Message, _cut
 
 LARGEST = float(np.finfo(np.float32).max)
 KINDS = {  # every aggregator, with error feedback

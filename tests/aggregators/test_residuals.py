@@ -8,8 +8,9 @@ from tests.aggregators.processes import run_processes
 from tests.aggregators.runs import local_transport, random_messages, run
 from tests.catalogue import AggregatorCase
 from tfqcomm.aggregators import AllGatherMean, TwoPhaseMean
+from tfqcomm.aggregators.error_feedback import encode_with_feedback
 from tfqcomm.compressors import BlockSign, TopK
-from tfqcomm.error_feedback import Residuals, Slot, encode_with_feedback
+from tfqcomm.state.residuals import Residuals, Slot
 
 SIZES = (31, 70)
 WORKER, OWNER = Slot("worker", "a", 6, 0, 6), Slot("owner", "a", 6, 2, 4)

@@ -3,9 +3,9 @@
 import pytest
 
 from tests.aggregators.processes import ThreadTransport
-from tfqcomm.aggregators import ExchangeOptions
 from tfqcomm.aggregators import schedule as schedules
 from tfqcomm.compressors import BFloat16, BlockSign, Float16, Identity, RandomK, Ternary, TopK
+from tfqcomm.step import ExchangeOptions
 
 
 @pytest.mark.parametrize(

@@ -9,10 +9,10 @@ import numpy as np
 import tensorflow as tf
 
 from tests.multi_process_functions import task_index
-from tfqcomm.aggregators.exchange import exchange_of
 from tfqcomm.callbacks import BackupAndRestore
 from tfqcomm.distribute import MultiWorkerMirroredStrategy
-from tfqcomm.error_feedback import Residuals
+from tfqcomm.state.residuals import Residuals
+from tfqcomm.step.exchange import exchange_of
 
 BATCH, EXAMPLES, LEARNING_RATE = 48, 288, 0.1  # 6 batches, for 2, 3 or 4 replicas
 

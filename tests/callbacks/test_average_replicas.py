@@ -9,9 +9,9 @@ import numpy as np
 import pytest
 
 from tests.replicas import assert_replicas_equal, copies, plain
-from tfqcomm.aggregators.exchange import exchange_of
 from tfqcomm.callbacks import AverageReplicas, BackupAndRestore
 from tfqcomm.optimizers import ElasticAveragingSGD, LeaderSGD, PeriodicAveragingSGD
+from tfqcomm.step.exchange import exchange_of
 
 FEATURES, BATCH = 6, 32
 random = np.random.default_rng(0)

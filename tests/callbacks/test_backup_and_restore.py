@@ -14,13 +14,13 @@ import pytest
 
 from tests.callbacks import backup_functions as functions
 from tests.multi_process import run_workers, start_workers
-from tfqcomm.aggregators.exchange import exchange_for, exchange_of, memory_of, restore_state
-from tfqcomm.aggregators.options import ExchangeOptions
 from tfqcomm.callbacks import BackupAndRestore, TrafficLogger
 from tfqcomm.compressors import TopK
 from tfqcomm.distribute import CompressedAllReduce
 from tfqcomm.optimizers import AdaptiveTopKSGD, ElasticAveragingSGD, LeaderSGD, QAdam
-from tfqcomm.transport import LocalTransport
+from tfqcomm.step.exchange import exchange_for, exchange_of, memory_of, restore_state
+from tfqcomm.step.options import ExchangeOptions
+from tfqcomm.transport.local import LocalTransport
 
 
 @pytest.fixture

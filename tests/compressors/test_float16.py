@@ -5,7 +5,7 @@ import pytest
 import tensorflow as tf
 
 from tfqcomm.compressors import BFloat16, Float16
-from tfqcomm.numerics import FUSE_FROM
+from tfqcomm.kernels.numerics import FUSE_FROM
 
 
 def round_trip(codec, x):

@@ -9,8 +9,9 @@ import pytest
 import tensorflow as tf
 
 from tests.catalogue import over_compressors
-from tfqcomm import compressors, numerics, wire
-from tfqcomm.aggregators import ExchangeOptions
+from tfqcomm import compressors
+from tfqcomm.kernels import numerics, wire
+from tfqcomm.step import ExchangeOptions
 
 SIZES = (0, 1, 2, 31, 32, 33, 1000, 65535, 65536, 65537, 100003)
 TENSORS = {  # name -> float32[n]; none has an infinity or NaN

@@ -5,7 +5,7 @@ import pytest
 import tensorflow as tf
 
 from tfqcomm.compressors import Ternary
-from tfqcomm.numerics import FUSE_FROM
+from tfqcomm.kernels.numerics import FUSE_FROM
 
 
 def normal(n, seed=0):

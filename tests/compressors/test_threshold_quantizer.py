@@ -7,8 +7,8 @@ import pytest
 import tensorflow as tf
 
 from tests.compressors.test_laws import TENSORS, tensor
-from tfqcomm import least_squares, numerics
 from tfqcomm.compressors import ThresholdQuantizer
+from tfqcomm.kernels import least_squares, numerics
 
 OPTIMAL, SCALED = ThresholdQuantizer("optimal"), ThresholdQuantizer("scaled")
 LARGE = least_squares.SORT_UP_TO + 1

@@ -4,8 +4,8 @@ import numpy as np
 import pytest
 import tensorflow as tf
 
-from tfqcomm import numerics, selection
 from tfqcomm.compressors import TopK
+from tfqcomm.kernels import numerics, selection
 
 LARGE = numerics.FUSE_FROM + 12345
 

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from tfqcomm.compressors import UniformGrid
-from tfqcomm.numerics import FUSE_FROM
+from tfqcomm.kernels.numerics import FUSE_FROM
 
 
 def decoded(codec, x):

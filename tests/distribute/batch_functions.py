@@ -9,7 +9,7 @@ import tensorflow as tf
 from tests.distribute.multi_worker_functions import attempt, fresh, replicas, use
 from tests.multi_process_functions import task_index
 from tfqcomm.distribute import MultiWorkerMirroredStrategy
-from tfqcomm.transport import transport_for
+from tfqcomm.transport.of_strategy import transport_for
 
 FEATURES, CLASSES = 12, 4
 

@@ -4,7 +4,7 @@ import numpy as np
 import tensorflow as tf
 
 from tfqcomm.distribute import MultiWorkerMirroredStrategy
-from tfqcomm.transport import transport_for
+from tfqcomm.transport.of_strategy import transport_for
 
 ROUNDS = 12
 

@@ -9,9 +9,9 @@ import keras
 import numpy as np
 
 from tests.multi_process_functions import task_index
-from tfqcomm.aggregators import ExchangeOptions
 from tfqcomm.compressors import RandomK, TopK
 from tfqcomm.distribute import MultiWorkerMirroredStrategy
+from tfqcomm.step import ExchangeOptions
 
 # ------------------------------------------------------------------------------------------ faults
 

@@ -14,11 +14,11 @@ import numpy as np
 import tensorflow as tf
 
 from tests.multi_process_functions import task_index
-from tfqcomm.aggregators import ExchangeOptions
 from tfqcomm.callbacks import TrafficLogger
 from tfqcomm.compressors import BlockSign, RandomK, Ternary, TopK, UniformGrid
 from tfqcomm.distribute import MultiWorkerMirroredStrategy
 from tfqcomm.optimizers import AdaptiveTopKSGD, CompAMS, QAdam, QCMDAdagrad, QRDAAdagrad
+from tfqcomm.step import ExchangeOptions
 
 FEATURES, CLASSES, EXAMPLES, BATCH = 64, 10, 256, 32
 STEPS = 104  # of `train`, in two epochs

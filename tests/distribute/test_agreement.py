@@ -8,7 +8,7 @@ import tensorflow as tf
 
 from tests.distribute import fault_functions as functions
 from tests.multi_process import run_workers
-from tfqcomm.agreement import check_agreement
+from tfqcomm.transport.agreement import check_agreement
 
 # ------------------------------------------------------------------------------- without processes
 

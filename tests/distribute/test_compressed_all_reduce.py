@@ -14,9 +14,9 @@ from tests.replicas import (
     train,
 )
 from tfqcomm import compressors
-from tfqcomm.aggregators.exchange import exchange_of
 from tfqcomm.callbacks import TrafficLogger
 from tfqcomm.optimizers import CompAMS
+from tfqcomm.step.exchange import exchange_of
 
 CODECS = [
     compressors.Identity(),

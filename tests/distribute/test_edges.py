@@ -9,8 +9,8 @@ import tensorflow as tf
 
 from tests.replicas import apply_gradients, assert_replicas_equal, build, compressing, plain
 from tfqcomm import optimizers
-from tfqcomm.aggregators.exchange import exchange_of
-from tfqcomm.verification import fingerprint
+from tfqcomm.step.exchange import exchange_of
+from tfqcomm.step.verification import fingerprint
 
 SHAPE = (40, 30)
 

@@ -10,7 +10,7 @@ import tensorflow as tf
 from tests.multi_process import run_workers
 from tests.multi_process_functions import task_index
 from tfqcomm.distribute import MultiWorkerMirroredStrategy
-from tfqcomm.transport import transport_for
+from tfqcomm.transport.of_strategy import transport_for
 
 pytestmark = pytest.mark.multi_process
 

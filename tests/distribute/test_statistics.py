@@ -6,9 +6,9 @@ import pytest
 import tensorflow as tf
 
 from tests.replicas import assert_replicas_equal, compressing, copies, plain
-from tfqcomm import statistics
-from tfqcomm.aggregators.exchange import exchange_of
 from tfqcomm.optimizers import CompAMS
+from tfqcomm.state import moving_statistics as statistics
+from tfqcomm.step.exchange import exchange_of
 
 FEATURES, STEPS, BATCH, MOMENTUM = 4, 5, 12, 0.9
 

@@ -6,9 +6,9 @@ import pytest
 import tensorflow as tf
 
 from tests.replicas import assert_weights_close, compressing, copies, train
-from tfqcomm.aggregators.exchange import exchange_of
 from tfqcomm.compressors import TopK
 from tfqcomm.optimizers import CompAMS
+from tfqcomm.step.exchange import exchange_of
 
 STEPS = 12
 X = np.random.default_rng(0).normal(size=[STEPS, 2, 4, 6]).astype("float32")

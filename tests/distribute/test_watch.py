@@ -6,7 +6,7 @@ import pytest
 
 from tests.distribute import watch_functions as functions
 from tests.multi_process import run_workers, start_workers
-from tfqcomm.watch import Pulse, verdict
+from tfqcomm.transport.watch import Pulse, verdict
 
 NAMES = ["a:1", "b:1", "c:1"]
 FIT, PREDICT = "the logs of a step of fit", "the outputs of predict"

@@ -12,7 +12,7 @@ import tensorflow as tf
 
 from tests.multi_process_functions import task_index
 from tfqcomm.distribute import MultiWorkerMirroredStrategy
-from tfqcomm.transport import transport_for
+from tfqcomm.transport.of_strategy import transport_for
 
 
 def compiled(strategy, metrics=()):

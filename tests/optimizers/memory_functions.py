@@ -8,9 +8,9 @@ import keras
 import numpy as np
 
 from tests.multi_process_functions import task_index
-from tfqcomm.aggregators.exchange import exchange_of, memory_of
 from tfqcomm.distribute import MultiWorkerMirroredStrategy
 from tfqcomm.optimizers import QAdam
+from tfqcomm.step.exchange import exchange_of, memory_of
 
 
 def save_on_the_chief_alone(path):

@@ -6,8 +6,8 @@ import pytest
 
 from tests.optimizers.reference import AdaptiveTopKReference
 from tests.replicas import apply_gradients, assert_replicas_equal, build, plain, random_gradients
-from tfqcomm.aggregators.exchange import exchange_of
 from tfqcomm.optimizers import AdaptiveTopKSGD
+from tfqcomm.step.exchange import exchange_of
 
 SHAPES = [(12, 10), (7,), ()]
 N = 128  # elements in all

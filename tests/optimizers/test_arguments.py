@@ -3,9 +3,9 @@
 import pytest
 
 from tfqcomm import compressors
-from tfqcomm.aggregators import ExchangeOptions
 from tfqcomm.distribute import CompressedAllReduce
 from tfqcomm.optimizers import CompAMS
+from tfqcomm.step import ExchangeOptions
 
 EXCHANGE_ERRORS = [  # of everything that compresses
     ({"compressor": "zip"}, "Argument `compressor` must be None, a .*'top_k'.*compressor='zip'"),

@@ -11,9 +11,9 @@ import pytest
 from tests.optimizers.local_runs import SHAPES, follow, run
 from tests.optimizers.local_sgd_reference import AverageReference, ElasticReference
 from tests.replicas import assert_replicas_equal, build, plain, random_gradients
-from tfqcomm.aggregators.exchange import exchange_of
 from tfqcomm.optimizers import ElasticAveragingSGD, PeriodicAveragingSGD
-from tfqcomm.optimizers.elastic_averaging_sgd import elastic_averaging_pull
+from tfqcomm.optimizers.local.elastic_averaging_sgd import elastic_averaging_pull
+from tfqcomm.step.exchange import exchange_of
 
 MODEL = 4 * 17  # bytes of the parameters
 

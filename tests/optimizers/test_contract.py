@@ -20,8 +20,8 @@ from tests.replicas import (
     random_gradients,
 )
 from tfqcomm import optimizers
-from tfqcomm.aggregators.exchange import exchange_of
 from tfqcomm.optimizers import CompressedOptimizer
+from tfqcomm.step.exchange import exchange_of
 
 WORLD, BATCH, BATCHES, EPOCHS = 2, 16, 4, 2
 X = np.random.default_rng(0).normal(size=[BATCH * BATCHES, 6]).astype("float32")

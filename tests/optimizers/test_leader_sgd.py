@@ -12,11 +12,11 @@ import tensorflow as tf
 from tests.optimizers.local_runs import SHAPES, flat, follow, random_losses, run
 from tests.optimizers.local_sgd_reference import LeaderReference
 from tests.replicas import build, copies, plain, random_gradients
-from tfqcomm.aggregators.exchange import exchange_of
 from tfqcomm.compressors import BlockSign, Identity, TopK
-from tfqcomm.leader_vote import choose_leaders, mean_loss
 from tfqcomm.optimizers import LeaderSGD
-from tfqcomm.optimizers.leader_sgd import leader_sgd_pull
+from tfqcomm.optimizers.local.leader_sgd import leader_sgd_pull
+from tfqcomm.optimizers.local.leader_vote import choose_leaders, mean_loss
+from tfqcomm.step.exchange import exchange_of
 
 STEPS = 40
 

@@ -8,7 +8,7 @@ import pytest
 
 from tests.catalogue import OPTIMIZERS
 from tests.replicas import assert_replicas_equal, compressing, plain
-from tfqcomm.aggregators.exchange import exchange_of
+from tfqcomm.step.exchange import exchange_of
 
 CASES = [case for case in OPTIMIZERS if str(case) in ("CompAMS-TopK", "Adam", "SGD")]
 

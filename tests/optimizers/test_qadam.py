@@ -9,9 +9,9 @@ import pytest
 from tests.optimizers import reference
 from tests.optimizers.reference import QAdamReference
 from tests.replicas import apply_gradients, build, copies, plain, random_gradients
-from tfqcomm.aggregators.exchange import exchange_of
 from tfqcomm.compressors import LogGrid, TopK, UniformGrid
 from tfqcomm.optimizers import QAdam
+from tfqcomm.step.exchange import exchange_of
 
 SHAPES = [(12, 10), (7,), ()]
 CODECS = {

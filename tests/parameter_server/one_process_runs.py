@@ -18,8 +18,8 @@ import numpy as np
 import tensorflow as tf
 
 import tfqcomm
-from tfqcomm.aggregators.exchange import exchange_of
 from tfqcomm.parameter_server import LeaderTrainer, Trainer
+from tfqcomm.step.exchange import exchange_of
 
 STEPS, BATCH, FEATURES = 6, 8, 6
 

@@ -16,7 +16,7 @@ import numpy as np
 import tensorflow as tf
 
 import tfqcomm
-from tfqcomm.aggregators.exchange import exchange_of
+from tfqcomm.step.exchange import exchange_of
 
 STEPS, WORKERS, BATCH, FEATURES, CLASSES = 20, 2, 8, 20, 4
 LOSS = keras.losses.SparseCategoricalCrossentropy(from_logits=True)

@@ -9,10 +9,10 @@ from collections.abc import Callable, Sequence
 
 import tensorflow as tf
 
-from tfqcomm import numerics
 from tfqcomm.compressors.base import Compressor
-from tfqcomm.error_feedback import Residuals, Slot
-from tfqcomm.transport import Transport
+from tfqcomm.kernels import numerics
+from tfqcomm.state.residuals import Residuals, Slot
+from tfqcomm.transport.base import Transport
 
 
 @dataclasses.dataclass(frozen=True)

@@ -7,8 +7,8 @@ from collections.abc import Sequence
 import keras
 import tensorflow as tf
 
-from tfqcomm import statistics
-from tfqcomm.transport import transport_for
+from tfqcomm.state import moving_statistics as statistics
+from tfqcomm.transport.of_strategy import transport_for
 
 
 class AverageReplicas(keras.callbacks.Callback):

@@ -14,9 +14,9 @@ import numpy as np
 from absl import logging
 
 from tfqcomm import _tf_private
-from tfqcomm.aggregators.exchange import exchange_of, restore_state
-from tfqcomm.model_optimizers import optimizers_of
-from tfqcomm.transport import transport_for
+from tfqcomm._tf_private import optimizers_of
+from tfqcomm.step.exchange import exchange_of, restore_state
+from tfqcomm.transport.of_strategy import transport_for
 
 _WEIGHTS = "model.weights.h5"
 _TRAINING = "training.json"

@@ -8,9 +8,9 @@ import keras
 import tensorflow as tf
 from absl import logging
 
-from tfqcomm.aggregators.exchange import GradientExchange, exchange_of
-from tfqcomm.model_optimizers import optimizers_of
-from tfqcomm.traffic import Traffic
+from tfqcomm._tf_private import optimizers_of
+from tfqcomm.state.traffic import Traffic
+from tfqcomm.step.exchange import GradientExchange, exchange_of
 
 
 class TrafficLogger(keras.callbacks.Callback):

@@ -10,10 +10,10 @@ from typing import ClassVar
 
 import tensorflow as tf
 
-from tfqcomm import selection, wire
-from tfqcomm.compressors import checks
+from tfqcomm import checks
 from tfqcomm.compressors.base import Compressor
 from tfqcomm.compressors.registry import register
+from tfqcomm.kernels import selection, wire
 
 RULES = ("norm", "norm_ef", "threshold", "fixed")
 BITS_PER_ENTRY = 48  # on the wire: a 16-bit offset and a float32

@@ -6,10 +6,10 @@ import dataclasses
 
 import tensorflow as tf
 
-from tfqcomm import numerics, wire
-from tfqcomm.compressors import checks
+from tfqcomm import checks
 from tfqcomm.compressors.base import Compressor
 from tfqcomm.compressors.registry import register
+from tfqcomm.kernels import numerics, wire
 
 
 @register("block_sign")

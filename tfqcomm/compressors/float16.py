@@ -7,9 +7,9 @@ from typing import ClassVar
 
 import tensorflow as tf
 
-from tfqcomm import numerics, wire
 from tfqcomm.compressors.base import Compressor
 from tfqcomm.compressors.registry import register
+from tfqcomm.kernels import numerics, wire
 
 
 @register("float16")

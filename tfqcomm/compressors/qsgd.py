@@ -8,10 +8,10 @@ from typing import ClassVar
 
 import tensorflow as tf
 
-from tfqcomm import numerics, wire
-from tfqcomm.compressors import checks, rounding
+from tfqcomm import checks
 from tfqcomm.compressors.base import Compressor
 from tfqcomm.compressors.registry import register
+from tfqcomm.kernels import numerics, rounding, wire
 
 
 @register("qsgd")

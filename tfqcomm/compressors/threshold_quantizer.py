@@ -8,9 +8,9 @@ import numbers
 
 import tensorflow as tf
 
-from tfqcomm import least_squares, numerics, wire
 from tfqcomm.compressors.base import Compressor
 from tfqcomm.compressors.registry import register
+from tfqcomm.kernels import least_squares, numerics, wire
 
 _BITS = 2
 _SCALED = 0.7

@@ -7,10 +7,10 @@ from typing import ClassVar
 
 import tensorflow as tf
 
-from tfqcomm import numerics, selection, wire
-from tfqcomm.compressors import checks
+from tfqcomm import checks
 from tfqcomm.compressors.base import Compressor
 from tfqcomm.compressors.registry import register
+from tfqcomm.kernels import numerics, selection, wire
 
 
 @register("top_k")

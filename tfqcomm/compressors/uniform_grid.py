@@ -7,10 +7,10 @@ import math
 
 import tensorflow as tf
 
-from tfqcomm import numerics, wire
-from tfqcomm.compressors import checks, rounding
+from tfqcomm import checks
 from tfqcomm.compressors.base import Compressor
 from tfqcomm.compressors.registry import register
+from tfqcomm.kernels import numerics, rounding, wire
 
 _FIXED_SCALE = 0.5
 

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import tensorflow as tf
 
-from tfqcomm.aggregators.options import ExchangeOptions
 from tfqcomm.compressors.base import Compressor
 from tfqcomm.distribute import interception, keras_loop
+from tfqcomm.step.options import ExchangeOptions
 
 
 class CompressedAllReduce(tf.distribute.ReductionToOneDevice):

@@ -31,7 +31,7 @@ import tensorflow as tf
 from absl import logging
 
 from tfqcomm import _tf_private
-from tfqcomm.transport import Transport
+from tfqcomm.transport.base import Transport
 
 _PATH_OF = {  # the attribute of each of Keras' callbacks that says where it writes
     keras.callbacks.ModelCheckpoint: "filepath",

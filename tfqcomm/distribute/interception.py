@@ -8,8 +8,8 @@ import keras
 import tensorflow as tf
 
 from tfqcomm import _tf_private
-from tfqcomm.aggregators.options import ExchangeOptions
-from tfqcomm.step import distributed_step
+from tfqcomm.step.options import ExchangeOptions
+from tfqcomm.step.step import distributed_step
 
 
 def install() -> None:

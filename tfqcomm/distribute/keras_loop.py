@@ -22,14 +22,17 @@ import numpy as np
 import tensorflow as tf
 from absl import logging
 
-from tfqcomm import _tf_private, empty_shares
+from tfqcomm import _tf_private
 from tfqcomm.distribute import logs as fused_logs
 from tfqcomm.distribute import outputs as gathered_outputs
 from tfqcomm.distribute.files import one_writer_per_path
 from tfqcomm.distribute.interception import options_of
 from tfqcomm.distribute.meeting import Meeting, epoch_of
 from tfqcomm.distribute.scopes import check_scope
-from tfqcomm.transport import LocalTransport, Transport, transport_for
+from tfqcomm.step import empty_shares
+from tfqcomm.transport.base import Transport
+from tfqcomm.transport.local import LocalTransport
+from tfqcomm.transport.of_strategy import transport_for
 
 
 def install() -> None:

@@ -9,7 +9,7 @@ import numpy as np
 import tensorflow as tf
 
 from tfqcomm import _tf_private
-from tfqcomm.transport import Transport
+from tfqcomm.transport.base import Transport
 
 
 def mean(transport: Transport, strategy: tf.distribute.Strategy, logs):

@@ -10,11 +10,11 @@ import numpy as np
 import tensorflow as tf
 
 from tfqcomm import _tf_private
+from tfqcomm._tf_private import optimizers_of
 from tfqcomm.distribute.interception import options_of
-from tfqcomm.model_optimizers import optimizers_of
-from tfqcomm.step import optimizer_facts
-from tfqcomm.transport import Transport
-from tfqcomm.verification import fingerprint
+from tfqcomm.step.step import optimizer_facts
+from tfqcomm.step.verification import fingerprint
+from tfqcomm.transport.base import Transport
 
 _ADVICE = (
     "A callback that changes the learning rate, the optimizer or the weights must be given to "

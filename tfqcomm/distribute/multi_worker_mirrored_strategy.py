@@ -6,13 +6,14 @@ import contextlib
 
 import tensorflow as tf
 
-from tfqcomm import _tf_private, empty_shares
-from tfqcomm.aggregators.options import ExchangeOptions
+from tfqcomm import _tf_private
 from tfqcomm.compressors.base import Compressor
 from tfqcomm.distribute import interception, joining, keras_loop
 from tfqcomm.distribute.new_variables import NewVariables
 from tfqcomm.distribute.scopes import expect_models_of
-from tfqcomm.transport import transport_for
+from tfqcomm.step import empty_shares
+from tfqcomm.step.options import ExchangeOptions
+from tfqcomm.transport.of_strategy import transport_for
 
 
 class MultiWorkerMirroredStrategy(tf.distribute.MultiWorkerMirroredStrategy):

@@ -15,7 +15,7 @@ import numpy as np
 import tensorflow as tf
 
 from tfqcomm import _tf_private
-from tfqcomm.transport import Transport
+from tfqcomm.transport.base import Transport
 
 _DIGEST_BYTES = 8
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 import tensorflow as tf
 
 from tfqcomm import _tf_private
-from tfqcomm.transport import Transport
+from tfqcomm.transport.base import Transport
 
 _GATHERED_AS_THEY_ARE = (tf.float16, tf.float32, tf.float64, tf.int32, tf.int64)
 

@@ -13,7 +13,7 @@ import keras
 import tensorflow as tf
 from absl import logging
 
-from tfqcomm.model_optimizers import optimizers_of
+from tfqcomm._tf_private import optimizers_of
 
 _strategies = weakref.WeakSet()  # those whose scope models belong in
 

@@ -5,9 +5,9 @@ from __future__ import annotations
 import numpy as np
 import tensorflow as tf
 
-from tfqcomm.aggregators.exchange import exchange_of
 from tfqcomm.compressors import AdaptiveTopK
 from tfqcomm.optimizers.base import CompressedOptimizer, check_fraction, register
+from tfqcomm.step.exchange import exchange_of
 
 
 @register

@@ -13,9 +13,9 @@ import keras
 import numpy as np
 
 from tfqcomm import _tf_private, compressors
-from tfqcomm.aggregators.options import ExchangeOptions
 from tfqcomm.optimizers.memory import RememberingOptimizer
-from tfqcomm.step import distributed_step
+from tfqcomm.step.options import ExchangeOptions
+from tfqcomm.step.step import distributed_step
 
 
 class CompressedOptimizer(RememberingOptimizer):

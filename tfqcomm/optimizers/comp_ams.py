@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import tensorflow as tf
 
-from tfqcomm import numerics
+from tfqcomm.kernels import numerics
 from tfqcomm.optimizers.base import CompressedOptimizer, check_fraction, check_positive, register
 
 

@@ -6,7 +6,8 @@ import math
 
 import tensorflow as tf
 
-from tfqcomm import _tf_private, compressors, numerics
+from tfqcomm import _tf_private, compressors
+from tfqcomm.kernels import numerics
 from tfqcomm.optimizers.base import (
     CompressedOptimizer,
     check_fraction,

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import tensorflow as tf
 
-from tfqcomm import numerics
+from tfqcomm.kernels import numerics
 from tfqcomm.optimizers.base import complete, per_row, register
 from tfqcomm.optimizers.proximal import ProximalAdagrad, soft_threshold
 

@@ -9,8 +9,6 @@ import keras
 import tensorflow as tf
 
 from tfqcomm import _tf_private
-from tfqcomm.aggregators.exchange import exchange_for, exchange_of
-from tfqcomm.aggregators.options import ExchangeOptions
 from tfqcomm.parameter_server import copies, data, optimizers
 from tfqcomm.parameter_server.base_worker import BaseWorker
 from tfqcomm.parameter_server.cluster import connect
@@ -18,8 +16,10 @@ from tfqcomm.parameter_server.flat import assign_flat
 from tfqcomm.parameter_server.fleet import Fleet
 from tfqcomm.parameter_server.local_state import LocalState
 from tfqcomm.parameter_server.loss_scale import LossScale
-from tfqcomm.traffic import Meter, Route
-from tfqcomm.transport import LocalTransport
+from tfqcomm.state.traffic import Meter, Route
+from tfqcomm.step.exchange import exchange_for, exchange_of
+from tfqcomm.step.options import ExchangeOptions
+from tfqcomm.transport.local import LocalTransport
 
 
 class BaseTrainer(abc.ABC):

@@ -19,7 +19,7 @@ from tfqcomm import _tf_private
 from tfqcomm.parameter_server.base_worker import BaseWorker
 from tfqcomm.parameter_server.cluster import Cluster, ServerLost
 from tfqcomm.parameter_server.loss_scale import LossScale
-from tfqcomm.traffic import Traffic
+from tfqcomm.state.traffic import Traffic
 
 PATIENCE = 300  # seconds to wait for a worker when none is left
 RETRY_SECONDS = 1.0

@@ -13,8 +13,8 @@ import numpy as np
 import tensorflow as tf
 
 from tfqcomm import _tf_private, compressors
-from tfqcomm.aggregators.options import ExchangeOptions
-from tfqcomm.step import WorkerHalf
+from tfqcomm.step.options import ExchangeOptions
+from tfqcomm.step.step import WorkerHalf
 
 # What each element's step depends on: itself alone. Others see the whole tensor: its norm, say.
 _ELEMENTWISE = {

@@ -15,12 +15,13 @@ from collections.abc import Sequence
 
 import tensorflow as tf
 
-from tfqcomm import compressors, wire
+from tfqcomm import compressors
 from tfqcomm.aggregators.base import split_words
-from tfqcomm.aggregators.options import ExchangeOptions
 from tfqcomm.compressors.base import Compressor
+from tfqcomm.kernels import wire
 from tfqcomm.parameter_server.partition import Piece
 from tfqcomm.parameter_server.sparse_weights import SparseWeights
+from tfqcomm.step.options import ExchangeOptions
 
 
 @dataclasses.dataclass(frozen=True)

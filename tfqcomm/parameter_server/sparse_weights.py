@@ -6,7 +6,7 @@ import dataclasses
 
 import tensorflow as tf
 
-from tfqcomm import numerics, selection, wire
+from tfqcomm.kernels import numerics, selection, wire
 
 _HEADER_WORDS = 2  # the form, and how many entries are not zero
 _DENSE, _BITMAP, _POSITIONS = range(3)

@@ -15,7 +15,7 @@ from tfqcomm.parameter_server.partition import partition
 from tfqcomm.parameter_server.payload import Format, weight_codec
 from tfqcomm.parameter_server.synchronous import Synchronous
 from tfqcomm.parameter_server.worker import Program, Worker
-from tfqcomm.traffic import Route
+from tfqcomm.state.traffic import Route
 
 MODES = {"sync": Synchronous, "async": Asynchronous}
 

@@ -7,7 +7,6 @@ from collections.abc import Callable, Sequence
 import keras
 import tensorflow as tf
 
-from tfqcomm.aggregators.options import ExchangeOptions
 from tfqcomm.parameter_server import optimizers
 from tfqcomm.parameter_server.base_trainer import BaseTrainer
 from tfqcomm.parameter_server.leader.average import ChiefAverage, Momenta
@@ -17,7 +16,8 @@ from tfqcomm.parameter_server.leader.server import LeaderServer
 from tfqcomm.parameter_server.leader.worker import LeaderProgram, LeaderWorker
 from tfqcomm.parameter_server.partition import partition
 from tfqcomm.parameter_server.payload import Format, weight_codec
-from tfqcomm.traffic import Route
+from tfqcomm.state.traffic import Route
+from tfqcomm.step.options import ExchangeOptions
 
 
 class LeaderTrainer(BaseTrainer):

@@ -9,7 +9,7 @@ import numpy as np
 import tensorflow as tf
 
 from tfqcomm import _tf_private
-from tfqcomm.leader_vote import mean_loss, push_loss
+from tfqcomm.optimizers.local.leader_vote import mean_loss, push_loss
 from tfqcomm.parameter_server.base_worker import BaseWorker
 from tfqcomm.parameter_server.cluster import Bulletin, Graphs, on
 from tfqcomm.parameter_server.flat import flat_values

@@ -1,0 +1,23 @@
+"""Wraps methods of Keras' classes, once each."""
+
+from __future__ import annotations
+
+import functools
+
+
+def wrap(cls, name, wrapper):
+    # Where it is defined: Keras asks whether `Model.compile` is still that of its base class, and
+    # would not compile a model that it loads.
+    owner = next(base for base in cls.__mro__ if name in vars(base))
+    original = getattr(owner, name)
+
+    @functools.wraps(original)
+    def method(self, *args, **kwargs):
+        return wrapper(original, self, *args, **kwargs)
+
+    method.wrapped_by_tfqcomm = True
+    setattr(owner, name, method)
+
+
+def is_wrapped(method) -> bool:
+    return getattr(method, "wrapped_by_tfqcomm", False)

@@ -1,0 +1,11 @@
+"""Optimizers whose replicas train alone between pulls."""
+
+from tfqcomm.optimizers.local.elastic_averaging_sgd import ElasticAveragingSGD
+from tfqcomm.optimizers.local.leader_sgd import LeaderSGD
+from tfqcomm.optimizers.local.periodic_averaging_sgd import PeriodicAveragingSGD
+
+__all__ = [
+    "ElasticAveragingSGD",
+    "LeaderSGD",
+    "PeriodicAveragingSGD",
+]

@@ -1,0 +1,55 @@
+"""Replicas must be equal to the bit; after the first step they prove it once."""
+
+from __future__ import annotations
+
+import weakref
+
+import tensorflow as tf
+
+from tfqcomm import _tf_private
+from tfqcomm.step.exchange import GradientExchange
+
+_verified = weakref.WeakKeyDictionary()  # exchange -> bool variable
+
+
+def fingerprint(variables) -> tf.Tensor:
+    """int32[1]: changes with any bit of any variable, and with their order."""
+    total = tf.zeros([], tf.int32)
+    for variable in variables:
+        value = tf.convert_to_tensor(variable)
+        value = value if value.dtype == tf.float64 else tf.cast(value, tf.float32)
+        bits = tf.reshape(tf.bitcast(value, tf.int32), [-1])
+        places = tf.range(tf.size(bits, tf.int64))  # of more than 2^31 they wrap around, like sums
+        total = total * 31 + tf.reduce_sum(bits * tf.cast(2 * places + 1, tf.int32))
+    return total[None]
+
+
+def verify_replicas(exchange: GradientExchange, strategy, variables, updated: tf.Tensor) -> None:
+    """After the first step that was not skipped, compares the weights of all replicas.
+
+    The result, an `InvalidArgumentError` on every process, is an op of the step's graph.
+    """
+    transport = exchange.transport
+    if transport.world == 1:
+        return
+    if exchange not in _verified:
+        _verified[exchange] = _tf_private.local_variable(False, name="verified", device="CPU:0")
+    verified = _verified[exchange]
+
+    def compare():
+        local = [strategy.experimental_local_results(v) for v in variables]
+        fingerprints = transport.all_gather([fingerprint(r) for r in zip(*local, strict=True)])
+        check = tf.debugging.Assert(
+            tf.reduce_all(tf.equal(fingerprints, fingerprints[0])),
+            [
+                "The replicas' weights differ after the first step; fingerprints by replica:",
+                fingerprints[:, 0],
+                "Were they initialised differently, or changed outside of the strategy? "
+                "`verify=False` switches this check off.",
+            ],
+        )
+        with tf.control_dependencies([check] if check is not None else []):
+            verified.assign(True)
+        return tf.constant(True)
+
+    tf.cond(updated & ~verified, compare, lambda: tf.constant(False))
