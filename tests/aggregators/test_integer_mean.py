@@ -12,8 +12,10 @@ from tests.catalogue import AggregatorCase
 from tfqcomm.aggregators import IntegerMean
 from tfqcomm.compressors import Ternary
 from tfqcomm.kernels import rounding
+from tfqcomm.state.ledger import Ledger
 from tfqcomm.step import ExchangeOptions
-from tfqcomm.step.exchange import GradientExchange, Message
+from tfqcomm.step.exchange import GradientExchange
+from tfqcomm.step.message import Message
 from tfqcomm.transport.local import LocalTransport
 
 SIZES = (31, 0, 1000, 1)
@@ -187,7 +189,7 @@ def test_a_step_with_a_bad_number_is_skipped_by_all_processes(bad):
     def train(transport):
         codec = Ternary(shared_scale=True)
         options = ExchangeOptions(codec, error_feedback=True, min_size=0)
-        exchange = GradientExchange(options, transport)
+        exchange = GradientExchange(options, Ledger(transport))
         found = []
         for of_replicas in (good[0], ill, good[1]):
             sent = [
@@ -199,8 +201,8 @@ def test_a_step_with_a_bad_number_is_skipped_by_all_processes(bad):
             if reduction.healthy:
                 reduction.commit()
                 found.append([mean.numpy() for mean in reduction.means])
-        assert exchange.meter.read().skipped_steps == 1
-        return found, exchange.residuals.total()
+        assert exchange.ledger.meter.read().skipped_steps == 1
+        return found, exchange.ledger.residuals.total()
 
     first, second = run_processes(2, 2, train)
     np.testing.assert_equal(first, second)

@@ -14,8 +14,10 @@ from hypothesis import strategies as st
 from tests.aggregators.processes import run_processes
 from tests.catalogue import COMPRESSORS
 from tfqcomm.compressors import AdaptiveTopK, BlockSign, Float16, Ternary, TopK
+from tfqcomm.state.ledger import Ledger
 from tfqcomm.step import ExchangeOptions
-from tfqcomm.step.exchange import GradientExchange, Message
+from tfqcomm.step.exchange import GradientExchange
+from tfqcomm.step.message import Message
 from tfqcomm.transport.local import LocalTransport
 
 SIZES = {"kernel": 96, "bias": 5}
@@ -49,7 +51,7 @@ class Replicas:
         options = ExchangeOptions(
             compressor, schedule=schedule, error_feedback=feedback, min_size=0, granularity="tensor"
         )
-        self.exchange = GradientExchange(options, LocalTransport(["CPU:0"] * world))
+        self.exchange = GradientExchange(options, Ledger(LocalTransport(["CPU:0"] * world)))
         self.world = world
         self.feedback = options.feedback and not compressor.lossless
         signature = [tf.TensorSpec([world, n]) for n in SIZES.values()]
@@ -68,7 +70,7 @@ class Replicas:
         return reduction.healthy, reduction.means
 
     def reset(self):
-        self.exchange.residuals.load_total({})
+        self.exchange.ledger.residuals.load_total({})
 
     def step(self, values, step):
         healthy, means = self._step([tf.constant(v) for v in values], tf.constant(step, tf.int64))
@@ -80,9 +82,9 @@ replicas = functools.cache(Replicas)
 
 def check_step(run, values, step):
     """One step: finite or skipped; conserved or nothing changed."""
-    before = run.exchange.residuals.total()
+    before = run.exchange.ledger.residuals.total()
     healthy, means = run.step(values, step)
-    after = run.exchange.residuals.total()
+    after = run.exchange.ledger.residuals.total()
     if not all(np.isfinite(v).all() for v in values):
         assert not healthy
     if not healthy:
@@ -175,7 +177,7 @@ def test_all_processes_are_equal_to_the_bit_whatever_the_numbers(steps):
 
     def one_process(transport):
         options = ExchangeOptions(BlockSign(), schedule="two_phase", min_size=0)
-        exchange, found = GradientExchange(options, transport), []
+        exchange, found = GradientExchange(options, Ledger(transport)), []
         for number, drawn in enumerate(steps):
             messages = [
                 Message(key, [tf.constant(tensor(of_all[rank], n)) for rank in transport.ranks])
@@ -185,7 +187,7 @@ def test_all_processes_are_equal_to_the_bit_whatever_the_numbers(steps):
             if reduction.healthy:
                 reduction.commit()
             found.append((bool(reduction.healthy), [mean.numpy() for mean in reduction.means]))
-        return found, exchange.residuals.total()
+        return found, exchange.ledger.residuals.total()
 
     first, second = run_processes(2, 2, one_process)
     np.testing.assert_equal(first, second)

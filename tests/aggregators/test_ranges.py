@@ -18,8 +18,10 @@ from tfqcomm.compressors import (
     TopK,
 )
 from tfqcomm.kernels import numerics
+from tfqcomm.state.ledger import Ledger
 from tfqcomm.step import ExchangeOptions
-from tfqcomm.step.exchange import GradientExchange, Message, _cut
+from tfqcomm.step.exchange import GradientExchange, _cut
+from tfqcomm.step.message import Message
 
 LARGEST = float(np.finfo(np.float32).max)
 KINDS = {  # every aggregator, with error feedback
@@ -33,9 +35,8 @@ KINDS = {  # every aggregator, with error feedback
 
 
 def exchange_of(world, compressor, **options):
-    return GradientExchange(
-        ExchangeOptions(compressor, min_size=0, **options), local_transport(world)
-    )
+    options = ExchangeOptions(compressor, min_size=0, **options)
+    return GradientExchange(options, Ledger(local_transport(world)))
 
 
 def reduce(exchange, *values, key="a", step=0):
@@ -60,9 +61,10 @@ def test_sums_in_half_precision_do_not_overflow(codec, world):
     mean = first.means[0].numpy().astype(np.float64)
     assert np.isfinite(mean).all()
     assert abs(mean[0]) > 0.45 * float(codec.sum_dtype.max)
-    np.testing.assert_allclose(mean + exchange.residuals.total()["a"], sent, rtol=1e-3)
+    np.testing.assert_allclose(mean + exchange.ledger.residuals.total()["a"], sent, rtol=1e-3)
     second = reduce(exchange, *[np.zeros(4, np.float32)] * world).means[0].numpy()
-    np.testing.assert_allclose(mean + second + exchange.residuals.total()["a"], sent, rtol=1e-3)
+    owed = exchange.ledger.residuals.total()["a"]
+    np.testing.assert_allclose(mean + second + owed, sent, rtol=1e-3)
 
 
 @pytest.mark.parametrize("dtype", [tf.float16, tf.bfloat16])
@@ -87,21 +89,21 @@ def test_a_finite_message_on_a_finite_residual_is_skipped_if_the_sum_is_not(kind
     ones = np.ones(8, np.float32)
     reduce(exchange, ones, ones)
     for replica in range(2):
-        for (r, slot), variable in exchange.residuals.variables().items():
+        for (r, slot), variable in exchange.ledger.residuals.variables().items():
             if r == replica and slot.kind == "worker":
                 variable.assign(np.full(8, 3e38 * replica, np.float32))
-    owed = exchange.residuals.total()
+    owed = exchange.ledger.residuals.total()
     reduction = reduce(exchange, ones, 3e38 * ones, step=1)
     assert not reduction.healthy
-    np.testing.assert_equal(exchange.residuals.total(), owed)
-    assert exchange.meter.read().skipped_steps == 1
+    np.testing.assert_equal(exchange.ledger.residuals.total(), owed)
+    assert exchange.ledger.meter.read().skipped_steps == 1
 
 
 def test_an_owners_infinite_mean_plus_residual_is_skipped():
     exchange = exchange_of(2, RandomK(0.5), schedule="two_phase")  # keeps every second entry
     ones = np.ones(8, np.float32)
     reduce(exchange, ones, ones)
-    for (_, slot), variable in exchange.residuals.variables().items():
+    for (_, slot), variable in exchange.ledger.residuals.variables().items():
         if slot.kind == "owner":
             variable.assign(np.full(slot.stop - slot.start, 3e38, np.float32))
     assert not reduce(exchange, 3e38 * ones, 1e38 * ones, step=1).healthy
@@ -113,7 +115,7 @@ def test_a_mean_that_is_not_finite_skips_the_step(schedule):
     exchange = exchange_of(2, TopK(1.0), schedule=schedule)
     values = np.full(8, 3e38, np.float32)
     assert not reduce(exchange, values, values).healthy
-    assert not exchange.residuals.total()["a"].any()
+    assert not exchange.ledger.residuals.total()["a"].any()
     assert reduce(exchange, values / 4, values / 4).healthy
 
 
@@ -126,8 +128,8 @@ def test_adaptive_top_k_of_large_gradients_does_not_crash(rule):
         values = (scale * generator.uniform(-1, 1, size=[2, 64])).astype(np.float32)
         reduction = reduce(exchange, *values, step=step)
         assert reduction.healthy, step
-        assert 1 <= exchange.budget.kept[-1] <= 64
-    for value in exchange.budget.state().values():
+        assert 1 <= exchange.ledger.kept["budget"].kept[-1] <= 64
+    for value in exchange.ledger.kept["budget"].state().values():
         assert not np.isnan(value).any()
         assert not np.isposinf(value).any()
 
@@ -139,9 +141,9 @@ def test_norms_are_right_over_the_whole_range(scale):
     assert float(numerics.global_norm([tf.constant(p) for p in parts])) == pytest.approx(norm, 1e-5)
     exchange = exchange_of(1, TopK(0.2))
     assert reduce(exchange, np.full(5, scale, np.float32)).healthy
-    found = exchange.meter.read().gradient_norm
+    found = exchange.ledger.meter.read().gradient_norm
     assert found == pytest.approx(min(np.sqrt(5.0) * float(np.float32(scale)), LARGEST), 1e-5)
-    assert exchange.residuals.norm() == pytest.approx(2 * float(np.float32(scale)), 1e-5)
+    assert exchange.ledger.residuals.norm() == pytest.approx(2 * float(np.float32(scale)), 1e-5)
 
 
 @pytest.mark.parametrize("bad", [np.nan, np.inf])
@@ -160,7 +162,7 @@ def test_without_feedback_a_step_of_random_k_has_the_length_of_the_gradient():
         for mean in means:
             np.testing.assert_allclose(mean[mean != 0], 10, rtol=1e-6)
             assert np.count_nonzero(mean) == 10
-        assert exchange.residuals.total() == {}
+        assert exchange.ledger.residuals.total() == {}
 
 
 @pytest.mark.parametrize("codec", [QSGD(4), Ternary(shared_scale=True)])
@@ -172,8 +174,8 @@ def test_asked_for_feedback_is_damped_and_conserves(codec):
         values = generator.standard_t(2, size=[3, 600]).astype(np.float32)
         sent = sent + values.mean(axis=0)
         received = received + reduce(exchange, *values, step=step).means[0].numpy()
-    np.testing.assert_allclose(received + exchange.residuals.total()["a"], sent, atol=1e-3)
-    assert "Damped" in exchange.routes[0].codec
+    np.testing.assert_allclose(received + exchange.ledger.residuals.total()["a"], sent, atol=1e-3)
+    assert "Damped" in exchange.ledger.routes[0].codec
 
 
 # ---------------------------------------------------------------------------------------- float64
@@ -191,9 +193,9 @@ def test_float64_travels_as_float64_where_nothing_compresses_it(compressor):
     assert reduction.means[0].dtype == tf.float64
     np.testing.assert_allclose(reduction.means[0], 2.5 * values, rtol=1e-15)
     np.testing.assert_array_equal(reduction.means[1], [1, 2, 3])
-    assert [route.codec.split()[0] for route in exchange.routes] == ["float64", "float32"]
+    assert [route.codec.split()[0] for route in exchange.ledger.routes] == ["float64", "float32"]
     reduction.record()
-    traffic = exchange.meter.read()
+    traffic = exchange.ledger.meter.read()
     assert traffic.dense_bytes == 2 * 3 * (4 * 8 + 3 * 4) // 4
     assert traffic.bytes_sent == 2 * 3 * (4 + 1) * 8 // 4 + 2 * 3 * (3 + 1) * 4 // 4
 
@@ -225,7 +227,7 @@ def test_residuals_of_a_whole_model_survive_another_set_of_variables(schedule):
         reduction.commit()
         for name, mean in zip(names, reduction.means, strict=True):
             received[name] = received.get(name, 0) + mean.numpy()
-    owed = exchange.residuals.total()
+    owed = exchange.ledger.residuals.total()
     for name in "ab":
         np.testing.assert_allclose(received[name] + owed[name], sent[name], atol=1e-5)
 
@@ -234,17 +236,17 @@ def test_a_backup_of_an_earlier_version_gives_each_tensor_its_part_of_the_models
     exchange = exchange_of(1, TopK(0.01), granularity="model")
     zeros = [Message(key, [tf.zeros([n])]) for key, n in (("0", 30), ("1", 40))]
     saved = np.arange(70, dtype=np.float32)
-    exchange.load_state({"residual/model/c6a39ffd": saved})
+    exchange.ledger.load_state({"residual/model/c6a39ffd": saved})
     name = "residual/model/" + _old_name(["0", "1"])
-    exchange.load_state({name: saved})
+    exchange.ledger.load_state({name: saved})
     reduction = exchange.reduce(zeros, tf.constant(0))
     assert float(reduction.means[1][-1]) == 69
     reduction.commit()
-    state = exchange.state()
+    state = exchange.ledger.state()
     assert set(state) == {"residual/0", "residual/1"}
     np.testing.assert_array_equal(state["residual/0"], saved[:30])
-    exchange.load_state({name: saved})  # also where the tensors are known
-    np.testing.assert_array_equal(exchange.state()["residual/1"], saved[30:])
+    exchange.ledger.load_state({name: saved})  # also where the tensors are known
+    np.testing.assert_array_equal(exchange.ledger.state()["residual/1"], saved[30:])
 
 
 def _old_name(keys):
@@ -253,9 +255,9 @@ def _old_name(keys):
 
 def test_what_waits_for_its_variable_is_saved_again():
     exchange = exchange_of(2, TopK(0.1))
-    exchange.load_state({"residual/b": np.ones(10, np.float32)})
+    exchange.ledger.load_state({"residual/b": np.ones(10, np.float32)})
     reduce(exchange, *np.zeros([2, 20], np.float32))
-    np.testing.assert_array_equal(exchange.state()["residual/b"], np.ones(10))
+    np.testing.assert_array_equal(exchange.ledger.state()["residual/b"], np.ones(10))
 
 
 # -------------------------------------------------------------------------------- more than 2 GiB
@@ -285,7 +287,7 @@ def test_a_model_beyond_int32_travels_in_several_payloads():
 
 def test_bytes_beyond_int32_are_counted():
     exchange = exchange_of(4, None)
-    exchange.meter.record(2**33 + 1, 2**34, tf.constant(True), 1.0)
-    assert exchange.meter.read().bytes_sent == 2**33 + 1
+    exchange.ledger.meter.record(2**33 + 1, 2**34, tf.constant(True), 1.0)
+    assert exchange.ledger.meter.read().bytes_sent == 2**33 + 1
     sent = exchange.transport.bytes_all_gather(tf.constant(2**31, tf.int64))
     assert int(sent) == 3 * 4 * 2**31

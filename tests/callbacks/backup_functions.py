@@ -11,8 +11,8 @@ import tensorflow as tf
 from tests.multi_process_functions import task_index
 from tfqcomm.callbacks import BackupAndRestore
 from tfqcomm.distribute import MultiWorkerMirroredStrategy
+from tfqcomm.state.ledger import ledger_of
 from tfqcomm.state.residuals import Residuals
-from tfqcomm.step.exchange import exchange_of
 
 BATCH, EXAMPLES, LEARNING_RATE = 48, 288, 0.1  # 6 batches, for 2, 3 or 4 replicas
 
@@ -123,7 +123,7 @@ class StopAfter(keras.callbacks.Callback):
 
 def owed(model):
     """What the residuals owe each variable, in order; a collective."""
-    total = exchange_of(model.optimizer).residuals.total()
+    total = ledger_of(model.optimizer).residuals.total()
     by_index = {int(key.partition(":")[0]): value for key, value in total.items()}
     return [
         by_index.get(i, np.zeros([np.prod(v.shape)], "float32")).reshape(v.shape)

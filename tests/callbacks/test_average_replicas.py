@@ -11,7 +11,7 @@ import pytest
 from tests.replicas import assert_replicas_equal, copies, plain
 from tfqcomm.callbacks import AverageReplicas, BackupAndRestore
 from tfqcomm.optimizers import ElasticAveragingSGD, LeaderSGD, PeriodicAveragingSGD
-from tfqcomm.step.exchange import exchange_of
+from tfqcomm.state.ledger import ledger_of
 
 FEATURES, BATCH = 6, 32
 random = np.random.default_rng(0)
@@ -215,11 +215,11 @@ def test_a_backup_behind_it_holds_the_average(tmp_path):
     third, restore = compiled(strategy), backup()
     restore.set_model(third)
     restore.on_train_begin()
-    exchange = third.optimizer.exchange(strategy)
-    right = exchange_of(second.optimizer).worker_state.mean()["momentum/0"]
+    ledger = third.optimizer.ledger(strategy)
+    right = ledger_of(second.optimizer).worker_state.mean()["momentum/0"]
     assert np.abs(right).max() > 0
     for replica in range(2):
-        found = exchange.worker_state.variable(replica, "momentum", "0", [6, 8], 0.0)
+        found = ledger.worker_state.variable(replica, "momentum", "0", [6, 8], 0.0)
         np.testing.assert_allclose(found.numpy(), right, rtol=1e-6)
 
 

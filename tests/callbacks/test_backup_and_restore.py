@@ -18,8 +18,7 @@ from tfqcomm.callbacks import BackupAndRestore, TrafficLogger
 from tfqcomm.compressors import TopK
 from tfqcomm.distribute import CompressedAllReduce
 from tfqcomm.optimizers import AdaptiveTopKSGD, ElasticAveragingSGD, LeaderSGD, QAdam
-from tfqcomm.step.exchange import exchange_for, exchange_of, memory_of, restore_state
-from tfqcomm.step.options import ExchangeOptions
+from tfqcomm.state.ledger import ledger_for, ledger_of, memory_of, restore_state
 from tfqcomm.transport.local import LocalTransport
 
 
@@ -283,7 +282,7 @@ def test_what_is_owed_is_paid_where_nothing_is_compressed_any_more(tmp_path, str
     expected = functions.settled(model)
     assert max(np.abs(debt).max() for debt in functions.owed(model)) > 1e-3
     again = functions.resume_without_gradients(strategy(4, **half), tmp_path)
-    routes = exchange_of(again.optimizer).routes
+    routes = ledger_of(again.optimizer).routes
     assert {route.schedule for route in routes} == {"dense"}
     for debt in functions.owed(again):
         np.testing.assert_array_equal(debt, np.zeros_like(debt))
@@ -298,8 +297,8 @@ def test_what_is_owed_stays_in_a_backup_until_it_is_paid(tmp_path, strategy):
         saved = dict(state)
     optimizer = keras.optimizers.SGD()
     restore_state(optimizer, saved)
-    exchange = exchange_for(optimizer, ExchangeOptions("block_sign"), LocalTransport())
-    np.testing.assert_equal(exchange.state(), saved)
+    ledger = ledger_for(optimizer, LocalTransport())
+    np.testing.assert_equal(ledger.state(), saved)
 
 
 OLD = pathlib.Path(__file__).parent / "data"
@@ -333,7 +332,7 @@ def test_backups_of_earlier_versions_go_on_loading(tmp_path, mirrored_strategy, 
         if not name.startswith("residual/"):
             np.testing.assert_array_equal(remembered[name], value)
     model.fit(x, x[:, :2], batch_size=4, epochs=1, verbose=0)
-    assert exchange_of(model.optimizer).residuals.total().keys() == {
+    assert ledger_of(model.optimizer).residuals.total().keys() == {
         name.removeprefix("residual/") for name in expected if name.startswith("residual/")
     }
 

@@ -16,7 +16,7 @@ from tests.replicas import (
 from tfqcomm import compressors
 from tfqcomm.callbacks import TrafficLogger
 from tfqcomm.optimizers import CompAMS
-from tfqcomm.step.exchange import exchange_of
+from tfqcomm.state.ledger import ledger_of
 
 CODECS = [
     compressors.Identity(),
@@ -134,16 +134,16 @@ def test_only_an_optimizers_gradients_are_compressed():
     for total in strategy.experimental_local_results(tf.function(strategy.run)(replica_step)):
         np.testing.assert_allclose(total, values.sum(axis=0), rtol=1e-6)
     np.testing.assert_allclose(metric.result(), values.mean(), rtol=1e-4)
-    traffic = exchange_of(optimizer).meter.read()
+    traffic = ledger_of(optimizer).meter.read()
     assert (traffic.steps, traffic.dense_bytes) == (1, 4 * (8 * 16 + 16 + 16 * 3 + 3))
-    assert {route.schedule for route in exchange_of(optimizer).routes} == {"all_gather"}
+    assert {route.schedule for route in ledger_of(optimizer).routes} == {"all_gather"}
 
 
 def test_our_optimizers_bring_their_own_compression():
     strategy = compressing(2, "top_k")
     model, optimizer = model_and_optimizer(strategy, lambda: CompAMS(compressor="block_sign"))
     train(strategy, [(model, optimizer)], mean_squared_error, regression(1, 2))
-    assert exchange_of(optimizer).options.compressor == compressors.BlockSign()
+    assert ledger_of(optimizer).options.compressor == compressors.BlockSign()
 
 
 def test_other_strategies_are_left_alone():
@@ -151,7 +151,7 @@ def test_other_strategies_are_left_alone():
     strategy = plain(2)
     model, optimizer = model_and_optimizer(strategy, OPTIMIZERS["Adam"])
     train(strategy, [(model, optimizer)], mean_squared_error, regression(2, 2))
-    assert exchange_of(optimizer) is None
+    assert ledger_of(optimizer) is None
     assert_replicas_equal(strategy, model.weights)
 
 

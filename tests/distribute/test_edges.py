@@ -9,7 +9,7 @@ import tensorflow as tf
 
 from tests.replicas import apply_gradients, assert_replicas_equal, build, compressing, plain
 from tfqcomm import optimizers
-from tfqcomm.step.exchange import exchange_of
+from tfqcomm.state.ledger import ledger_of
 from tfqcomm.step.verification import fingerprint
 
 SHAPE = (40, 30)
@@ -114,7 +114,7 @@ def test_float64_models_lose_nothing(compressor):
 
     tf.function(lambda: strategy.run(replica_step))()
     np.testing.assert_allclose(weights.numpy(), 1 - gradients.numpy().mean(axis=0), rtol=1e-15)
-    assert exchange_of(optimizer).routes[0].codec == "float64"
+    assert ledger_of(optimizer).routes[0].codec == "float64"
 
 
 @pytest.mark.parametrize("dtype", ["float16", "bfloat16"])
@@ -158,7 +158,7 @@ def test_a_square_beyond_the_range_does_not_make_a_second_moment_infinite(name):
     first = history[0] - (0 if "qrda" in optimizer.name else before)
     assert (np.abs(first[0]) > 0.01).all()  # and that step was one, of about the usual size
     assert (np.abs(first) < 5).all()
-    state = exchange_of(optimizer).worker_state.mean()
+    state = ledger_of(optimizer).worker_state.mean()
     for value in [*state.values(), *(v.numpy() for v in optimizer.variables)]:
         assert np.isfinite(np.asarray(value, np.float64)).all()
 

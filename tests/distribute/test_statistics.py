@@ -8,7 +8,7 @@ import tensorflow as tf
 from tests.replicas import assert_replicas_equal, compressing, copies, plain
 from tfqcomm.optimizers import CompAMS
 from tfqcomm.state import moving_statistics as statistics
-from tfqcomm.step.exchange import exchange_of
+from tfqcomm.state.ledger import ledger_of
 
 FEATURES, STEPS, BATCH, MOMENTUM = 4, 5, 12, 0.9
 
@@ -62,7 +62,7 @@ def test_a_sick_replica_does_not_poison_the_others():
     x[5] = np.nan  # in the part of the second replica
     before = model.get_weights()
     fit(model, x)
-    assert exchange_of(model.optimizer).meter.read().skipped_steps == 1
+    assert ledger_of(model.optimizer).meter.read().skipped_steps == 1
     assert_replicas_equal(strategy, model.weights)
     healthy = [x[:4], x[8:]]
     layer = model.layers[0]
@@ -73,7 +73,7 @@ def test_a_sick_replica_does_not_poison_the_others():
     np.testing.assert_array_equal(model.layers[1].kernel.numpy(), before[4])
 
     fit(model, inputs())  # and goes on
-    assert exchange_of(model.optimizer).meter.read().skipped_steps == 1
+    assert ledger_of(model.optimizer).meter.read().skipped_steps == 1
     assert_replicas_equal(strategy, model.weights)
 
 

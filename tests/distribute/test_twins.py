@@ -8,7 +8,7 @@ import tensorflow as tf
 from tests.replicas import assert_weights_close, compressing, copies, train
 from tfqcomm.compressors import TopK
 from tfqcomm.optimizers import CompAMS
-from tfqcomm.step.exchange import exchange_of
+from tfqcomm.state.ledger import ledger_of
 
 STEPS = 12
 X = np.random.default_rng(0).normal(size=[STEPS, 2, 4, 6]).astype("float32")
@@ -60,8 +60,8 @@ def test_twins_are_as_if_they_were_alone(make, together):
     for which, (model, optimizer) in enumerate([first, second]):
         expected, its_optimizer = alone(strategy, make, which)
         assert_weights_close(model, expected)
-        owed = exchange_of(optimizer).residuals.total()
-        right = exchange_of(its_optimizer).residuals.total()
+        owed = ledger_of(optimizer).residuals.total()
+        right = ledger_of(its_optimizer).residuals.total()
         for a, b in zip(owed.values(), right.values(), strict=True):
             np.testing.assert_allclose(a, b, atol=1e-6)
             assert a.any()

@@ -10,7 +10,7 @@ import numpy as np
 from tests.multi_process_functions import task_index
 from tfqcomm.distribute import MultiWorkerMirroredStrategy
 from tfqcomm.optimizers import QAdam
-from tfqcomm.step.exchange import exchange_of, memory_of
+from tfqcomm.state.ledger import ledger_of, memory_of
 
 
 def save_on_the_chief_alone(path):
@@ -26,5 +26,5 @@ def save_on_the_chief_alone(path):
         model.save(pathlib.Path(path))
     return {
         "own": memory_of(model.optimizer)["worker/m/0"],
-        "mean": exchange_of(model.optimizer).state()["worker/m/0"],  # a collective
+        "mean": ledger_of(model.optimizer).state()["worker/m/0"],  # a collective
     }

@@ -7,7 +7,7 @@ import pytest
 from tests.optimizers.reference import AdaptiveTopKReference
 from tests.replicas import apply_gradients, assert_replicas_equal, build, plain, random_gradients
 from tfqcomm.optimizers import AdaptiveTopKSGD
-from tfqcomm.step.exchange import exchange_of
+from tfqcomm.state.ledger import ledger_of
 
 SHAPES = [(12, 10), (7,), ()]
 N = 128  # elements in all
@@ -82,7 +82,7 @@ def test_momentum_correction_forgets_what_was_sent(world, rule):
     result = run(world, gradients, budget=0.1, momentum=0.9, **options)
     budget = {"budget": 1280, "steps": 100, "exponent": EXPONENTS[rule]}
     assert_follows(*result, gradients, local_momentum=0.9, **budget)
-    state = exchange_of(result[-1]).worker_state
+    state = ledger_of(result[-1]).worker_state
     momenta = joined([state.variable(0, "momentum", str(i), s, 0.0) for i, s in enumerate(SHAPES)])
     assert (momenta == 0).sum() == result[-1].history[-1]
 
@@ -92,7 +92,7 @@ def test_without_error_feedback_the_rest_is_lost():
     result = run(2, gradients, budget=0.1, total_steps=50, error_feedback=False)
     options = {"budget": 640, "steps": 50, "exponent": 1.0}
     assert_follows(*result, gradients, **options, error_feedback=False)
-    assert exchange_of(result[-1]).residuals.total() == {}
+    assert ledger_of(result[-1]).residuals.total() == {}
 
 
 BY_HAND = np.array([[[4, -1, 0]], [[2, 2, 1]], [[0, -1, 2]]], "float32")
@@ -118,7 +118,7 @@ def test_three_steps_by_hand():
     history, optimizer = by_hand(momentum=0.5, budget="4 entries", total_steps=3)
     np.testing.assert_array_equal(history, [[6, 10, 10], [2, 9, 10], [0, 8.5, 7]])
     assert optimizer.history.tolist() == [1, 2, 1]
-    np.testing.assert_array_equal(exchange_of(optimizer).residuals.total()["0"], [0, -1, 0])
+    np.testing.assert_array_equal(ledger_of(optimizer).residuals.total()["0"], [0, -1, 0])
 
 
 def test_three_steps_of_momentum_correction_by_hand():
@@ -133,8 +133,8 @@ def test_three_steps_of_momentum_correction_by_hand():
         momentum=0.5, momentum_correction=True, budget="3 entries", total_steps=3
     )
     np.testing.assert_array_equal(history, [[6, 10, 10], [4, 10, 10], [4, 10, 6.5]])
-    np.testing.assert_array_equal(exchange_of(optimizer).residuals.total()["0"], [0, 0.25, 0])
-    state = exchange_of(optimizer).worker_state
+    np.testing.assert_array_equal(ledger_of(optimizer).residuals.total()["0"], [0, 0.25, 0])
+    state = ledger_of(optimizer).worker_state
     np.testing.assert_array_equal(state.mean()["momentum/0"], [0, -0.25, 0])
 
 
@@ -172,7 +172,7 @@ def test_bytes_follow_k(world):
     kept = optimizer.history.astype(int)
     payload = 4 * (kept + (kept + 1) // 2)
     facts = 2 * (world - 1) * 3 * 4 // world  # a ring all-reduce of three floats
-    sent = exchange_of(optimizer).meter.read().bytes_sent
+    sent = ledger_of(optimizer).meter.read().bytes_sent
     assert sent == ((world - 1) * payload + facts).sum()
 
 

@@ -13,7 +13,7 @@ from tests.optimizers.local_sgd_reference import AverageReference, ElasticRefere
 from tests.replicas import assert_replicas_equal, build, plain, random_gradients
 from tfqcomm.optimizers import ElasticAveragingSGD, PeriodicAveragingSGD
 from tfqcomm.optimizers.local.elastic_averaging_sgd import elastic_averaging_pull
-from tfqcomm.step.exchange import exchange_of
+from tfqcomm.state.ledger import ledger_of
 
 MODEL = 4 * 17  # bytes of the parameters
 
@@ -26,7 +26,7 @@ def test_elastic_averaging_follows_the_paper(world):
         world,
     )
     np.testing.assert_allclose(optimizer.shared["center"].numpy(), expected.c, atol=2e-5)
-    traffic = exchange_of(optimizer).meter.read()
+    traffic = ledger_of(optimizer).meter.read()
     assert traffic.bytes_sent == 33 * (2 * (world - 1) * MODEL // world)
     assert traffic.dense_bytes == 100 * (2 * (world - 1) * MODEL // world)
 
@@ -40,7 +40,7 @@ def test_periodic_averaging_follows_the_paper(nesterov):
     )
     np.testing.assert_array_equal(history[3::4, 0], history[3::4, 2])
     assert not np.allclose(history[2::4, 0], history[2::4, 2])
-    assert exchange_of(optimizer).meter.read().bytes_sent == 25 * (2 * 2 * MODEL // 3)
+    assert ledger_of(optimizer).meter.read().bytes_sent == 25 * (2 * 2 * MODEL // 3)
 
 
 def test_two_elastic_pulls_by_hand():

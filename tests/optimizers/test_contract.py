@@ -21,7 +21,7 @@ from tests.replicas import (
 )
 from tfqcomm import optimizers
 from tfqcomm.optimizers import CompressedOptimizer
-from tfqcomm.step.exchange import exchange_of
+from tfqcomm.state.ledger import ledger_of
 
 WORLD, BATCH, BATCHES, EPOCHS = 2, 16, 4, 2
 X = np.random.default_rng(0).normal(size=[BATCH * BATCHES, 6]).astype("float32")
@@ -75,7 +75,7 @@ def test_fit_learns_and_counts(case):
     assert history.history["loss"][-1] < history.history["loss"][0]
     assert model.optimizer.iterations.numpy() == BATCHES * EPOCHS
     assert_replicas_equal(strategy, model.weights + model.optimizer.variables)
-    traffic = exchange_of(model.optimizer).meter.read()
+    traffic = ledger_of(model.optimizer).meter.read()
     assert (traffic.steps, traffic.skipped_steps) == (BATCHES * EPOCHS, 0)
     assert 0 < traffic.bytes_sent < traffic.dense_bytes
 
@@ -160,11 +160,11 @@ def test_not_a_number_on_one_replica_skips_the_step_on_all(case):
     assert not np.array_equal(history[0][2], history[0][1])
     assert optimizer.iterations.numpy() == 2
 
-    before, owed = copies(strategy, state), exchange_of(optimizer).residuals.total()
+    before, owed = copies(strategy, state), ledger_of(optimizer).residuals.total()
     apply_gradients(strategy, optimizer, variables, [g[1:2] for g in bad])
     np.testing.assert_equal(copies(strategy, state), before)
-    np.testing.assert_equal(exchange_of(optimizer).residuals.total(), owed)
-    traffic = exchange_of(optimizer).meter.read()
+    np.testing.assert_equal(ledger_of(optimizer).residuals.total(), owed)
+    traffic = ledger_of(optimizer).meter.read()
     assert (traffic.steps, traffic.skipped_steps) == (4, 2)
 
     expected, clean = build(strategy, make, shapes)  # as if the step had never been

@@ -16,7 +16,7 @@ from tfqcomm.compressors import BlockSign, Identity, TopK
 from tfqcomm.optimizers import LeaderSGD
 from tfqcomm.optimizers.local.leader_sgd import leader_sgd_pull
 from tfqcomm.optimizers.local.leader_vote import choose_leaders, mean_loss
-from tfqcomm.step.exchange import exchange_of
+from tfqcomm.state.ledger import ledger_of
 
 STEPS = 40
 
@@ -273,7 +273,7 @@ def test_a_gradient_that_is_not_finite_skips_the_replicas_own_step():
     np.testing.assert_array_equal(history[3, 1], history[2, 1])
     assert np.isfinite(history).all()
     assert optimizer.iterations.numpy() == 6
-    traffic = exchange_of(optimizer).meter.read()
+    traffic = ledger_of(optimizer).meter.read()
     assert (traffic.steps, traffic.skipped_steps) == (6, 1)
     # as if the step had never been, for its momentum too
     kept = [np.delete(g, 3, axis=0) for g in gradients]
@@ -343,11 +343,11 @@ def test_calls_outside_of_a_replica_are_refused():
 def test_bytes_of_votes_and_pulls():
     """Four workers, 17 parameters: 3 x 12 for a vote, 3/4 x 68 for all, 1/2 x 68 for a group."""
     optimizer, _ = one_run(leader_sgd(groups=2, local_period=2, global_period=3), 4, steps=6)
-    traffic = exchange_of(optimizer).meter.read()
+    traffic = ledger_of(optimizer).meter.read()
     assert traffic.bytes_sent == 4 * 36 + 2 * 51 + 3 * 34  # pulls at 2, 3, 4 and 6
     assert traffic.dense_bytes == 6 * 2 * 3 * 68 // 4
     halved, _ = one_run(leader_sgd(global_period=3, leader_compressor="bfloat16"), 4, steps=6)
-    assert exchange_of(halved).meter.read().bytes_sent == 2 * (36 + 27)  # 9 words
+    assert ledger_of(halved).meter.read().bytes_sent == 2 * (36 + 27)  # 9 words
 
 
 @pytest.mark.parametrize("groups", [1, 2])

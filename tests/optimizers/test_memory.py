@@ -9,7 +9,7 @@ from tests.multi_process import run_workers
 from tests.optimizers.memory_functions import save_on_the_chief_alone
 from tests.replicas import plain
 from tfqcomm import optimizers
-from tfqcomm.step.exchange import memory_of
+from tfqcomm.state.ledger import memory_of
 
 X = np.random.default_rng(0).normal(size=[16, 6]).astype("float32")
 Y = X[:, :2] ** 2

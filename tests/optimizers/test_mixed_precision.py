@@ -8,7 +8,7 @@ import pytest
 
 from tests.catalogue import OPTIMIZERS
 from tests.replicas import assert_replicas_equal, compressing, plain
-from tfqcomm.step.exchange import exchange_of
+from tfqcomm.state.ledger import ledger_of
 
 CASES = [case for case in OPTIMIZERS if str(case) in ("CompAMS-TopK", "Adam", "SGD")]
 
@@ -57,7 +57,7 @@ def test_an_overflow_on_one_replica_is_skipped_by_all(case, sick):
     y = np.arange(8) % 2
     fit(x, y)
     before, scale = model.get_weights(), model.optimizer.dynamic_scale.numpy()
-    owed = exchange_of(model.optimizer.inner_optimizer).residuals.total()
+    owed = ledger_of(model.optimizer.inner_optimizer).residuals.total()
 
     overflowing = x.copy()
     overflowing[4 * sick] = 3e4  # its part of the batch: float16 ends at 65504
@@ -66,7 +66,7 @@ def test_an_overflow_on_one_replica_is_skipped_by_all(case, sick):
         np.testing.assert_array_equal(a, b)
     assert model.optimizer.dynamic_scale.numpy() == scale / 2
     assert model.optimizer.iterations.numpy() == 1
-    np.testing.assert_equal(exchange_of(model.optimizer.inner_optimizer).residuals.total(), owed)
+    np.testing.assert_equal(ledger_of(model.optimizer.inner_optimizer).residuals.total(), owed)
 
     fit(x, y)
     assert model.optimizer.iterations.numpy() == 2

@@ -11,7 +11,7 @@ from tests.optimizers.reference import QAdamReference
 from tests.replicas import apply_gradients, build, copies, plain, random_gradients
 from tfqcomm.compressors import LogGrid, TopK, UniformGrid
 from tfqcomm.optimizers import QAdam
-from tfqcomm.step.exchange import exchange_of
+from tfqcomm.state.ledger import ledger_of
 
 SHAPES = [(12, 10), (7,), ()]
 CODECS = {
@@ -140,7 +140,7 @@ def test_residual_by_hand():
     expected = [[-0.5, -0.5], [-1.5, -0.5], [-2.125, 0.125]]
     np.testing.assert_allclose(history, expected, atol=1e-6)
     np.testing.assert_allclose(
-        exchange_of(optimizer).residuals.total()["0"], [0.0, 13 / 72], atol=1e-6
+        ledger_of(optimizer).residuals.total()["0"], [0.0, 13 / 72], atol=1e-6
     )
 
 
@@ -158,7 +158,7 @@ def test_nothing_is_lost(world):
     """x_1 - x_{t+1} + mean e = sum of mean alpha m / sqrt v: every update arrives or is owed."""
     gradients = random_gradients(40, world, SHAPES)
     start, actual, optimizer, _ = run(world, gradients)
-    owed = exchange_of(optimizer).residuals.total()
+    owed = ledger_of(optimizer).residuals.total()
     references = assert_follows(start, actual, gradients)
     for index, (x, history, expected) in enumerate(zip(start, actual, references, strict=True)):
         arrived = x - history[-1] + 1e-2 * owed[str(index)].reshape(x.shape)
@@ -189,7 +189,7 @@ def test_two_phase_quantizes_the_mean_with_feedback_of_its_own():
     optimizer, variables = build(strategy, optimizer, SHAPES)
     start = [v.numpy() for v in variables]
     history = apply_gradients(strategy, optimizer, variables, gradients)
-    owed = exchange_of(optimizer).residuals.total()
+    owed = ledger_of(optimizer).residuals.total()
     for index, x in enumerate(start):
         expected = QAdamReference(x, world, reference.identity)
         for of_workers in gradients[index]:
@@ -201,7 +201,7 @@ def test_two_phase_quantizes_the_mean_with_feedback_of_its_own():
 def test_moments_stay_with_their_worker():
     world, gradients = 2, random_gradients(5, 2, SHAPES)
     _, _, optimizer, variables = run(world, gradients, beta_1=0.0)
-    state = exchange_of(optimizer).worker_state
+    state = ledger_of(optimizer).worker_state
     for replica in range(world):
         moment = state.variable(replica, "m", "0", SHAPES[0], 0.0)
         np.testing.assert_allclose(moment, gradients[0][-1, replica], rtol=1e-5)

@@ -19,7 +19,7 @@ import tensorflow as tf
 
 import tfqcomm
 from tfqcomm.parameter_server import LeaderTrainer, Trainer
-from tfqcomm.step.exchange import exchange_of
+from tfqcomm.state.ledger import ledger_of
 
 STEPS, BATCH, FEATURES = 6, 8, 6
 
@@ -168,7 +168,7 @@ def mixed_precision() -> dict:
 
 def tfqcomm_state(trainer) -> dict:
     """What a backup keeps beside Keras' variables."""
-    return exchange_of(getattr(trainer.optimizer, "inner_optimizer", trainer.optimizer)).state()
+    return ledger_of(getattr(trainer.optimizer, "inner_optimizer", trainer.optimizer)).state()
 
 
 def static_scale():
@@ -596,7 +596,7 @@ class BackUp(keras.callbacks.Callback):
         self.backups: list[tuple[int, list[np.ndarray], dict]] = []
 
     def on_train_batch_end(self, batch, logs=None):
-        state = exchange_of(self.model.optimizer).state()
+        state = ledger_of(self.model.optimizer).state()
         version = int(self.model.optimizer.iterations.numpy())
         self.backups.append((version, self.model.get_weights(), state))
 

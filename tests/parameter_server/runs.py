@@ -16,7 +16,7 @@ import numpy as np
 import tensorflow as tf
 
 import tfqcomm
-from tfqcomm.step.exchange import exchange_of
+from tfqcomm.state.ledger import ledger_of
 
 STEPS, WORKERS, BATCH, FEATURES, CLASSES = 20, 2, 8, 20, 4
 LOSS = keras.losses.SparseCategoricalCrossentropy(from_logits=True)
@@ -333,7 +333,7 @@ class StateWatcher(keras.callbacks.Callback):
         self.states[when] = {
             "weights": self.model.get_weights(),
             "slots": [np.array(v) for v in optimizer.variables],
-            "memory": exchange_of(optimizer).state(),
+            "memory": ledger_of(optimizer).state(),
         }
 
 

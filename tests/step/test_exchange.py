@@ -6,8 +6,10 @@ import pytest
 import tensorflow as tf
 
 from tfqcomm.compressors import BlockSign, Ternary, TopK
+from tfqcomm.state.ledger import Ledger, ledger_for, ledger_of
 from tfqcomm.step import ExchangeOptions
-from tfqcomm.step.exchange import GradientExchange, Message, exchange_for, exchange_of
+from tfqcomm.step.exchange import GradientExchange
+from tfqcomm.step.message import Message
 from tfqcomm.transport.local import LocalTransport
 
 STEP = tf.constant(0)
@@ -35,7 +37,7 @@ class SpyTransport(LocalTransport):
 
 
 def exchange_of_replicas(world, compressor, **options):
-    return GradientExchange(ExchangeOptions(compressor, **options), SpyTransport(world))
+    return GradientExchange(ExchangeOptions(compressor, **options), Ledger(SpyTransport(world)))
 
 
 def message(key, shape, world, seed=0, **kwargs):
@@ -69,7 +71,7 @@ def mean_of(message):
 
 
 def routes(exchange):
-    return {route.path: (route.schedule, route.codec) for route in exchange.routes}
+    return {route.path: (route.schedule, route.codec) for route in exchange.ledger.routes}
 
 
 def mixed_messages(world):
@@ -127,7 +129,7 @@ def test_what_would_send_more_than_float32_travels_dense():
     assert routes(exchange)["kernel"][0] == "dense"
     assert "float32 (less than TopK(ratio=0.5" in routes(exchange)["kernel"][1]
     np.testing.assert_allclose(mean, mean_of(sent), atol=1e-6)
-    assert exchange.residuals.total() == {}
+    assert exchange.ledger.residuals.total() == {}
 
 
 def test_granularity_model_compresses_one_vector():
@@ -153,7 +155,7 @@ def test_one_optimizer_on_two_models_keeps_their_residuals_apart():
         fresh = exchange_of_replicas(1, TopK(0.1))
         expected = fresh.reduce([message("b", (40, 30), 1, seed=1)], STEP)
         np.testing.assert_array_equal(reduction.means[0], expected.means[0])
-        assert len(exchange.residuals.total()) == 2
+        assert len(exchange.ledger.residuals.total()) == 2
 
 
 @pytest.mark.parametrize(
@@ -175,7 +177,7 @@ def test_rows_of_embeddings_add_up_to_the_dense_mean(indices):
     reduction.record()
     row = 3 * 4 + 8  # values and an int64 index
     padded = row * max(map(len, indices)) + 2 * 4  # all are as long as the longest; two lengths
-    assert exchange.meter.read().bytes_sent == 2 * padded + 4 * 1 * 4 // 3
+    assert exchange.ledger.meter.read().bytes_sent == 2 * padded + 4 * 1 * 4 // 3
 
 
 @pytest.mark.parametrize(
@@ -203,7 +205,7 @@ def test_a_shared_scale_takes_three_collectives_however_many_layers():
         assert exchange.transport.calls == ["gather", "reduce", "reduce"]
         codec = "Ternary(clip=2.5, shared_scale=True)"
         assert routes(exchange)["kernel0"] == ("integer", codec)
-        assert str(exchange.routes[0]) == f"kernel0 [8, 8]: {codec}, integer"
+        assert str(exchange.ledger.routes[0]) == f"kernel0 [8, 8]: {codec}, integer"
 
 
 def test_meter_counts_the_formulas():
@@ -220,7 +222,7 @@ def test_meter_counts_the_formulas():
         exchange = exchange_of_replicas(3, compressor, schedule=schedule)
         for step in (1, 2):
             exchange.reduce(sent, STEP).record()
-            traffic = exchange.meter.read()
+            traffic = exchange.ledger.meter.read()
             assert (traffic.steps, traffic.skipped_steps) == (step, 0)
             assert traffic.bytes_sent == step * (compressed + dense_group)
             assert traffic.dense_bytes == step * (2 * 2 * 4 * 4210 // 3)
@@ -235,14 +237,14 @@ def test_one_bad_number_on_one_replica_changes_nothing(compressor, bad):
     reduction = exchange.reduce(good, STEP)
     assert reduction.healthy
     reduction.commit()
-    owed = exchange.residuals.total()
+    owed = exchange.ledger.residuals.total()
     for replica, key in [(1, "kernel"), (2, "bias"), (0, "rows")]:
         messages = [poisoned(m, replica, bad) if m.key == key else m for m in good]
         reduction = exchange.reduce(messages, STEP)
         assert not reduction.healthy
         reduction.record()
-    np.testing.assert_equal(exchange.residuals.total(), owed)
-    assert exchange.meter.read().skipped_steps == 3
+    np.testing.assert_equal(exchange.ledger.residuals.total(), owed)
+    assert exchange.ledger.meter.read().skipped_steps == 3
 
 
 def poisoned(message, replica, bad):
@@ -261,22 +263,22 @@ def poisoned(message, replica, bad):
 def test_nothing_changes_before_commit():
     exchange = exchange_of_replicas(2, "top_k")
     reduction = exchange.reduce([message("kernel", (40, 30), 2)], STEP)
-    assert not exchange.residuals.total()["kernel"].any()
+    assert not exchange.ledger.residuals.total()["kernel"].any()
     reduction.commit()
-    assert exchange.residuals.total()["kernel"].any()
+    assert exchange.ledger.residuals.total()["kernel"].any()
 
 
 def test_without_error_feedback_there_are_no_residuals():
     exchange = exchange_of_replicas(2, "top_k", error_feedback=False)
     exchange.reduce([message("kernel", (40, 30), 2)], STEP).commit()
-    assert exchange.residuals.total() == {}
+    assert exchange.ledger.residuals.total() == {}
 
 
 def test_every_optimizer_has_its_own_exchange():
     first, second = (keras.optimizers.Adam(name="twin") for _ in range(2))
-    options, transport = ExchangeOptions("top_k"), LocalTransport()
-    assert exchange_of(first) is None
-    exchange = exchange_for(first, options, transport)
-    assert exchange_for(first, options, transport) is exchange
-    assert exchange_of(first) is exchange
-    assert exchange_for(second, options, transport) is not exchange
+    transport = LocalTransport()
+    assert ledger_of(first) is None
+    ledger = ledger_for(first, transport)
+    assert ledger_for(first, transport) is ledger
+    assert ledger_of(first) is ledger
+    assert ledger_for(second, transport) is not ledger

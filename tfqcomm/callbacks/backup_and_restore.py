@@ -15,7 +15,7 @@ from absl import logging
 
 from tfqcomm import _tf_private
 from tfqcomm._tf_private import optimizers_of
-from tfqcomm.step.exchange import exchange_of, restore_state
+from tfqcomm.state.ledger import ledger_of, restore_state
 from tfqcomm.transport.of_strategy import transport_for
 
 _WEIGHTS = "model.weights.h5"
@@ -120,9 +120,9 @@ class BackupAndRestore(keras.callbacks.Callback):
         self._batches_since_backup = 0
         states = {}
         for index, optimizer in enumerate(optimizers_of(self.model)):
-            exchange = exchange_of(optimizer)
-            if exchange is not None:
-                states[f"exchange-{index}.npz"] = exchange.state()
+            ledger = ledger_of(optimizer)
+            if ledger is not None:
+                states[f"exchange-{index}.npz"] = ledger.state()
         if not self._is_chief:
             return
         self.backup_dir.mkdir(parents=True, exist_ok=True)

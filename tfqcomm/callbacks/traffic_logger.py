@@ -9,8 +9,8 @@ import tensorflow as tf
 from absl import logging
 
 from tfqcomm._tf_private import optimizers_of
+from tfqcomm.state.ledger import Ledger, ledger_of
 from tfqcomm.state.traffic import Traffic
-from tfqcomm.step.exchange import GradientExchange, exchange_of
 
 
 class TrafficLogger(keras.callbacks.Callback):
@@ -57,7 +57,7 @@ class TrafficLogger(keras.callbacks.Callback):
         self.log_dir = log_dir
         self.history: list[dict[str, float]] = []
         self._writer = None
-        self._seen: dict[GradientExchange, Traffic] = {}
+        self._seen: dict[Ledger, Traffic] = {}
         self._verbose = verbose
         self._told = False
 
@@ -65,12 +65,12 @@ class TrafficLogger(keras.callbacks.Callback):
         """Opens the log and notes where the counters stand."""
         if self.log_dir is not None and self._writer is None:
             self._writer = tf.summary.create_file_writer(str(self.log_dir))
-        self._seen = {exchange: exchange.meter.read() for exchange in self._exchanges()}
+        self._seen = {ledger: ledger.meter.read() for ledger in self._ledgers()}
 
     def on_epoch_end(self, epoch, logs=None):
         """Adds the epoch to `history`."""
-        exchanges = self._exchanges()
-        if not exchanges:
+        ledgers = self._ledgers()
+        if not ledgers:
             logging.log_first_n(
                 logging.WARNING,
                 "TrafficLogger: the model's optimizer exchanges nothing through tfqcomm. Use "
@@ -78,8 +78,8 @@ class TrafficLogger(keras.callbacks.Callback):
                 1,
             )
             return
-        self._tell_routes(exchanges)
-        record = {"epoch": epoch, **self._totals_since_last(exchanges)}
+        self._tell_routes(ledgers)
+        record = {"epoch": epoch, **self._totals_since_last(ledgers)}
         self.history.append(record)
         self._write(epoch, record)
 
@@ -88,24 +88,24 @@ class TrafficLogger(keras.callbacks.Callback):
         if self._writer is not None:
             self._writer.flush()
 
-    def _exchanges(self) -> list[GradientExchange]:
-        found = [exchange_of(optimizer) for optimizer in optimizers_of(self.model)]
-        return list(dict.fromkeys(exchange for exchange in found if exchange is not None))
+    def _ledgers(self) -> list[Ledger]:
+        found = [ledger_of(optimizer) for optimizer in optimizers_of(self.model)]
+        return list(dict.fromkeys(ledger for ledger in found if ledger is not None))
 
-    def _totals_since_last(self, exchanges) -> dict[str, float]:
+    def _totals_since_last(self, ledgers) -> dict[str, float]:
         counted = ("steps", "skipped_steps", "bytes_sent", "bytes_pulled", "dense_bytes")
         totals = dict.fromkeys(counted, 0)
         ratios = []
-        for exchange in exchanges:
-            now = exchange.meter.read()
-            before = self._seen.get(exchange)
+        for ledger in ledgers:
+            now = ledger.meter.read()
+            before = self._seen.get(ledger)
             for name in totals:
                 totals[name] += getattr(now, name) - (getattr(before, name) if before else 0)
-            self._seen[exchange] = now
+            self._seen[ledger] = now
             if now.gradient_norm > 0:
-                ratios.append(exchange.residuals.norm() / now.gradient_norm)
+                ratios.append(ledger.residuals.norm() / now.gradient_norm)
         moved = totals["bytes_sent"] + totals["bytes_pulled"]
-        if not any(exchange.served for exchange in exchanges):
+        if not any(ledger.served for ledger in ledgers):
             del totals["bytes_pulled"]
         return {
             **totals,
@@ -113,12 +113,12 @@ class TrafficLogger(keras.callbacks.Callback):
             "residual_norm_ratio": max(ratios, default=0.0),
         }
 
-    def _tell_routes(self, exchanges):
+    def _tell_routes(self, ledgers):
         if self._told:
             return
         self._told = True
-        for exchange in exchanges:
-            lines = "\n".join(f"  {route}" for route in exchange.routes)
+        for ledger in ledgers:
+            lines = "\n".join(f"  {route}" for route in ledger.routes)
             text = f"TrafficLogger: what is compressed, and how it travels\n{lines}"
             if self._verbose:
                 print(f"\n{text}", flush=True)

@@ -12,7 +12,7 @@ import tensorflow as tf
 from tfqcomm import _tf_private
 from tfqcomm._tf_private import optimizers_of
 from tfqcomm.distribute.interception import options_of
-from tfqcomm.step.step import optimizer_facts
+from tfqcomm.step.refusals import optimizer_facts
 from tfqcomm.step.verification import fingerprint
 from tfqcomm.transport.base import Transport
 

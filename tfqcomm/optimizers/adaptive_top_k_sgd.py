@@ -7,7 +7,7 @@ import tensorflow as tf
 
 from tfqcomm.compressors import AdaptiveTopK
 from tfqcomm.optimizers.base import CompressedOptimizer, check_fraction, register
-from tfqcomm.step.exchange import exchange_of
+from tfqcomm.state.ledger import ledger_of
 
 
 @register
@@ -114,8 +114,9 @@ class AdaptiveTopKSGD(CompressedOptimizer):
     @property
     def history(self) -> np.ndarray:
         """Entries kept at each step so far, k_t; the last 10,000 without `total_steps`."""
-        exchange = exchange_of(self)
-        return exchange.budget.kept if exchange and exchange.budget else np.zeros([0], np.int32)
+        ledger = ledger_of(self)
+        budget = ledger.kept.get("budget") if ledger else None
+        return budget.kept if budget else np.zeros([0], np.int32)
 
     def worker_step(self, gradient, state, iteration):
         """Momentum correction (arXiv 1712.01887, equation 5): the worker's momentum is sent."""

@@ -15,7 +15,7 @@ import numpy as np
 import tensorflow as tf
 
 from tfqcomm import _tf_private
-from tfqcomm.step.exchange import memory_of, restore_memory
+from tfqcomm.state.ledger import memory_of, restore_memory
 
 _SEPARATOR = ":"  # in place of "/", of which HDF5 makes folders
 

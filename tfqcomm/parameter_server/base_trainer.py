@@ -16,9 +16,8 @@ from tfqcomm.parameter_server.flat import assign_flat
 from tfqcomm.parameter_server.fleet import Fleet
 from tfqcomm.parameter_server.local_state import LocalState
 from tfqcomm.parameter_server.loss_scale import LossScale
+from tfqcomm.state.ledger import ledger_for, ledger_of
 from tfqcomm.state.traffic import Meter, Route
-from tfqcomm.step.exchange import exchange_for, exchange_of
-from tfqcomm.step.options import ExchangeOptions
 from tfqcomm.transport.local import LocalTransport
 
 
@@ -238,29 +237,24 @@ class BaseTrainer(abc.ABC):
         ]
         return Fleet(self._cluster, servers, workers, loss_scale)
 
-    def _register(self, options: ExchangeOptions, routes: Sequence[Route], **memories) -> Meter:
+    def _register(self, routes: Sequence[Route], **memories) -> Meter:
         """Makes the callbacks of this package find what they show and keep.
 
         Args:
             routes: of the model's trainable variables.
-            **memories: stand in for those attributes of an all-reduce exchange.
+            **memories: of the workers; see `Ledger.serve`.
         """
-        exchange = exchange_for(self._inner_optimizer, options, LocalTransport())
-        state = exchange.state()  # of a backup that was restored before
-        for name, stand_in in memories.items():
-            setattr(exchange, name, stand_in)
-        exchange.load_state(state)
-        exchange.served = True
-        exchange.routes = tuple(routes)
-        return exchange.meter
+        ledger = ledger_for(self._inner_optimizer, LocalTransport())
+        ledger.serve(routes, **memories)
+        return ledger.meter
 
     def _epoch(self, driver, steps, callback_list) -> dict[str, float]:
         logs = {}
         self.model.reset_metrics()
         for worker in self._fleet.workers:
             worker.reset_metrics()
-        exchange = exchange_of(self._inner_optimizer)
-        exchange.refresh = self._capture  # for backups within the epoch
+        ledger = ledger_of(self._inner_optimizer)
+        ledger.refresh = self._capture  # for backups within the epoch
         learning_rate = self._copy.send_learning_rate(None)  # before the first step begins
         driver.begin_epoch(steps)
         try:
@@ -277,7 +271,7 @@ class BaseTrainer(abc.ABC):
                 if self.model.stop_training:
                     break
         finally:
-            exchange.refresh = None
+            ledger.refresh = None
             self._memories.release()
         driver.end_epoch()
         self._count()

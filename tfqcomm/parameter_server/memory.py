@@ -1,7 +1,7 @@
 """What workers owe and remember, as backups and `TrafficLogger` see it.
 
-Two of the classes stand in for the residuals and the worker state of an all-reduce exchange, with
-the same keys and the same meaning: a run may go on under the other kind of training. The exchange
+Two of the classes stand in for the residuals and the worker state of a ledger, with
+the same keys and the same meaning: a run may go on under the other kind of training. The ledger
 outlives no optimizer, and so must hold none: it reaches the workers by a weak reference.
 """
 

@@ -172,7 +172,6 @@ class Trainer(BaseTrainer):
         fleet = self._make_fleet(Worker, program, copy.servers, makers, loss_scale)
         memories = memory.Memories(fleet, program)
         meter = self._register(
-            options,
             [
                 Route(v.path, tuple(v.shape), *self._route(program, index))
                 for index, v in enumerate(model.trainable_variables)

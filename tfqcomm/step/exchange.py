@@ -11,12 +11,9 @@ Each group is one payload, so the number of collectives does not grow with the n
 
 from __future__ import annotations
 
-import weakref
 import zlib
-from collections.abc import Callable, Mapping, Sequence
-from typing import Protocol
+from collections.abc import Sequence
 
-import numpy as np
 import tensorflow as tf
 from absl import logging
 
@@ -30,12 +27,11 @@ from tfqcomm.aggregators.integer import IntegerMean
 from tfqcomm.aggregators.two_phase import TwoPhaseMean
 from tfqcomm.compressors.identity import Identity
 from tfqcomm.kernels import numerics
-from tfqcomm.state.residuals import Residuals, Slot
-from tfqcomm.state.traffic import Meter, Route
-from tfqcomm.state.worker_state import WorkerState
+from tfqcomm.state.ledger import Ledger
+from tfqcomm.state.residuals import Slot
+from tfqcomm.state.traffic import Route
 from tfqcomm.step.message import Message, Reduction
 from tfqcomm.step.options import ExchangeOptions
-from tfqcomm.transport.base import Transport
 
 MOST_PER_PAYLOAD = 2**30  # elements: TensorFlow's slices and splits count in int32
 
@@ -47,45 +43,19 @@ _AGGREGATORS = {
 }
 
 
-class Keeper(Protocol):
-    """Part of an optimizer's state."""
-
-    def state(self) -> dict[str, np.ndarray]:
-        """What is saved of it, the same on all processes."""
-
-    def load_state(self, state: Mapping[str, np.ndarray]) -> None:
-        """Inverse of `state`; what is missing stays as it is."""
-
-
 class GradientExchange:
-    """Averages an optimizer's messages over all replicas, and keeps its residuals.
+    """Averages an optimizer's messages over all replicas.
 
     Attributes:
         options: the compressor and its circumstances.
+        ledger: of the optimizer: what is owed, and what has been sent.
         transport: to all replicas.
-        residuals: error feedback of this optimizer alone.
-        worker_state: what its worker half remembers.
-        budget: of adaptive top-k; None for other compressors, and before the first step.
-        meter: what has been sent.
-        routes: how each tensor travels; known once a step has been traced.
-        kept: what else an optimizer's state is made of, by part: objects with `state` and
-            `load_state`.
-        served: whether weights live on parameter servers.
-        refresh: called before a backup where the model is behind them, within an epoch; else None.
     """
 
-    def __init__(self, options: ExchangeOptions, transport: Transport):
+    def __init__(self, options: ExchangeOptions, ledger: Ledger):
         self.options = options
-        self.transport = transport
-        self.residuals = Residuals(transport)
-        self.worker_state = WorkerState(transport)
-        self.budget: Budget | None = None
-        self.kept: dict[str, Keeper] = {}
-        self._saved: dict[str, dict[str, np.ndarray]] = {}  # part -> for one yet to be made
-        self.meter = Meter()
-        self.routes: tuple[Route, ...] = ()
-        self.served = False
-        self.refresh: Callable[[], None] | None = None
+        self.ledger = ledger
+        self.transport = ledger.transport
 
     def reduce(self, messages: Sequence[Message], step: tf.Tensor) -> Reduction:
         """Averages messages over all replicas. Nothing is changed until `Reduction.commit`.
@@ -112,7 +82,7 @@ class GradientExchange:
         rows = [self._gather_rows(m) for m in sparse]
         means |= {m.key: mean for m, (mean, _) in zip(sparse, rows, strict=True)}
 
-        self.routes = tuple(self._route(m, m in compressed, schedule) for m in messages)
+        self.ledger.routes = tuple(self._route(m, m in compressed, schedule) for m in messages)
         healthy = tf.reduce_all([a.healthy for a in aggregates])
         bytes_sent = sum(a.bytes_sent for a in aggregates) + sum(cost for _, cost in rows)
         gradients = [m for m in messages if m.compressible]
@@ -126,7 +96,7 @@ class GradientExchange:
             norm = numerics.global_norm([m.floats(0) for m in gradients])
             size = sum(m.size * m.dtype.size for m in gradients)
             dense_bytes = self.transport.bytes_all_reduce(size, itemsize=1)
-            self.meter.record(bytes_sent, dense_bytes, healthy, norm)
+            self.ledger.meter.record(bytes_sent, dense_bytes, healthy, norm)
 
         return Reduction(
             [means[m.key] for m in messages],
@@ -144,60 +114,10 @@ class GradientExchange:
         for replica in range(self.transport.local):
             for message in messages:
                 slot = Slot("worker", message.key, message.size, 0, message.size)
-                value = new.get(id(self.residuals.existing(replica, slot)))
+                value = new.get(id(self.ledger.residuals.existing(replica, slot)))
                 if value is not None:
                     found[replica, message.key] = tf.reshape(value, message.shape)
         return found
-
-    def state(self) -> dict[str, np.ndarray]:
-        """What a backup keeps beside Keras' variables: a collective, for all processes to call."""
-        if self.refresh is not None:
-            self.refresh()
-        parts = {
-            "residual": self.residuals.total(),
-            "worker": self.worker_state.mean(),
-            **self._parts(),
-        }
-        return _flat(parts)
-
-    def memory(self) -> dict[str, np.ndarray]:
-        """What of `state` is saved with the optimizer: without residuals, and no collective.
-
-        Of several processes each has its own mean of what workers remember.
-        """
-        worker = self.worker_state
-        mean = worker.mean() if self.served else worker.local_mean()
-        return _flat({"worker": mean, **self._parts()})
-
-    def _parts(self) -> dict[str, dict[str, np.ndarray]]:
-        parts = dict(self._saved)
-        if self.budget:
-            parts["budget"] = self.budget.state()
-        return parts | {part: keeper.state() for part, keeper in self.kept.items()}
-
-    def load_state(self, state: Mapping[str, np.ndarray]) -> None:
-        """Inverse of `state`, also on another number of replicas."""
-        parts = _nested(state)
-        self.residuals.load_total(parts.pop("residual", {}))
-        self._load_parts(parts)
-
-    def load_memory(self, memory: Mapping[str, np.ndarray]) -> None:
-        """Inverse of `memory`; residuals stay."""
-        self._load_parts(_nested(memory))
-
-    def _load_parts(self, parts):
-        self.worker_state.load_mean(parts.pop("worker", {}))
-        self._saved = parts
-        if self.budget:
-            self.budget.load_state(parts.get("budget", {}))
-        for part, keeper in self.kept.items():
-            keeper.load_state(parts.get(part, {}))
-
-    def keep(self, part: str, keeper: Keeper) -> None:
-        """Saves `keeper` from now on, and gives it what was saved before; idempotent."""
-        if part not in self.kept:
-            self.kept[part] = keeper
-            keeper.load_state(self._saved.get(part, {}))
 
     def _compresses(self, message: Message) -> bool:
         wanted = message.compressible and not message.sparse
@@ -219,7 +139,9 @@ class GradientExchange:
         groups = []
         for index, group in enumerate(cut):
             if joint:
-                self.residuals.declare_joint(_joint_key(group), {m.key: m.size for m in group})
+                self.ledger.residuals.declare_joint(
+                    _joint_key(group), {m.key: m.size for m in group}
+                )
             if any(m.dtype != tf.float32 for m in group):
                 _warn_of_rounding(self.options.codec)
             groups.append((self._aggregator(schedule, group, joint, index), group, tf.float32))
@@ -230,7 +152,7 @@ class GradientExchange:
         return groups or [(self._dense_mean([]), [], tf.float32)]
 
     def _aggregator(self, schedule, group, joint, index) -> Aggregator:
-        residuals = self.residuals if self.options.feedback else None
+        residuals = self.ledger.residuals if self.options.feedback else None
         arguments = (self.options.codec, self.transport, residuals, *_keys_and_sizes(group))
         if schedule == "adaptive":
             return AdaptiveMean(*arguments, budget=self._budget_for(sum(m.size for m in group)))
@@ -242,15 +164,13 @@ class GradientExchange:
         return DenseMean(Identity(), self.transport, None, *_keys_and_sizes(group), joint=True)
 
     def _budget_for(self, n: int) -> Budget:
-        if self.budget is None:
-            self.budget = Budget(self.options.compressor, n)
-            self.budget.load_state(self._saved.get("budget", {}))
-        if self.budget.n != n:
+        budget = self.ledger.keep("budget", lambda: Budget(self.options.compressor, n))
+        if budget.n != n:
             raise ValueError(
                 "An optimizer with adaptive top-k must train the same variables at every step. "
-                f"Received: {n} elements after {self.budget.n}"
+                f"Received: {n} elements after {budget.n}"
             )
-        return self.budget
+        return budget
 
     def _schedule(self, messages: Sequence[Message]) -> str:
         options, sizes = self.options, [m.size for m in messages]
@@ -312,62 +232,3 @@ def _joint_key(messages: Sequence[Message]) -> str:
     """What earlier versions called the one residual of all of `messages`."""
     names = "+".join(m.key for m in messages)
     return f"model/{zlib.crc32(names.encode()):08x}"
-
-
-def _flat(parts: Mapping[str, Mapping[str, np.ndarray]]) -> dict[str, np.ndarray]:
-    """The keys of an archive: "part/name"."""
-    return {f"{part}/{key}": v for part, values in parts.items() for key, v in values.items()}
-
-
-def _nested(state: Mapping[str, np.ndarray]) -> dict[str, dict[str, np.ndarray]]:
-    """Inverse of `_flat`."""
-    parts: dict[str, dict[str, np.ndarray]] = {}
-    for name, value in state.items():
-        part, key = name.split("/", 1)
-        parts.setdefault(part, {})[key] = value
-    return parts
-
-
-_exchanges = weakref.WeakKeyDictionary()  # optimizer -> GradientExchange
-_restored = weakref.WeakKeyDictionary()  # optimizer -> state for an exchange yet to be made
-_remembered = weakref.WeakKeyDictionary()  # optimizer -> memory for one, likewise
-
-
-def exchange_for(optimizer, options: ExchangeOptions, transport: Transport) -> GradientExchange:
-    """The exchange of `optimizer`, made at its first use: no two optimizers share residuals."""
-    if optimizer not in _exchanges:
-        _exchanges[optimizer] = GradientExchange(options, transport)
-        if optimizer in _remembered:
-            _exchanges[optimizer].load_memory(_remembered.pop(optimizer))
-        if optimizer in _restored:
-            _exchanges[optimizer].load_state(_restored.pop(optimizer))
-    return _exchanges[optimizer]
-
-
-def exchange_of(optimizer) -> GradientExchange | None:
-    """The exchange of `optimizer`, or None when it has not exchanged anything yet."""
-    return _exchanges.get(optimizer)
-
-
-def restore_state(optimizer, state: dict[str, np.ndarray]) -> None:
-    """Gives `optimizer` what `GradientExchange.state` once returned."""
-    if optimizer in _exchanges:
-        _exchanges[optimizer].load_state(state)
-    else:
-        _restored[optimizer] = dict(state)
-
-
-def memory_of(optimizer) -> dict[str, np.ndarray]:
-    """What `optimizer` keeps beside Keras' variables and residuals: see `memory`."""
-    if optimizer in _exchanges:
-        return _exchanges[optimizer].memory()
-    restored = {k: v for k, v in _restored.get(optimizer, {}).items() if "residual/" not in k}
-    return restored or dict(_remembered.get(optimizer, {}))
-
-
-def restore_memory(optimizer, memory: Mapping[str, np.ndarray]) -> None:
-    """Gives `optimizer` what `memory_of` once returned."""
-    if optimizer in _exchanges:
-        _exchanges[optimizer].load_memory(memory)
-    else:
-        _remembered[optimizer] = dict(memory)

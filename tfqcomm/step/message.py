@@ -73,3 +73,8 @@ class Reduction:
     commit: Callable[[], None]
     left_out: Mapping[tuple[int, str], tf.Tensor]
     record: Callable[[], None]
+
+
+def path_of(variable) -> str:
+    """What a variable is called, for people."""
+    return getattr(variable, "path", variable.name)

@@ -19,11 +19,18 @@ import tensorflow as tf
 from tfqcomm import _tf_private
 from tfqcomm.kernels import numerics
 from tfqcomm.state import moving_statistics as statistics
+from tfqcomm.state.ledger import ledger_for
 from tfqcomm.step import empty_shares
-from tfqcomm.step.exchange import Message, exchange_for
+from tfqcomm.step.exchange import GradientExchange
+from tfqcomm.step.message import Message, path_of
 from tfqcomm.step.options import ExchangeOptions
+from tfqcomm.step.refusals import (
+    agree_to_train,
+    refuse_impossible,
+    require_own_scope,
+    require_replica_context,
+)
 from tfqcomm.step.verification import verify_replicas
-from tfqcomm.transport.base import Transport
 from tfqcomm.transport.of_strategy import transport_for
 
 
@@ -76,7 +83,7 @@ def distributed_step(
     Raises:
         ValueError: where compression cannot work, saying what to do instead.
     """
-    _refuse_impossible(optimizer, options)
+    refuse_impossible(optimizer, options)
     context = require_replica_context(optimizer, "apply")
     gradients = empty_shares.without_empty(gradients)
     variables = list(variables)
@@ -85,8 +92,9 @@ def distributed_step(
 
     def merged(strategy, gradients, learning_rate):
         require_own_scope(optimizer, strategy)
-        exchange = exchange_for(optimizer, options, transport_for(strategy))
-        if not exchange.routes:  # before the first step
+        ledger = ledger_for(optimizer, transport_for(strategy))
+        exchange = GradientExchange(options, ledger)
+        if not ledger.routes:  # before the first step
             agree_to_train(exchange.transport, optimizer, variables, exchange.options.facts())
         messages, memory = [], []
         for key, gradient, variable in zip(keys, gradients, variables, strict=True):
@@ -94,43 +102,10 @@ def distributed_step(
             if worker is not None:
                 values, state = _worker_half(worker, exchange, key, values, optimizer)
                 memory.append((key, state))
-            messages.append(Message(key, values, path=_path(variable)))
+            messages.append(Message(key, values, path=path_of(variable)))
         _apply(optimizer, exchange, strategy, messages, (worker, memory), variables, learning_rate)
 
     context.merge_call(merged, args=(list(gradients), learning_rate))
-
-
-def require_replica_context(optimizer, method: str) -> tf.distribute.ReplicaContext:
-    """The replica context.
-
-    Raises:
-        ValueError: outside of one.
-    """
-    context = tf.distribute.get_replica_context()
-    if context is None:
-        raise ValueError(
-            f"`{optimizer.name}.{method}` must be called in a replica context: inside "
-            "`strategy.run(...)`, not directly under `strategy.scope()`."
-        )
-    return context
-
-
-def require_own_scope(optimizer, strategy: tf.distribute.Strategy) -> None:
-    """The optimizer must have been made in the scope of `strategy`, in cross-replica context.
-
-    Otherwise its variables are those of no replica, and each replica updates them: it counts every
-    step as many times as there are replicas, and schedules and pulls never come when they should.
-
-    Raises:
-        ValueError: if it was not.
-    """
-    copies = strategy.experimental_local_results(_counter(optimizer).value)
-    if len(copies) != transport_for(strategy).local:
-        raise ValueError(
-            f"Optimizer `{optimizer.name}` must be created in the scope of the strategy under "
-            "which it trains: inside `with strategy.scope():`, together with the model. "
-            f"Received: {type(optimizer).__name__} created outside of it"
-        )
 
 
 def _apply(optimizer, exchange, strategy, messages, memory, variables, learning_rate):
@@ -147,7 +122,7 @@ def _apply(optimizer, exchange, strategy, messages, memory, variables, learning_
     means = list(reduction.means)
     if moving:
         statistics.unpack(means.pop(), moving)
-    debts = [exchange.residuals.debt(m.key, m.size) for m in messages[: len(means)]]
+    debts = [exchange.ledger.residuals.debt(m.key, m.size) for m in messages[: len(means)]]
 
     def update():
         reduction.commit()
@@ -164,7 +139,7 @@ def _apply(optimizer, exchange, strategy, messages, memory, variables, learning_
 
     updated = tf.cond(reduction.healthy, update, skip)
     if exchange.options.verify:
-        verify_replicas(exchange, strategy, tf_variables, updated)
+        verify_replicas(exchange.ledger, strategy, tf_variables, updated)
 
 
 def _paid(mean, debt):
@@ -185,13 +160,14 @@ def _counter(optimizer):
 
 def _worker_half(worker, exchange, key, gradients, optimizer):
     """The local replicas' messages of one tensor, and their new state: name -> slot, value."""
+    memory = exchange.ledger.worker_state
     messages, states = [], []
     for replica, gradient in enumerate(gradients):
         with tf.device(exchange.transport.devices[replica]):
             # Rows of embeddings are made dense; what a worker remembers is float32.
             gradient = tf.cast(tf.convert_to_tensor(gradient), tf.float32)
             slots = {
-                name: exchange.worker_state.variable(replica, name, key, gradient.shape, initial)
+                name: memory.variable(replica, name, key, gradient.shape, initial)
                 for name, initial in worker.worker_slots.items()
             }
             state = {name: tf.convert_to_tensor(slot) for name, slot in slots.items()}
@@ -242,66 +218,3 @@ def _map_values(function, value):
     if isinstance(value, tf.IndexedSlices):
         return tf.IndexedSlices(function(value.values), value.indices, value.dense_shape)
     return function(value)
-
-
-def _path(variable) -> str:
-    return getattr(variable, "path", variable.name)
-
-
-def _refuse_impossible(optimizer, options) -> None:
-    if _tf_private.in_xla_context():
-        reason = None
-        if tf.distribute.has_strategy():
-            reason = "its collectives would be replaced by uncompressed ones"
-        elif options.compressor.adaptive:
-            reason = "how many entries adaptive top-k keeps is known at run time only"
-        if reason is not None:
-            raise ValueError(
-                f"Compressed training cannot be compiled by XLA: {reason}. Use "
-                "`model.compile(..., jit_compile=False)`."
-            )
-    if optimizer.gradient_accumulation_steps and tf.distribute.has_strategy():
-        raise ValueError(
-            "Argument `gradient_accumulation_steps` is not supported under a distribution "
-            "strategy. Use a larger batch, or add up the gradients of several micro-batches within "
-            "one step, before `optimizer.apply`. Received: "
-            f"gradient_accumulation_steps={optimizer.gradient_accumulation_steps}"
-        )
-    if optimizer.use_ema and optimizer.ema_overwrite_frequency and tf.distribute.has_strategy():
-        raise ValueError(
-            "Argument `ema_overwrite_frequency` is not supported under a distribution strategy. "
-            "Leave it None: `fit` puts the averages into the model when it ends. "
-            f"Received: ema_overwrite_frequency={optimizer.ema_overwrite_frequency}"
-        )
-
-
-def optimizer_facts(optimizer: keras.optimizers.Optimizer) -> dict[str, str]:
-    """What an optimizer is set to at the moment, the learning rate included, as text."""
-    with tf.init_scope():  # the learning rate in the config is a variable
-        config = {k: str(v) for k, v in optimizer.get_config().items() if k != "name"}
-    return {"optimizer": type(optimizer).__name__, **config}
-
-
-def agree_to_train(
-    transport: Transport, optimizer, variables, more: Mapping[str, str] | None = None
-) -> None:
-    """All workers must be about to train the same thing in the same way.
-
-    Args:
-        more: facts that `optimizer.get_config()` does not tell.
-
-    Raises:
-        ValueError: on every worker, saying what differs and between whom.
-    """
-    if transport.processes == 1:
-        return
-    facts = {
-        **optimizer_facts(optimizer),
-        **(more or {}),
-        "number of variables": str(len(variables)),
-        **{
-            f"variable {i}": f"{_path(v).split('/')[-1]} {list(v.shape)} {v.dtype}"
-            for i, v in enumerate(variables)
-        },
-    }
-    transport.agree("train", facts, {"optimizer name": optimizer.name})

@@ -2,14 +2,9 @@
 
 from __future__ import annotations
 
-import weakref
-
 import tensorflow as tf
 
-from tfqcomm import _tf_private
-from tfqcomm.step.exchange import GradientExchange
-
-_verified = weakref.WeakKeyDictionary()  # exchange -> bool variable
+from tfqcomm.state.ledger import Ledger
 
 
 def fingerprint(variables) -> tf.Tensor:
@@ -24,17 +19,14 @@ def fingerprint(variables) -> tf.Tensor:
     return total[None]
 
 
-def verify_replicas(exchange: GradientExchange, strategy, variables, updated: tf.Tensor) -> None:
+def verify_replicas(ledger: Ledger, strategy, variables, updated: tf.Tensor) -> None:
     """After the first step that was not skipped, compares the weights of all replicas.
 
     The result, an `InvalidArgumentError` on every process, is an op of the step's graph.
     """
-    transport = exchange.transport
+    transport, verified = ledger.transport, ledger.verified
     if transport.world == 1:
         return
-    if exchange not in _verified:
-        _verified[exchange] = _tf_private.local_variable(False, name="verified", device="CPU:0")
-    verified = _verified[exchange]
 
     def compare():
         local = [strategy.experimental_local_results(v) for v in variables]

@@ -10,7 +10,7 @@ from tfqcomm.optimizers.base import register
 from tfqcomm.optimizers.local.leader_broadcast import Level, broadcast_leaders, remember_leaders
 from tfqcomm.optimizers.local.leader_vote import VOTE_WORDS, choose_leaders, push_loss, vote
 from tfqcomm.optimizers.local.local_sgd import LocalSGDOptimizer, check_period
-from tfqcomm.step.step import require_replica_context
+from tfqcomm.step.refusals import require_replica_context
 
 
 def leader_sgd_pull(x, pulls):
@@ -167,12 +167,12 @@ class LeaderSGD(LocalSGDOptimizer):
         context = require_replica_context(self, "observe_loss")
 
         def merged(strategy, loss):
-            exchange = self.exchange(strategy)
-            if exchange.transport.world == 1:
+            ledger = self.ledger(strategy)
+            if ledger.transport.world == 1:
                 return
             for replica, value in enumerate(strategy.experimental_local_results(loss)):
-                with tf.device(exchange.transport.devices[replica]):
-                    window = self._window(exchange, replica)
+                with tf.device(ledger.transport.devices[replica]):
+                    window = self._window(ledger, replica)
                     window.assign(push_loss(window.read_value(), value))
 
         context.merge_call(merged, args=(tf.stop_gradient(loss),))
@@ -209,7 +209,7 @@ class LeaderSGD(LocalSGDOptimizer):
 
     def _pull_to_leaders(self, levels, step, replicas):
         transport, vectors = replicas.transport, replicas.vectors()
-        windows = [self._window(replicas.exchange, r).read_value() for r in range(transport.local)]
+        windows = [self._window(replicas.ledger, r).read_value() for r in range(transport.local)]
         losses = vote(transport, windows, vectors, step, self.name)
         pulls = [[] for _ in vectors]
         for level in levels:
@@ -237,10 +237,10 @@ class LeaderSGD(LocalSGDOptimizer):
         sent = sum(transport.bytes_broadcast(words, level.groups) for level in levels)
         return tf.constant(sent + transport.bytes_all_gather(VOTE_WORDS))
 
-    def _window(self, exchange, replica):
+    def _window(self, ledger, replica):
         """float32[loss_window] variable: the last losses of a local replica, the newest last."""
         shape = [self.loss_window]
-        return exchange.worker_state.variable(replica, "losses", "window", shape, np.nan)
+        return ledger.worker_state.variable(replica, "losses", "window", shape, np.nan)
 
     def get_config(self):
         """Serializable arguments, the compressor's among them."""

@@ -17,12 +17,11 @@ from tfqcomm import _tf_private
 from tfqcomm.optimizers.base import check_fraction
 from tfqcomm.optimizers.local.pulls import Pullable, SharedState
 from tfqcomm.optimizers.memory import RememberingOptimizer
+from tfqcomm.state.ledger import Ledger, ledger_for
 from tfqcomm.state.replicas import copies
 from tfqcomm.state.traffic import Route
 from tfqcomm.step import empty_shares
-from tfqcomm.step.exchange import GradientExchange, exchange_for
-from tfqcomm.step.options import ExchangeOptions
-from tfqcomm.step.step import agree_to_train, require_own_scope, require_replica_context
+from tfqcomm.step.refusals import agree_to_train, require_own_scope, require_replica_context
 from tfqcomm.transport.of_strategy import transport_for
 
 
@@ -101,13 +100,13 @@ class LocalSGDOptimizer(RememberingOptimizer):
 
         def merged(strategy, gradients, learning_rate):
             require_own_scope(self, strategy)
-            exchange = self.exchange(strategy)
-            replicas = Pullable(exchange, copies(strategy, variables))
+            ledger = self.ledger(strategy)
+            replicas = Pullable(ledger, copies(strategy, variables))
             self._begin(replicas, variables)
             local = [strategy.experimental_local_results(g) for g in gradients]
             rates = strategy.experimental_local_results(learning_rate)
             healthy = [
-                self._local_step(exchange, replica, variables, own, gradients, rate)
+                self._local_step(ledger, replica, variables, own, gradients, rate)
                 for replica, (own, gradients, rate) in enumerate(
                     zip(replicas.variables, zip(*local, strict=True), rates, strict=True)
                 )
@@ -115,8 +114,8 @@ class LocalSGDOptimizer(RememberingOptimizer):
             if replicas.transport.world == 1:  # several replicas have neither: see below
                 self._finish(strategy, variables, healthy[0])
             sent = self._pull(replicas)
-            dense = exchange.transport.bytes_all_reduce(replicas.size)
-            exchange.meter.record(sent, dense, tf.reduce_all(healthy), 0.0)
+            dense = ledger.transport.bytes_all_reduce(replicas.size)
+            ledger.meter.record(sent, dense, tf.reduce_all(healthy), 0.0)
 
         context.merge_call(merged, args=(list(gradients), tf.convert_to_tensor(learning_rate)))
 
@@ -130,33 +129,33 @@ class LocalSGDOptimizer(RememberingOptimizer):
 
         tf.cond(healthy, finish, lambda: tf.constant(False))
 
-    def exchange(self, strategy: tf.distribute.Strategy) -> GradientExchange:
+    def ledger(self, strategy: tf.distribute.Strategy) -> Ledger:
         """Holds the transport, the meter and what each replica remembers by itself."""
-        exchange = exchange_for(self, ExchangeOptions(None), transport_for(strategy))
-        exchange.keep("shared", self.shared)
-        return exchange
+        ledger = ledger_for(self, transport_for(strategy))
+        ledger.keep("shared", lambda: self.shared)
+        return ledger
 
     def _begin(self, replicas, variables):
         """Before the first step: workers agree on what they do, and say how pulls travel."""
-        exchange = replicas.exchange
-        if exchange.routes:
+        ledger = replicas.ledger
+        if ledger.routes:
             return
-        agree_to_train(exchange.transport, self, variables)
+        agree_to_train(ledger.transport, self, variables)
         sent, schedule = self.route
-        exchange.routes = tuple(
+        ledger.routes = tuple(
             Route(getattr(v, "path", v.name), tuple(v.shape), schedule, sent) for v in variables
         )
-        if exchange.transport.world > 1:
+        if ledger.transport.world > 1:
             self.prepare(replicas)
 
-    def _local_step(self, exchange, replica, variables, own, gradients, learning_rate):
+    def _local_step(self, ledger, replica, variables, own, gradients, learning_rate):
         """Updates one replica's `own` copies; returns whether its gradients were finite."""
         steps = []
         for variable, copy, gradient in zip(variables, own, gradients, strict=True):
             buffer = None
             if self.momentum:
                 key = str(_tf_private.variable_index(self, variable))
-                buffer = exchange.worker_state.variable(replica, "momentum", key, copy.shape, 0.0)
+                buffer = ledger.worker_state.variable(replica, "momentum", key, copy.shape, 0.0)
             steps.append((copy, buffer, gradient, _tf_private.decays(self, variable)))
 
         def update():
@@ -164,7 +163,7 @@ class LocalSGDOptimizer(RememberingOptimizer):
                 self.update_copy(*step, learning_rate)
             return tf.constant(True)
 
-        with tf.device(exchange.transport.devices[replica]):
+        with tf.device(ledger.transport.devices[replica]):
             finite = tf.reduce_all([tf.reduce_all(tf.math.is_finite(g)) for g in gradients])
             return tf.cond(finite, update, lambda: tf.constant(False))
 

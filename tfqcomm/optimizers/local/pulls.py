@@ -11,23 +11,23 @@ import numpy as np
 import tensorflow as tf
 
 from tfqcomm import _tf_private
+from tfqcomm.state.ledger import Ledger
 from tfqcomm.state.replicas import assign_vector, to_vector
-from tfqcomm.step.exchange import GradientExchange
 
 
 class Pullable:
     """The local replicas in the middle of a step, in cross-replica context.
 
     Attributes:
-        exchange: of the optimizer.
+        ledger: of the optimizer.
         transport: to all replicas.
         variables: for each local replica its own copies.
         size: d.
     """
 
-    def __init__(self, exchange: GradientExchange, variables: list[tuple[tf.Variable, ...]]):
-        self.exchange = exchange
-        self.transport = exchange.transport
+    def __init__(self, ledger: Ledger, variables: list[tuple[tf.Variable, ...]]):
+        self.ledger = ledger
+        self.transport = ledger.transport
         self.variables = variables
         self.size = sum(v.shape.num_elements() for v in variables[0])
 
@@ -55,7 +55,7 @@ class Pullable:
 class SharedState:
     """Variables of this process that all processes treat alike, so that they are equal.
 
-    They are made before the first step. The exchange keeps them with the optimizer's state.
+    They are made before the first step. The ledger keeps them with the optimizer's state.
     """
 
     def __init__(self):

@@ -153,7 +153,7 @@ class LeaderTrainer(BaseTrainer):
             Route(v.path, tuple(v.shape), "leader's, shown and pulled", self._codec_of(v))
             for v in model.trainable_variables
         ]
-        meter = self._register(self._options, routes, worker_state=momenta)
+        meter = self._register(routes, worker_state=momenta)
         return fleet, ChiefAverage(model, fleet), momenta, meter
 
     def _driver(self):
