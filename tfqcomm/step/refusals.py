@@ -37,7 +37,7 @@ def require_own_scope(optimizer, strategy: tf.distribute.Strategy) -> None:
     Raises:
         ValueError: if it was not.
     """
-    copies = strategy.experimental_local_results(_counter(optimizer).value)
+    copies = strategy.experimental_local_results(counter_of(optimizer).value)
     if len(copies) != transport_for(strategy).local:
         raise ValueError(
             f"Optimizer `{optimizer.name}` must be created in the scope of the strategy under "
@@ -47,6 +47,11 @@ def require_own_scope(optimizer, strategy: tf.distribute.Strategy) -> None:
 
 
 def refuse_impossible(optimizer, options) -> None:
+    """Refuses what compression cannot work with.
+
+    Raises:
+        ValueError: saying what to do instead.
+    """
     if _tf_private.in_xla_context():
         reason = None
         if tf.distribute.has_strategy():
@@ -103,3 +108,11 @@ def agree_to_train(
         },
     }
     transport.agree("train", facts, {"optimizer name": optimizer.name})
+
+
+def counter_of(optimizer: keras.optimizers.Optimizer):
+    """The variable that counts an optimizer's steps.
+
+    Not `iterations`: with `gradient_accumulation_steps` that is a quotient, not the counter.
+    """
+    return optimizer.variables[0]

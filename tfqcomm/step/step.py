@@ -26,6 +26,7 @@ from tfqcomm.step.message import Message, path_of
 from tfqcomm.step.options import ExchangeOptions
 from tfqcomm.step.refusals import (
     agree_to_train,
+    counter_of,
     refuse_impossible,
     require_own_scope,
     require_replica_context,
@@ -116,7 +117,7 @@ def _apply(optimizer, exchange, strategy, messages, memory, variables, learning_
     statistics.average(exchange.transport, wide)
     if moving:
         messages = [*messages, Message("statistics", statistics.pack(moving), compressible=False)]
-    counter = _counter(optimizer)
+    counter = counter_of(optimizer)
     reduction = exchange.reduce(messages, counter.value)
     reduction.record()
     means = list(reduction.means)
@@ -151,11 +152,6 @@ def _paid(mean, debt):
     with tf.control_dependencies([total]):
         debt.assign(tf.zeros_like(debt))
     return total
-
-
-def _counter(optimizer):
-    # Not `iterations`: with `gradient_accumulation_steps` that is a quotient, not the counter.
-    return optimizer.variables[0]
 
 
 def _worker_half(worker, exchange, key, gradients, optimizer):
