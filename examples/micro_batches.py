@@ -43,7 +43,7 @@ def main() -> None:
         outputs = keras.layers.Dense(10)(keras.layers.Dense(128, "relu")(inputs))
         model = MicroBatches(inputs, outputs)
         loss = keras.losses.SparseCategoricalCrossentropy(from_logits=True)
-        model.compile(keras.optimizers.Adam(1e-3), loss, metrics=["accuracy"])
+        model.compile(keras.optimizers.Adam(3e-3), loss, metrics=["accuracy"])
     random = np.random.RandomState(0)
     x = random.randn(4096, 64).astype("float32")
     model.fit(x, (x @ random.randn(64, 10)).argmax(1), batch_size=64, epochs=3, verbose=2)

@@ -28,7 +28,7 @@ def main() -> None:
             [keras.Input([64]), keras.layers.Dense(128, "relu"), keras.layers.Dense(10)]
         )
         loss = keras.losses.SparseCategoricalCrossentropy(from_logits=True)
-        model.compile(keras.optimizers.Adam(1e-3), loss, metrics=["accuracy"])
+        model.compile(keras.optimizers.Adam(3e-3), loss, metrics=["accuracy"])
 
     traffic = tfqcomm.callbacks.TrafficLogger()
     # All workers hold the same arrays, and each takes its part of every batch of 64.

@@ -32,7 +32,7 @@ def train(compressor: str) -> str:
             [keras.Input([64]), keras.layers.Dense(128, "relu"), keras.layers.Dense(10)]
         )
         loss = keras.losses.SparseCategoricalCrossentropy(from_logits=True)
-        model.compile(keras.optimizers.Adam(1e-3), loss, metrics=["accuracy"])
+        model.compile(keras.optimizers.Adam(3e-3), loss, metrics=["accuracy"])
     traffic = tfqcomm.callbacks.TrafficLogger(verbose=0)
     history = model.fit(*make_data(), batch_size=64, epochs=3, callbacks=[traffic], verbose=0)
     accuracy, ratio = history.history["accuracy"][-1], traffic.history[-1]["ratio"]

@@ -40,7 +40,7 @@ def main() -> None:
     keras.utils.set_random_seed(0)
     trainer = tfqcomm.parameter_server.Trainer(
         build_model,
-        optimizer=tfqcomm.optimizers.QAdam(1e-3, compressor="log_grid"),
+        optimizer=tfqcomm.optimizers.QAdam(3e-3, compressor="log_grid"),
         loss=keras.losses.SparseCategoricalCrossentropy(from_logits=True),
         metrics=["accuracy"],
         weight_compressor="uniform_grid",

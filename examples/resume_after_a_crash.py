@@ -46,7 +46,7 @@ def main() -> None:
             [keras.Input([64]), keras.layers.Dense(128, "relu"), keras.layers.Dense(10)]
         )
         loss = keras.losses.SparseCategoricalCrossentropy(from_logits=True)
-        model.compile(keras.optimizers.Adam(1e-3), loss, metrics=["accuracy"])
+        model.compile(keras.optimizers.Adam(3e-3), loss, metrics=["accuracy"])
 
     random = np.random.RandomState(0)
     x = random.randn(4096, 64).astype("float32")

@@ -51,8 +51,7 @@ class ElasticAveragingSGD(LocalSGDOptimizer):
         ValueError: for arguments that do not fit; the message names what does.
 
     Differences from the paper: it evaluates the centre, `AverageReplicas` the average of the
-    replicas; the pull follows the gradient's step instead of sharing its starting point; a run
-    that is restored starts from a new centre, the mean of the restored replicas.
+    replicas; the pull follows the gradient's step instead of sharing its starting point.
 
     Example:
     >>> ElasticAveragingSGD(0.1, beta=0.43).alpha_of(workers=4)
