@@ -47,7 +47,8 @@ def main() -> None:
     )
     test = make_data(1001, seed=2)
     trainer.fit(dataset_fn, epochs=3, steps_per_epoch=60, validation_data=test, verbose=2)
-    print([f"worker sent {w.bytes_pushed} and got {w.bytes_pulled} bytes" for w in trainer.workers])
+    for worker in trainer.workers:
+        print(f"{worker['bytes_pushed']:,} bytes sent, {worker['bytes_pulled']:,} received")
     trainer.model.save("model.keras")
 
 
