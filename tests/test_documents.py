@@ -52,6 +52,10 @@ def test_the_readme_stays_short():
     assert all(len(snippet.splitlines()) <= 8 for snippet in README_SNIPPETS)
 
 
+def test_the_citation_is_of_this_version():
+    assert f"\nversion: {tfqcomm.__version__}\n" in (ROOT / "CITATION.cff").read_text()
+
+
 def test_there_are_commands_and_snippets_to_check():
     assert len(commands()) > 20
     assert len(SNIPPETS) > 8
