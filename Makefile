@@ -18,8 +18,16 @@ OLDEST_TESTS := tests/test_private_names.py tests/cluster tests/compressors/test
 	tests/optimizers/test_arguments.py tests/optimizers/test_mixed_precision.py \
 	tests/distribute/test_scopes.py tests/distribute/test_multi_worker.py
 
+# The pages of docs/ and what is published, each with tools of its own and without TensorFlow.
+DOCS := .venv-docs
+DIST := .venv-dist
+WHEEL := .venv-wheel
+# pip takes the requirements of an extra only together with the package's own: so they are read.
+EXTRA = $(PYTHON) -c "import configparser as c; s = c.ConfigParser(); s.read('setup.cfg'); \
+	print(s['options.extras_require']['$(1)'])"
+
 .DEFAULT_GOAL := help
-.PHONY: help train test test-slow test-oldest lint format bench clean
+.PHONY: help train test test-slow test-oldest lint format bench docs dist clean
 
 help:
 	@echo "make train      compare dense and compressed training on two local workers"
@@ -29,7 +37,9 @@ help:
 	@echo "make test-oldest  a part of the tests on the oldest TensorFlow and Keras that are allowed"
 	@echo "make lint       ruff check and ruff format --check; make format repairs"
 	@echo "make bench      time of every codec"
-	@echo "make clean      remove $(VENV), $(OLDEST) and everything generated"
+	@echo "make docs       the pages of docs/ and the API reference, in site/"
+	@echo "make dist       sdist and wheel in dist/, checked; the wheel is tried in an empty environment"
+	@echo "make clean      remove all environments and everything generated"
 
 # The stamp is older than setup.cfg when a requirement has changed: then pip brings $(VENV) up to date.
 # A new pip first: that of Python 3.10 did not finish resolving these requirements within 8 minutes.
@@ -72,6 +82,30 @@ format: $(INSTALLED)
 bench: $(INSTALLED)
 	$(VENV_PYTHON) -m benchmarks.codecs $(ARGS)
 
+$(DOCS)/.installed: setup.cfg
+	$(PYTHON) -m venv $(DOCS)
+	$(call EXTRA,docs) | $(DOCS)/bin/python -m pip install --quiet --requirement /dev/stdin
+	touch $@
+
+docs: $(DOCS)/.installed
+	NO_MKDOCS_2_WARNING=1 $(DOCS)/bin/mkdocs build --strict
+
+$(DIST)/.installed: setup.cfg
+	$(PYTHON) -m venv $(DIST)
+	$(call EXTRA,dist) | $(DIST)/bin/python -m pip install --quiet --requirement /dev/stdin
+	touch $@
+
+# The example runs outside of the clone, so that nothing but the wheel can be imported.
+dist: $(DIST)/.installed
+	rm -rf dist build $(WHEEL)
+	$(DIST)/bin/python -m build
+	$(DIST)/bin/twine check --strict dist/*
+	@echo "Installing the wheel into $(WHEEL): about 3 GB, mostly TensorFlow."
+	$(PYTHON) -m venv $(WHEEL)
+	$(WHEEL)/bin/python -m pip install --quiet dist/*.whl
+	cd / && $(CURDIR)/$(WHEEL)/bin/python -m tfqcomm.launch --workers=2 \
+		$(CURDIR)/examples/multi_worker.py
+
 clean:
-	rm -rf $(VENV) $(OLDEST) runs build dist *.egg-info .pytest_cache .ruff_cache
+	rm -rf $(VENV) $(OLDEST) $(DOCS) $(DIST) $(WHEEL) runs build dist site *.egg-info .pytest_cache .ruff_cache
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +

@@ -18,7 +18,7 @@ from tfqcomm.cluster import Cluster
 EXAMPLES = ROOT / "examples"
 YAML = EXAMPLES / "kubernetes" / "train.yaml"
 SBATCH = EXAMPLES / "slurm" / "train.sbatch"
-SCRIPT = EXAMPLES / "train.py"
+SCRIPT = EXAMPLES / "resume_after_a_crash.py"
 
 
 def executable(path: pathlib.Path, text: str) -> None:
@@ -94,7 +94,7 @@ def test_slurm_starts_all_again_until_they_succeed(slurm):
     assert done.returncode == 0
     attempts = [line for line in done.stdout.splitlines() if line.startswith("attempt")]
     assert [line.split()[1] for line in attempts] == ["0:", "1:", "2:"]
-    assert attempts[0].endswith("train.py --slurm --backup_dir=/submitted/backup-7")
+    assert attempts[0].endswith("resume_after_a_crash.py --slurm --backup_dir=/submitted/backup-7")
     assert "--kill-on-bad-exit=1" in attempts[0]
 
 

@@ -14,11 +14,13 @@ DOCUMENT = pathlib.Path(__file__).parents[2] / "docs" / "optimizers.md"
 
 @functools.cache
 def table() -> dict[str, dict[str, str]]:
-    """Optimizer -> column -> cell."""
+    """Optimizer -> column -> cell, of the one table that has columns of parameter servers."""
+    text = DOCUMENT.read_text()
+    lines = text[text.index("| optimizer | parameter server") :].partition("\n\n")[0].splitlines()
     rows = [
         [cell.strip() for cell in line.strip("|").split("|")]
-        for line in DOCUMENT.read_text().splitlines()
-        if line.startswith("|") and not line.startswith("|---")
+        for line in lines
+        if not line.startswith("|---")
     ]
     head, *rows = rows
     return {row[0]: dict(zip(head[1:], row[1:], strict=True)) for row in rows}

@@ -37,8 +37,8 @@ class LeaderTrainer(BaseTrainer):
     optimizer's `iterations`, on which schedules depend, are the steps of an average worker.
 
     Args:
-        build_model, loss, metrics, loss_weights, weighted_metrics, cluster_resolver, workers,
-            parameter_servers, variable_partitioner: as of `Trainer`.
+        build_model, loss, metrics, loss_weights, weighted_metrics: as of `Trainer`.
+        cluster_resolver, workers, parameter_servers, variable_partitioner: likewise.
         optimizer: a `tfqcomm.optimizers.LeaderSGD` without a `leader_compressor`; the trainer
             makes one like it. `groups` must divide the number of workers.
         weight_compressor: of the leaders' weights, which are stored as they are encoded:

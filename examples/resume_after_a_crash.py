@@ -1,11 +1,10 @@
 """A script that may be killed at any time and started again: locally, on Kubernetes, under Slurm.
 
-    python -m tfqcomm.launch --workers=2 --max_restarts=3 examples/train.py --backup_dir=/tmp/backup
+    python -m tfqcomm.launch --workers=2 --max_restarts=3 examples/resume_after_a_crash.py \
+        --backup_dir=/tmp/backup
 
 kubernetes/train.yaml and slurm/train.sbatch start it on a cluster.
 """
-
-from __future__ import annotations
 
 import argparse
 import os
@@ -24,9 +23,8 @@ def slurm_resolver() -> tf.distribute.cluster_resolver.ClusterResolver:
     not 0, one for each task; tfqcomm then looks which GPUs the process really has.
     """
     tasks = int(os.environ.get("SLURM_NTASKS_PER_NODE", 1))
-    gpus = {} if tf.config.list_physical_devices("GPU") else {"auto_set_gpu": False}
-    if gpus:
-        gpus.update(gpus_per_node=tasks, gpus_per_task=1)
+    no_gpus = {"auto_set_gpu": False, "gpus_per_node": tasks, "gpus_per_task": 1}
+    gpus = {} if tf.config.list_physical_devices("GPU") else no_gpus
     return tf.distribute.cluster_resolver.SlurmClusterResolver(port_base=8888, **gpus)
 
 
@@ -38,9 +36,9 @@ def main() -> None:
     parser.add_argument("--epochs", type=int, default=5)
     options = parser.parse_args()
 
-    # Before anything else of TensorFlow: it joins the workers.
+    resolver = slurm_resolver() if options.slurm else None
     strategy = tfqcomm.distribute.MultiWorkerMirroredStrategy(
-        "block_sign", cluster_resolver=slurm_resolver() if options.slurm else None
+        "block_sign", cluster_resolver=resolver
     )
     keras.utils.set_random_seed(0)
     with strategy.scope():
@@ -48,20 +46,14 @@ def main() -> None:
             [keras.Input([64]), keras.layers.Dense(128, "relu"), keras.layers.Dense(10)]
         )
         loss = keras.losses.SparseCategoricalCrossentropy(from_logits=True)
-        model.compile(keras.optimizers.Adam(1e-3), loss, metrics=["accuracy"])
+        model.compile(keras.optimizers.Adam(3e-3), loss, metrics=["accuracy"])
 
     random = np.random.RandomState(0)
     x = random.randn(4096, 64).astype("float32")
     y = (x @ random.randn(64, 10)).argmax(1)
     print("start number", os.environ.get("TFQCOMM_RESTART_COUNT", "0"), flush=True)
-    model.fit(
-        x,
-        y,
-        batch_size=64,
-        epochs=options.epochs,
-        callbacks=[tfqcomm.callbacks.BackupAndRestore(options.backup_dir)],  # on every worker
-        verbose=2,
-    )
+    backup = tfqcomm.callbacks.BackupAndRestore(options.backup_dir)  # on every worker
+    model.fit(x, y, batch_size=64, epochs=options.epochs, callbacks=[backup], verbose=2)
 
 
 if __name__ == "__main__":
