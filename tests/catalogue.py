@@ -186,6 +186,34 @@ def _block_int8(block: int | None) -> CompressorCase:
     )
 
 
+def _float8(form: str, block: int | None) -> CompressorCase:
+    fraction_bits, smallest, largest = {"e4m3": (3, 2.0**-9, 448), "e5m2": (2, 2.0**-16, 57344)}[
+        form
+    ]
+
+    def contraction(n):
+        # The largest entry is exact. All others are worst at half the smallest value, or a half
+        # step above the largest power of two there is.
+        step = largest / 1.75 / 2**fraction_bits
+        worst = ((smallest / 2, smallest / 2), (largest / 1.75 + step / 2, step / 2))
+        others = min(block or n, n) - 1
+        return max(others * e**2 / (largest**2 + others * y**2) for y, e in worst)
+
+    return CompressorCase(
+        compressors.Float8(form, block=block),
+        words=lambda n: math.ceil(n / (block or max(n, 1))) + math.ceil(n / 4),
+        contraction=contraction,
+    )
+
+
+def _two_means(block: int | None = None) -> CompressorCase:
+    return CompressorCase(
+        compressors.TwoMeans(block=block),
+        words=lambda n: 2 * math.ceil(n / (block or max(n, 1))) + math.ceil(n / 32),
+        contraction=lambda n: 1 - 1 / min(block or n, n),
+    )
+
+
 COMPRESSORS = [
     CompressorCase(compressors.Identity(), words=lambda n: n, contraction=lambda n: 0.0),
     CompressorCase(compressors.Float16(), words=_halves, contraction=lambda n: 2.0**-22),
@@ -220,6 +248,15 @@ COMPRESSORS = [
     _block_int8(256),
     _block_int8(1000),
     _block_int8(None),
+    _float8("e4m3", 256),
+    _float8("e5m2", None),
+    CompressorCase(
+        compressors.NaturalCompression(),
+        words=lambda n: math.ceil(n / 32) + math.ceil(n / 4),
+        variance=lambda n: 1 / 8,
+    ),
+    _two_means(),
+    _two_means(1000),
 ]
 
 
