@@ -51,9 +51,9 @@ class Float8(Compressor):
             entries need it less than `BlockInt8` does; the default is the same, for comparison.
 
     Example:
-    >>> float8 = Float8(block=3)
-    >>> float8.decode(float8.encode([448.0, 17.0, -0.3, -7.0]), n=4).numpy()
-    array([448.    ,  16.    ,  -0.3125,  -7.    ], dtype=float32)
+    >>> float8 = Float8()
+    >>> float8.decode(float8.encode([448.0, 17.0, -7.2, 100.0]), n=4).numpy()
+    array([448.,  16.,  -7.,  96.], dtype=float32)
 
     References:
         Micikevicius et al., "FP8 Formats for Deep Learning", arXiv 2209.05433, Table 1 and

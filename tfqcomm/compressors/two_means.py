@@ -18,7 +18,7 @@ class TwoMeans(Compressor):
     """The mean of the block's negative entries for each of them, the mean of the rest for the rest.
 
     1 + 64 / block bits per element. Given the signs, no two values are nearer to x; so the error is
-    at most that of `BlockSign`, and much less where the signs are not balanced.
+    at most that of `BlockSign`, and less where negative entries are larger or smaller than others.
     ||C(x) - x||^2 <= (1 - 1/block) ||x||^2: biased, so train with error feedback, as the paper
     does. An all-zero block decodes to zero, and -0.0 counts as negative. One entry that is not
     finite makes those of its sign, in its block, so.
