@@ -305,6 +305,9 @@ AGGREGATORS = [
     AggregatorCase(aggregators.AllGatherMean, compressors.UniformGrid(4), slow=True),
     AggregatorCase(aggregators.AllGatherMean, compressors.ThresholdQuantizer("optimal")),
     AggregatorCase(aggregators.AllGatherMean, compressors.BlockInt8(), slow=True),
+    AggregatorCase(aggregators.AllGatherMean, compressors.Float8(), slow=True),
+    AggregatorCase(aggregators.AllGatherMean, compressors.NaturalCompression(), slow=True),
+    AggregatorCase(aggregators.AllGatherMean, compressors.TwoMeans(block=1000), slow=True),
     AggregatorCase(aggregators.IntegerMean, compressors.Ternary(shared_scale=True), 1e-6),
     AggregatorCase(
         aggregators.IntegerMean, compressors.Ternary(clip=None, shared_scale=True), 1e-6, slow=True
@@ -318,6 +321,9 @@ AGGREGATORS = [
     AggregatorCase(aggregators.TwoPhaseMean, compressors.LogGrid()),
     AggregatorCase(aggregators.TwoPhaseMean, compressors.ThresholdQuantizer(), slow=True),
     AggregatorCase(aggregators.TwoPhaseMean, compressors.BlockInt8()),
+    AggregatorCase(aggregators.TwoPhaseMean, compressors.Float8(), slow=True),
+    AggregatorCase(aggregators.TwoPhaseMean, compressors.NaturalCompression(), slow=True),
+    AggregatorCase(aggregators.TwoPhaseMean, compressors.TwoMeans(), slow=True),
 ]
 
 
