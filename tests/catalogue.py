@@ -187,15 +187,14 @@ def _block_int8(block: int | None) -> CompressorCase:
 
 
 def _float8(form: str, block: int | None) -> CompressorCase:
-    fraction_bits, smallest, largest = {"e4m3": (3, 2.0**-9, 448), "e5m2": (2, 2.0**-16, 57344)}[
-        form
-    ]
+    formats = {"e4m3": (8, 2.0**-9, 448), "e5m2": (4, 2.0**-16, 57344)}
+    steps_of_binade, smallest, largest = formats[form]
 
     def contraction(n):
-        # The largest entry is exact. All others are worst at half the smallest value, or a half
+        # The largest entry is exact. All others are worst at half the smallest value, or half a
         # step above the largest power of two there is.
-        step = largest / 1.75 / 2**fraction_bits
-        worst = ((smallest / 2, smallest / 2), (largest / 1.75 + step / 2, step / 2))
+        half_step = largest / 1.75 / steps_of_binade / 2
+        worst = [(smallest / 2, smallest / 2), (largest / 1.75 + half_step, half_step)]
         others = min(block or n, n) - 1
         return max(others * e**2 / (largest**2 + others * y**2) for y, e in worst)
 

@@ -89,6 +89,16 @@ def test_the_error_bound_is_reached(name):
     assert error == pytest.approx(Float8(name).error_bound(256), rel=1e-5)
 
 
+@pytest.mark.parametrize(
+    ("name", "relative", "reach", "lost"),
+    [("e4m3", 1 / 17, 28672, 458752), ("e5m2", 1 / 9, 57344 * 2**14, 57344 * 2**17)],
+)
+def test_error_is_as_documented_from_the_largest_entry_to_the_smallest(name, relative, reach, lost):
+    x = (2.0 ** np.linspace(0, -40, 100_003)).astype(np.float32)
+    error = abs(decoded(Float8(name, block=None), x) - x)
+    assert (error <= np.where(x >= 1 / reach, relative * x, 1 / lost) * (1 + 1e-4)).all()
+
+
 def test_more_exact_than_integers_where_most_entries_are_small():
     x = np.random.default_rng(0).lognormal(sigma=2, size=2560).astype(np.float32)
     typical = [np.median(abs(decoded(c, x) - x) / x) for c in (Float8(), BlockInt8())]

@@ -36,19 +36,19 @@ _FORMATS = {
 class Float8(Compressor):
     """s q / L with q = float8(L x / s), where s = max|x| of the block and L is float8's largest.
 
-    8 + 32 / block bits per element. q is rounded to the nearest, half to even, and nothing
-    overflows: the largest entry is exact. The relative error is at most 2^-4 ("e4m3": L = 448) or
-    2^-3 ("e5m2": L = 57344) of entries down to s / 28672 or s / 9.4e8; below it is at most 2^-10 or
-    2^-17 of s / L. Where most entries are far smaller than the largest of their block, float8 is
-    more exact than `BlockInt8`. Biased, so train with error feedback; a block with an entry that
-    is not finite decodes to nothing finite.
+    8 + 32 / block bits per element. q is rounded to the nearest, half to even; nothing overflows,
+    and the largest entry is exact. The relative error is at most 1/17 ("e4m3": L = 448) down to
+    |x| = s / 28672, or 1/9 ("e5m2": L = 57344) down to s / 9.4e8; of smaller entries the error is
+    at most s / 458752, or s / 7.5e9. Where most entries are far smaller than the largest of their
+    block float8 is more exact than `BlockInt8`, else less. Biased, so train with error feedback; a
+    block with an entry that is not finite decodes to nothing finite.
 
     Payload: a float32 s per block, then the bytes q, four to a word, the first one lowest.
 
     Args:
-        format: "e4m3" (4 bits of exponent, 3 of fraction) or "e5m2".
-        block: Entries per scale, the last block may be shorter; None for one scale in all. Small
-            entries need it less than `BlockInt8` does; the default is the same, for comparison.
+        format: "e4m3" (4 bits of exponent, 3 of fraction) or "e5m2", the paper's choice for
+            gradients, with one scale per tensor; in blocks the range of "e4m3" is mostly enough.
+        block: Entries per scale, the last block may be shorter; None for one scale in all.
 
     Example:
     >>> float8 = Float8()
@@ -56,8 +56,8 @@ class Float8(Compressor):
     array([448.,  16.,  -7.,  96.], dtype=float32)
 
     References:
-        Micikevicius et al., "FP8 Formats for Deep Learning", arXiv 2209.05433, Table 1 and
-        Section 3 (the scale by which a tensor is moved into the range).
+        Micikevicius et al., "FP8 Formats for Deep Learning", arXiv 2209.05433, Table 1
+        and Section 2 (the scale that moves a tensor into the range).
     """
 
     format: str = "e4m3"  # "e5m2" => smaller entries survive, all are coarser

@@ -40,7 +40,7 @@ class NaturalCompression(Compressor):
 
     References:
         Horvath et al., "Natural Compression for Distributed Deep Learning", arXiv 1905.10988,
-        Definition 1 and Theorem 1.
+        Section 2.
     """
 
     unbiased: ClassVar[bool] = True
