@@ -35,7 +35,7 @@ def test_equals_the_definition(n, block):
     np.testing.assert_allclose(round_trip(TwoMeans(block=block), x), expected, rtol=2e-6)
 
 
-@pytest.mark.parametrize("block", [None, 4096, 1000, 100_003])
+@pytest.mark.parametrize("block", [None, 1000])
 def test_equals_the_definition_where_kernels_are_fused(block):
     x = np.random.default_rng(0).standard_cauchy(size=FUSE_FROM + 77).astype(np.float32)
     expected = reference(x, block or len(x))
