@@ -45,6 +45,9 @@ CODECS = {  # compressor -> encode + decode of peers, GB/s, two threads of anoth
     compressors.ThresholdQuantizer("scaled"): "",
     compressors.ThresholdQuantizer("optimal"): "",
     compressors.BlockInt8(): "",
+    compressors.Float8(): "",
+    compressors.NaturalCompression(): "",
+    compressors.TwoMeans(): "",
 }
 HEADER = ("", "bits", "encode", "decode", "both", "/ (x + 1)", "error feedback", "peers: both")
 

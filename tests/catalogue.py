@@ -186,6 +186,33 @@ def _block_int8(block: int | None) -> CompressorCase:
     )
 
 
+def _float8(form: str, block: int | None) -> CompressorCase:
+    formats = {"e4m3": (8, 2.0**-9, 448), "e5m2": (4, 2.0**-16, 57344)}
+    steps_of_binade, smallest, largest = formats[form]
+
+    def contraction(n):
+        # The largest entry is exact. All others are worst at half the smallest value, or half a
+        # step above the largest power of two there is.
+        half_step = largest / 1.75 / steps_of_binade / 2
+        worst = [(smallest / 2, smallest / 2), (largest / 1.75 + half_step, half_step)]
+        others = min(block or n, n) - 1
+        return max(others * e**2 / (largest**2 + others * y**2) for y, e in worst)
+
+    return CompressorCase(
+        compressors.Float8(form, block=block),
+        words=lambda n: math.ceil(n / (block or max(n, 1))) + math.ceil(n / 4),
+        contraction=contraction,
+    )
+
+
+def _two_means(block: int | None = None) -> CompressorCase:
+    return CompressorCase(
+        compressors.TwoMeans(block=block),
+        words=lambda n: 2 * math.ceil(n / (block or max(n, 1))) + math.ceil(n / 32),
+        contraction=lambda n: 1 - 1 / min(block or n, n),
+    )
+
+
 COMPRESSORS = [
     CompressorCase(compressors.Identity(), words=lambda n: n, contraction=lambda n: 0.0),
     CompressorCase(compressors.Float16(), words=_halves, contraction=lambda n: 2.0**-22),
@@ -220,6 +247,15 @@ COMPRESSORS = [
     _block_int8(256),
     _block_int8(1000),
     _block_int8(None),
+    _float8("e4m3", 256),
+    _float8("e5m2", None),
+    CompressorCase(
+        compressors.NaturalCompression(),
+        words=lambda n: math.ceil(n / 32) + math.ceil(n / 4),
+        variance=lambda n: 1 / 8,
+    ),
+    _two_means(),
+    _two_means(1000),
 ]
 
 
@@ -268,6 +304,9 @@ AGGREGATORS = [
     AggregatorCase(aggregators.AllGatherMean, compressors.UniformGrid(4), slow=True),
     AggregatorCase(aggregators.AllGatherMean, compressors.ThresholdQuantizer("optimal")),
     AggregatorCase(aggregators.AllGatherMean, compressors.BlockInt8(), slow=True),
+    AggregatorCase(aggregators.AllGatherMean, compressors.Float8(), slow=True),
+    AggregatorCase(aggregators.AllGatherMean, compressors.NaturalCompression(), slow=True),
+    AggregatorCase(aggregators.AllGatherMean, compressors.TwoMeans(block=1000), slow=True),
     AggregatorCase(aggregators.IntegerMean, compressors.Ternary(shared_scale=True), 1e-6),
     AggregatorCase(
         aggregators.IntegerMean, compressors.Ternary(clip=None, shared_scale=True), 1e-6, slow=True
@@ -281,6 +320,9 @@ AGGREGATORS = [
     AggregatorCase(aggregators.TwoPhaseMean, compressors.LogGrid()),
     AggregatorCase(aggregators.TwoPhaseMean, compressors.ThresholdQuantizer(), slow=True),
     AggregatorCase(aggregators.TwoPhaseMean, compressors.BlockInt8()),
+    AggregatorCase(aggregators.TwoPhaseMean, compressors.Float8(), slow=True),
+    AggregatorCase(aggregators.TwoPhaseMean, compressors.NaturalCompression(), slow=True),
+    AggregatorCase(aggregators.TwoPhaseMean, compressors.TwoMeans(), slow=True),
 ]
 
 

@@ -33,13 +33,16 @@ def test_names():
         "block_int8",
         "block_sign",
         "float16",
+        "float8",
         "identity",
         "log_grid",
+        "natural_compression",
         "qsgd",
         "random_k",
         "ternary",
         "threshold_quantizer",
         "top_k",
+        "two_means",
         "uniform_grid",
     ]
     assert compressors.get("top_k") == compressors.TopK(ratio=0.01)
@@ -50,6 +53,8 @@ def test_names():
     assert compressors.get("log_grid") == compressors.LogGrid(k=0)
     assert compressors.get("uniform_grid") == compressors.UniformGrid(bits=8, range="absmax")
     assert compressors.get("block_int8") == compressors.BlockInt8(block=256)
+    assert compressors.get("float8") == compressors.Float8(format="e4m3", block=256)
+    assert compressors.get("two_means") == compressors.TwoMeans(block=None)
     scaled = compressors.ThresholdQuantizer(threshold="scaled")
     assert compressors.get("threshold_quantizer") == scaled
     assert compressors.get(None) == compressors.Identity()
