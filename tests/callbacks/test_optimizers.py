@@ -1,6 +1,7 @@
 """Which optimizers of a model the callbacks see, and in what order, which names their backups."""
 
 import keras
+
 from tfqcomm._tf_private import optimizers_of
 
 
