@@ -191,15 +191,17 @@ def test_keras_does_not_choose_to_compile_what_cannot_be(monkeypatch):
 
 
 def test_what_compile_is_given_by_position_is_checked_as_well():
-    """`steps_per_execution` is its seventh argument, and was only seen by name."""
+    """Its arguments were only seen by name."""
     strategy = compressing(WORLD, "top_k")
     seen = []
-    strategy.agree_on_optimizer = lambda optimizer, steps: seen.append((optimizer, steps))
+    strategy.agree_on_optimizer = seen.append
     with strategy.scope():
         model = keras.Sequential([keras.Input([6]), keras.layers.Dense(1)])
         model.compile("sgd", "mse", None, None, None, False, 4)
+        assert model.steps_per_execution == 4
         model.compile(loss="mse", steps_per_execution=2)
-    assert seen == [("sgd", 4), ("rmsprop", 2)]
+        model.compile(loss="mse", optimizer="adam")
+    assert seen == ["sgd", "rmsprop", "adam"]
 
 
 OWN = [case for case in OPTIMIZERS if case.strategy_compressor is None]
@@ -212,8 +214,8 @@ OWN = [case for case in OPTIMIZERS if case.strategy_compressor is None]
 )
 def test_one_device_without_a_strategy_may_be_compiled(case):
     """On one GPU Keras' default does so, and every optimizer of this package refused it."""
-    if case.name.startswith("AdaptiveTopK"):
-        with pytest.raises(ValueError, match="cannot be compiled by XLA: how many entries"):
+    if not case.make().supports_jit:  # XLA pads what a selection finds, and keeps other entries
+        with pytest.raises(ValueError, match="cannot be compiled by XLA: .*TopK.* selects entries"):
             fit(compiled(case, plain(), jit_compile=True))
         return
     model = compiled(case, plain(), jit_compile=True)

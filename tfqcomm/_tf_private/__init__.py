@@ -20,7 +20,13 @@ from tfqcomm._tf_private.collectives import (
     process_tasks,
     progress_of,
 )
-from tfqcomm._tf_private.graphs import converted, in_xla_context, local_variable, not_to_convert
+from tfqcomm._tf_private.graphs import (
+    converted,
+    in_xla_context,
+    local_variable,
+    not_to_convert,
+    with_python_function,
+)
 from tfqcomm._tf_private.models import (
     agree_before_compile,
     build_by_calling,
@@ -125,5 +131,6 @@ __all__ = [
     "update_variables",
     "variable_index",
     "weigh_classes",
+    "with_python_function",
     "without_optionals",
 ]

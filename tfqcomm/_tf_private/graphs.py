@@ -32,6 +32,15 @@ def not_to_convert(function: Callable) -> Callable:
     return autograph.autograph_artifact(function)
 
 
+def with_python_function(function, wrap: Callable[[Callable], Callable]):
+    """A tf.function like `function`, of what `wrap` makes of its Python function."""
+    python_function = function.python_function
+    if function._autograph:
+        python_function = autograph.tf_convert(python_function, autograph_ctx.control_status_ctx())
+    # TensorFlow must see that it is a tf.function, and not wrap it once more.
+    return autograph.autograph_artifact(function._clone(wrap(python_function)))
+
+
 def converted(function: Callable) -> Callable:
     """`function` as `tf.distribute.Strategy.run` would convert it for AutoGraph."""
     status = autograph_ctx.control_status_ctx()

@@ -35,6 +35,9 @@ NAMES: dict[str, tuple[str, ...] | None] = {
     "tensorflow.python.ops.resource_variable_ops:ResourceVariable": None,
     "tensorflow.python.autograph.core.ag_ctx:control_status_ctx": (),
     "tensorflow.python.autograph.impl.api:tf_convert": ("f", "ctx", "convert_by_default"),
+    "tensorflow.python.eager.polymorphic_function.polymorphic_function:Function._clone": (
+        "python_function",
+    ),
     # collectives
     f"{_KEYS}.get_group_key": ("devices",),
     f"{_LAUNCHER}.__init__": ("group_key", "group_size", "collective_keys", "device", "options"),
@@ -99,6 +102,7 @@ NAMES: dict[str, tuple[str, ...] | None] = {
 }
 
 SET: dict[str, tuple[str, ...]] = {
+    "tensorflow.python.eager.polymorphic_function.polymorphic_function:Function": ("_autograph",),
     _EXTENDED: (
         "_cluster_spec",
         "_collective_key_base",

@@ -74,6 +74,7 @@ class AdaptiveTopK(Compressor):
     warm_up: int = 0
 
     sparse: ClassVar[bool] = True
+    compilable: ClassVar[bool] = False
     adaptive: ClassVar[bool] = True
 
     def __post_init__(self):

@@ -33,6 +33,8 @@ class Compressor(abc.ABC):
     lossless: ClassVar[bool] = False
     # Keeps few entries: the mean of several messages has more, so it is not re-encoded.
     sparse: ClassVar[bool] = False
+    # XLA may compile it as a part of something larger: all shapes are known when it is traced.
+    compilable: ClassVar[bool] = True
     # Used in an exchange, it keeps a number of entries that all replicas choose at every step.
     adaptive: ClassVar[bool] = False
     # Used in an exchange, it has one `scale` for all replicas, and sums of integer `levels`.

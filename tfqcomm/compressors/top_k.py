@@ -44,6 +44,7 @@ class TopK(Compressor):
     value_dtype: str = "float32"  # "bfloat16" => more compression
 
     sparse: ClassVar[bool] = True
+    compilable: ClassVar[bool] = False
 
     def __post_init__(self):
         object.__setattr__(self, "ratio", checks.ratio(self.ratio))

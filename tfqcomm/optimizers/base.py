@@ -70,7 +70,7 @@ class CompressedOptimizer(RememberingOptimizer):
     @property
     def supports_jit(self) -> bool:
         """Whether XLA can compile the step where there is no strategy."""
-        return not self.options.compressor.adaptive
+        return self.options.compressor.compilable
 
     worker_slots: Mapping[str, float] = {}  # what a worker remembers of each tensor: see `step`
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import functools
 import threading
+import weakref
 from collections.abc import Callable, Sequence
 
 import tensorflow as tf
@@ -18,10 +19,20 @@ from tfqcomm import _tf_private
 _replica = threading.local()  # TensorFlow traces each replica in a thread of its own
 
 
+_functions = weakref.WeakKeyDictionary()  # tf.function -> its counted twin, traced once
+
+
 def counted(step: Callable) -> Callable:
     """`step` of one replica, which notes whether its arguments hold any rows."""
-    step = _tf_private.converted(step)
+    if not isinstance(step, tf.types.experimental.PolymorphicFunction):
+        return _counted(_tf_private.converted(step))
+    # TensorFlow runs a tf.function's replicas inside of one, if it sees that it is one.
+    if step not in _functions:
+        _functions[step] = _tf_private.with_python_function(step, _counted)
+    return _functions[step]
 
+
+def _counted(step):
     @functools.wraps(step)
     def counted_step(*args, **kwargs):
         before = getattr(_replica, "has_rows", None)

@@ -56,8 +56,8 @@ def refuse_impossible(optimizer, options) -> None:
         reason = None
         if tf.distribute.has_strategy():
             reason = "its collectives would be replaced by uncompressed ones"
-        elif options.compressor.adaptive:
-            reason = "how many entries adaptive top-k keeps is known at run time only"
+        elif not options.compressor.compilable:
+            reason = f"{options.compressor} selects entries, how many is known at run time only"
         if reason is not None:
             raise ValueError(
                 f"Compressed training cannot be compiled by XLA: {reason}. Use "
