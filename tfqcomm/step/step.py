@@ -11,7 +11,6 @@ the gradient itself.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import Protocol
 
 import keras
 import tensorflow as tf
@@ -21,38 +20,11 @@ from tfqcomm.kernels import numerics
 from tfqcomm.state import moving_statistics as statistics
 from tfqcomm.step import empty_shares
 from tfqcomm.step.exchange import Message, exchange_for
+from tfqcomm.step.halves import WarmUp, WorkerHalf
 from tfqcomm.step.options import ExchangeOptions
 from tfqcomm.step.verification import verify_replicas
 from tfqcomm.transport.base import Transport
 from tfqcomm.transport.of_strategy import transport_for
-
-
-class WorkerHalf(Protocol):
-    """What a worker makes of its gradient before it is sent.
-
-    Attributes:
-        worker_slots: what it remembers of each tensor: name -> initial value of all elements.
-    """
-
-    worker_slots: Mapping[str, float]
-
-    def worker_step(
-        self, gradient: tf.Tensor, state: Mapping[str, tf.Tensor], iteration: tf.Tensor
-    ) -> tuple[tf.Tensor, Mapping[str, tf.Tensor]]:
-        """A tensor's message and new state, both of the gradient's shape and float32.
-
-        Args:
-            iteration: int scalar, steps taken so far.
-        """
-
-    def worker_sent(
-        self, state: Mapping[str, tf.Tensor], left_out: tf.Tensor
-    ) -> Mapping[str, tf.Tensor]:
-        """What of the new state remains once a message was compressed.
-
-        Args:
-            left_out: the residual: zero where the entry was sent.
-        """
 
 
 @tf.autograph.experimental.do_not_convert  # this is graph code already, and not only ours
@@ -63,6 +35,7 @@ def distributed_step(
     variables: Sequence[keras.Variable | tf.Variable],
     learning_rate: tf.Tensor,
     worker: WorkerHalf | None = None,
+    warm_up: WarmUp | None = None,
 ) -> None:
     """Averages the messages of all replicas and lets `optimizer` update `variables`.
 
@@ -72,6 +45,7 @@ def distributed_step(
 
     Args:
         worker: makes messages of the gradients (times W); None sends these themselves.
+        warm_up: says until when messages travel dense; None compresses from the first step on.
 
     Raises:
         ValueError: where compression cannot work, saying what to do instead.
@@ -92,10 +66,11 @@ def distributed_step(
         for key, gradient, variable in zip(keys, gradients, variables, strict=True):
             values = _local_gradients(exchange.transport, strategy, gradient)
             if worker is not None:
-                values, state = _worker_half(worker, exchange, key, values, optimizer)
+                values, state = _worker_half(worker, exchange, key, values, optimizer, strategy)
                 memory.append((key, state))
             messages.append(Message(key, values, path=_path(variable)))
-        _apply(optimizer, exchange, strategy, messages, (worker, memory), variables, learning_rate)
+        halves = worker, memory, warm_up
+        _apply(optimizer, exchange, strategy, messages, halves, variables, learning_rate)
 
     context.merge_call(merged, args=(list(gradients), learning_rate))
 
@@ -133,8 +108,9 @@ def require_own_scope(optimizer, strategy: tf.distribute.Strategy) -> None:
         )
 
 
-def _apply(optimizer, exchange, strategy, messages, memory, variables, learning_rate):
+def _apply(optimizer, exchange, strategy, messages, halves, variables, learning_rate):
     """The step in cross-replica context: one graph for all local replicas."""
+    worker, memory, warm_up = halves
     tf_variables = [v.value if isinstance(v, keras.Variable) else v for v in variables]
     layers = _tf_private.trained_by(optimizer)
     moving, wide = statistics.split_by_width(statistics.values_to_average(layers, strategy))
@@ -142,7 +118,8 @@ def _apply(optimizer, exchange, strategy, messages, memory, variables, learning_
     if moving:
         messages = [*messages, Message("statistics", statistics.pack(moving), compressible=False)]
     counter = _counter(optimizer)
-    reduction = exchange.reduce(messages, counter.value)
+    compresses = warm_up.compresses if warm_up else None
+    reduction = exchange.reduce(messages, counter.value, compresses)
     reduction.record()
     means = list(reduction.means)
     if moving:
@@ -151,10 +128,12 @@ def _apply(optimizer, exchange, strategy, messages, memory, variables, learning_
 
     def update():
         reduction.commit()
-        _remember(*memory, reduction)
+        _remember(worker, memory, reduction)
         owed = [_paid(m, debt) for m, debt in zip(means, debts, strict=True)]
         means_now = [_cast_like(m, v) for m, v in zip(owed, tf_variables, strict=True)]
         _tf_private.update_variables(optimizer, strategy, tf_variables, means_now, learning_rate)
+        if warm_up:
+            warm_up.step_taken()
         return tf.constant(True)
 
     def skip():
@@ -183,9 +162,13 @@ def _counter(optimizer):
     return optimizer.variables[0]
 
 
-def _worker_half(worker, exchange, key, gradients, optimizer):
+def _worker_half(worker, exchange, key, gradients, optimizer, strategy):
     """The local replicas' messages of one tensor, and their new state: name -> slot, value."""
     messages, states = [], []
+    shared = {
+        name: strategy.experimental_local_results(slot.value)
+        for name, slot in worker.server_state(int(key)).items()
+    }
     for replica, gradient in enumerate(gradients):
         with tf.device(exchange.transport.devices[replica]):
             # Rows of embeddings are made dense; what a worker remembers is float32.
@@ -195,6 +178,7 @@ def _worker_half(worker, exchange, key, gradients, optimizer):
                 for name, initial in worker.worker_slots.items()
             }
             state = {name: tf.convert_to_tensor(slot) for name, slot in slots.items()}
+            state |= {name: tf.cast(of[replica], tf.float32) for name, of in shared.items()}
             steps = tf.convert_to_tensor(optimizer.iterations)  # not batches that were gathered
             message, state = worker.worker_step(gradient, state, steps)
             messages.append(message)
