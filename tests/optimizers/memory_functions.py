@@ -41,6 +41,6 @@ def train_one_bit_adam(strategy=None):
     model.fit(x, x[:, :4] ** 2, batch_size=16, epochs=2, shuffle=False, verbose=0)
     return {
         "weights": model.get_weights(),
-        "settled_at": int(model.optimizer._settled_at.numpy()),
+        "switched_after": model.optimizer.switched_after,
         "bytes": exchange_of(model.optimizer).meter.read().bytes_sent,
     }

@@ -14,7 +14,6 @@ import numpy as np
 
 from tfqcomm import _tf_private, compressors
 from tfqcomm.optimizers.memory import RememberingOptimizer
-from tfqcomm.step.halves import WarmUp
 from tfqcomm.step.options import ExchangeOptions
 from tfqcomm.step.step import distributed_step
 
@@ -76,7 +75,7 @@ class CompressedOptimizer(RememberingOptimizer):
 
     worker_slots: Mapping[str, float] = {}  # what a worker remembers of each tensor: see `step`
     reads_server = False  # whether `worker_step` needs `server_state`, which all replicas have
-    warm_up_stage: WarmUp | None = None  # until when messages travel dense: see `step`
+    warms_up = False  # whether messages travel dense at first: then it is a `step.halves.WarmUp`
 
     def server_state(self, index: int) -> Mapping[str, keras.Variable]:
         """What `worker_step` reads of the server's half of one variable: name -> slot."""
@@ -93,8 +92,8 @@ class CompressedOptimizer(RememberingOptimizer):
     def distributed_step(self, gradients, variables, learning_rate):
         """Exchanges the messages of all replicas and updates `variables`."""
         worker = self if self.worker_slots or self.reads_server else None
-        stage = self.warm_up_stage
-        distributed_step(self, self.options, gradients, variables, learning_rate, worker, stage)
+        warm_up = self if self.warms_up else None
+        distributed_step(self, self.options, gradients, variables, learning_rate, worker, warm_up)
 
     def index_of(self, variable) -> int:
         """The position of `variable` among those given to `build`, and so of its slots."""

@@ -104,6 +104,7 @@ class OneBitAdam(CompressedOptimizer):
     """
 
     reads_server = True
+    warms_up = True
 
     def __init__(
         self,
@@ -143,7 +144,6 @@ class OneBitAdam(CompressedOptimizer):
         self.beta_2 = beta_2
         self.epsilon = epsilon
         self.warm_up = warm_up
-        self.warm_up_stage = self
         self._warned = False
 
     def build(self, variables):
@@ -161,6 +161,13 @@ class OneBitAdam(CompressedOptimizer):
         if self.warm_up == "auto":
             self._settled_at = self.add_variable((), dtype="int64", name="settled_at")  # 0: not yet
             self._norm = self.add_variable((), dtype="float64", name="velocity_norm")
+
+    @property
+    def switched_after(self) -> int | None:
+        """Steps of the warm-up, once it is over; None before (eager)."""
+        if not self.built or not bool(self.compresses()):
+            return None
+        return int(self._settled_at.numpy()) if self.warm_up == "auto" else self.warm_up
 
     def server_state(self, index):
         """All workers share m, and each adds its own gradient to it."""
@@ -228,13 +235,13 @@ class OneBitAdam(CompressedOptimizer):
     def finalize_variable_values(self, var_list):
         """Called at the end of `fit`: warns, once, if that came before the end of the warm-up."""
         super().finalize_variable_values(var_list)
-        if self.built and not self._warned and not bool(self.compresses()):
+        if self.switched_after is None and not self._warned:
             self._warned = True
             logging.warning(
                 "%s: `fit` ended after %d steps within the warm-up (`warm_up=%r`), and nothing has "
                 "been compressed. Choose a shorter one, or train for longer.",
                 self.name,
-                int(self.iterations),
+                int(self.iterations.numpy()),
                 self.warm_up,
             )
 

@@ -76,7 +76,7 @@ def _check_worker_half(optimizer: keras.optimizers.Optimizer) -> None:
     if not isinstance(optimizer, CompressedOptimizer):
         return
     own_step = type(optimizer).distributed_step is not CompressedOptimizer.distributed_step
-    if optimizer.reads_server or optimizer.warm_up_stage is not None or own_step:
+    if optimizer.reads_server or optimizer.warms_up or own_step:
         name = type(optimizer).__name__
         raise ValueError(
             "Argument `optimizer` must be one whose workers make messages of their gradients and "
