@@ -273,8 +273,9 @@ def test_a_saved_model_does_not_warm_up_again(tmp_path):
     loaded = keras.models.load_model(tmp_path / "model.keras")
     assert loaded.optimizer.switched_after == model.optimizer.switched_after
     fit(loaded)
-    for a, b in zip(slots(loaded.optimizer, "velocity"), slots(model.optimizer, "velocity")):
-        np.testing.assert_array_equal(a, b)  # frozen
+    frozen = [slots(one.optimizer, "velocity") for one in (loaded, model)]
+    for a, b in zip(*frozen, strict=True):
+        np.testing.assert_array_equal(a, b)
 
 
 def logged(monkeypatch, level):
