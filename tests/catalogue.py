@@ -339,7 +339,7 @@ OPTIMIZERS = [
         0.02,
         beta_2=0.5,
         warm_up="auto",
-        compressor="top_k",
+        compressor="log_grid",
         schedule="two_phase",
         label="auto-two_phase",
         slow=True,
