@@ -168,15 +168,14 @@ def training_stream(
     strategy: tf.distribute.Strategy,
     replica_batch: int,
     seed: int,
-    first_epoch: int = 0,
 ) -> tf.distribute.DistributedDataset:
     """Returns an endless stream of shuffled batches of `replica_batch` examples for each replica.
 
     Every process derives the same order of examples from `seed` alone; replica `r` takes rows
     `r * replica_batch` onwards of each global batch. So the data differ neither between compressors
-    nor between one process and several. A stream may begin with the order of a later epoch.
+    nor between one process and several.
     """
-    shuffled = tf.data.Dataset.counter(first_epoch, dtype=tf.int64).flat_map(
+    shuffled = tf.data.Dataset.counter(dtype=tf.int64).flat_map(
         lambda epoch: tf.data.Dataset.from_tensor_slices(
             tf.random.experimental.stateless_shuffle(tf.range(len(x)), tf.stack([seed, epoch]))
         )

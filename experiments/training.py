@@ -150,23 +150,13 @@ def compiled(
     keras.utils.set_random_seed(seed)
     with strategy.scope():
         model = build()
-    compile_again(model, optimizer, strategy)
-    _independent_dropout(model, strategy)
-    return model
-
-
-def compile_again(
-    model: keras.Model,
-    optimizer: Callable[[], keras.optimizers.Optimizer],
-    strategy: tf.distribute.Strategy,
-) -> None:
-    """Gives a classifier another optimizer and leaves its weights as they are."""
-    with strategy.scope():
         model.compile(
             optimizer=optimizer(),
             loss=keras.losses.SparseCategoricalCrossentropy(from_logits=True),
             metrics=["accuracy"],
         )
+    _independent_dropout(model, strategy)
+    return model
 
 
 def _independent_dropout(model: keras.Model, strategy: tf.distribute.Strategy) -> None:
@@ -186,7 +176,6 @@ def train(
     epochs: int,
     global_batch: int,
     seed: int,
-    first_epoch: int = 0,
     steps_per_epoch: int | None = None,
     log_dir: str | None = None,
     verbose: int = 2,
@@ -202,7 +191,6 @@ def train(
         global_batch: examples per step, all replicas together. A step takes the largest multiple
             of the number of replicas that is not more; an epoch keeps its number of steps.
         seed: of the order of the examples.
-        first_epoch: epochs that the model has been trained for; the order goes on from there.
         steps_per_epoch: after which an epoch is over, wherever in the training set; None: a pass.
         log_dir: where the chief writes TensorBoard logs.
         verbose: of `model.fit` on the chief; 0 is silent.
@@ -230,7 +218,7 @@ def train(
     chief = is_chief(strategy)
     model.fit(
         data.training_stream(
-            dataset.x_train, dataset.y_train, strategy, global_batch // replicas, seed, first_epoch
+            dataset.x_train, dataset.y_train, strategy, global_batch // replicas, seed
         ),
         epochs=epochs,
         steps_per_epoch=steps_per_epoch or examples // global_batch,

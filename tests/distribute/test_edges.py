@@ -169,3 +169,23 @@ def test_fingerprints_see_what_float32_would_not():
     assert fingerprint([tf.constant(ones)]) != fingerprint([tf.constant(other)])
     assert fingerprint([tf.constant(ones)]) == fingerprint([tf.constant(ones)])
     assert fingerprint([tf.constant(ones, tf.bfloat16)]).shape == [1]
+
+
+def test_one_input_pipeline_for_each_replica():
+    """Of several pipelines the first alone was asked for a batch, and `fit` ended in IndexError."""
+    strategy = compressing(2, "identity")
+    options = tf.distribute.InputOptions(
+        experimental_fetch_to_device=False,
+        experimental_replication_mode=tf.distribute.InputReplicationMode.PER_REPLICA,
+    )
+
+    def pipeline(context):
+        x = tf.fill([6, 3], float(context.input_pipeline_id))
+        return tf.data.Dataset.from_tensor_slices((x, tf.ones([6, 1]))).batch(2)
+
+    with strategy.scope():
+        model = keras.Sequential([keras.Input([3]), keras.layers.Dense(1)])
+        model.compile(keras.optimizers.SGD(0.1), "mse")
+    data = strategy.distribute_datasets_from_function(pipeline, options)
+    model.fit(data, epochs=2, verbose=0)
+    assert model.optimizer.iterations.numpy() == 6

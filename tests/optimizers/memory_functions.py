@@ -1,4 +1,4 @@
-"""What the workers of `test_memory.py` do."""
+"""What the workers of `test_memory.py` and `test_one_bit_adam.py` do."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ import numpy as np
 
 from tests.multi_process_functions import task_index
 from tfqcomm.distribute import MultiWorkerMirroredStrategy
-from tfqcomm.optimizers import QAdam
+from tfqcomm.optimizers import OneBitAdam, QAdam
 from tfqcomm.state.ledger import ledger_of, memory_of
 
 
@@ -27,4 +27,20 @@ def save_on_the_chief_alone(path):
     return {
         "own": memory_of(model.optimizer)["worker/m/0"],
         "mean": ledger_of(model.optimizer).state()["worker/m/0"],  # a collective
+    }
+
+
+def train_one_bit_adam(strategy=None):
+    """Trains beyond the end of an automatic warm-up; what `test_one_bit_adam.py` compares."""
+    strategy = strategy or MultiWorkerMirroredStrategy()
+    keras.utils.set_random_seed(0)
+    with strategy.scope():
+        model = keras.Sequential([keras.Input([8]), keras.layers.Dense(4)])
+        model.compile(OneBitAdam(0.01, beta_2=0.75, warm_up="auto", min_size=0), "mse")
+    x = np.random.default_rng(0).normal(size=[256, 8]).astype("float32")
+    model.fit(x, x[:, :4] ** 2, batch_size=16, epochs=2, shuffle=False, verbose=0)
+    return {
+        "weights": model.get_weights(),
+        "switched_after": model.optimizer.switched_after,
+        "bytes": ledger_of(model.optimizer).meter.read().bytes_sent,
     }

@@ -143,6 +143,64 @@ class QAdamReference:
         return self.quantize(self.x)
 
 
+class OneBitAdamReference:
+    """All workers and the server of 1-bit Adam: arXiv 2102.02888, Algorithm 1.
+
+    Without the second compression. Moments are Adam's, and lose their bias where they are used:
+    in each step of the warm-up, and once and for all at its end.
+
+    Args:
+        x: where to start.
+        workers: how many, n.
+        compress: C.
+        warm_up: steps of it, T_w; or "auto".
+    """
+
+    def __init__(self, x, workers, compress, *, warm_up, beta_1=0.9, beta_2=0.999, epsilon=1e-8):
+        self.x, self.compress, self.warm_up = x.astype(np.float64), compress, warm_up
+        self.beta_1, self.beta_2, self.epsilon = beta_1, beta_2, epsilon
+        self.m, self.v = np.zeros([2, *x.shape])
+        self.delta = np.zeros([workers, *x.shape])
+        self.t, self.norms = 0, {}
+
+    def step(self, gradients, gamma):
+        """One iteration, given each worker's gradient [workers, ...]; returns the new x."""
+        if self.warm_up == "auto" and self.has_settled():
+            self.warm_up = self.t
+        self.t += 1
+        compressing = self.warm_up != "auto" and self.t > self.warm_up
+        m, v = (self.compressed if compressing else self.adam)(gradients.astype(np.float64))
+        self.x = self.x - gamma * m / np.sqrt(v + self.epsilon)
+        return self.x
+
+    def adam(self, gradients):
+        g = gradients.mean(axis=0)
+        self.m = self.beta_1 * self.m + (1 - self.beta_1) * g
+        self.v = self.beta_2 * self.v + (1 - self.beta_2) * g**2
+        m, v = self.m / (1 - self.beta_1**self.t), self.v / (1 - self.beta_2**self.t)
+        self.norms[self.t] = np.abs(v).sum()
+        if self.t == self.warm_up or self.warm_up == "auto":
+            self.at_switch = m, v
+        return m, v
+
+    def compressed(self, gradients):
+        if self.t == self.warm_up + 1:
+            self.m, self.v = self.at_switch
+        sent = []
+        for i, g in enumerate(gradients):
+            m = self.beta_1 * self.m + (1 - self.beta_1) * g
+            sent.append(self.compress(m + self.delta[i]))
+            self.delta[i] = m + self.delta[i] - sent[i]
+        self.m = np.mean(sent, axis=0)
+        return self.m, self.v
+
+    def has_settled(self):
+        """Section 7.1, of this tensor alone, looked at every 1 / (1 - beta_2) steps."""
+        period = round(1 / (1 - self.beta_2))
+        before = self.norms.get(self.t - period)
+        return self.t % period == 0 and before and self.norms[self.t] / before >= 0.96
+
+
 class QAdagradReference:
     """All workers and the server of QCMD and QRDA Adagrad: arXiv 2208.05631.
 

@@ -33,6 +33,13 @@ class Above(keras.metrics.Metric):
         self._limit = limit
 
 
+class StepOfItsOwn(optimizers.CompAMS):
+    """A user's: servers would have left its `distributed_step` out without a word."""
+
+    def distributed_step(self, gradients, variables, learning_rate):
+        super().distributed_step([g / 2 for g in gradients], variables, learning_rate)
+
+
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
@@ -80,6 +87,14 @@ class Above(keras.metrics.Metric):
         (
             {"optimizer": keras.optimizers.Adam(gradient_accumulation_steps=2)},
             r"`gradient_accumulation_steps` of the optimizer is not supported",
+        ),
+        (
+            {"optimizer": optimizers.OneBitAdam()},
+            r"those of OneBitAdam need more, which stays on the servers.*optimizer=OneBitAdam",
+        ),
+        (
+            {"optimizer": keras.optimizers.LossScaleOptimizer(StepOfItsOwn())},
+            r"those of StepOfItsOwn need more, which stays on the servers",
         ),
         (
             {"optimizer": optimizers.CompAMS(granularity="model")},

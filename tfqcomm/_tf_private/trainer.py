@@ -60,9 +60,12 @@ def _next_batch(iterator):
     if iterator._cardinality == tf.data.INFINITE_CARDINALITY:
         return tf.constant(True), iterator._get_next_no_partial_batch_handling()
     workers = iterator._input_workers
+    optionals = []  # of each input pipeline: one, or one for each replica of this process
+    for pipeline, device in zip(iterator._iterators, workers.worker_devices, strict=True):
+        with tf.device(device):
+            optionals.append(pipeline.get_next_as_optional_list())
     with tf.device(workers.worker_devices[0]):
-        optionals = [iterator._iterators[0].get_next_as_optional_list()]
-        has_batch = tf.reduce_any([optional.has_value() for optional in optionals[0]])
+        has_batch = tf.reduce_any([one.has_value() for one in tf.nest.flatten(optionals)])
     values = input_lib._get_value_or_dummy(workers, optionals, produce_dummy=True)
     if iterator._replica_order is not None:
         values = iterator._reorder_replicas(values)

@@ -6,6 +6,7 @@ from tfqcomm.optimizers.comp_ams import CompAMS
 from tfqcomm.optimizers.local.elastic_averaging_sgd import ElasticAveragingSGD
 from tfqcomm.optimizers.local.leader_sgd import LeaderSGD
 from tfqcomm.optimizers.local.periodic_averaging_sgd import PeriodicAveragingSGD
+from tfqcomm.optimizers.one_bit_adam import OneBitAdam
 from tfqcomm.optimizers.qadam import QAdam
 from tfqcomm.optimizers.qcmd_adagrad import QCMDAdagrad
 from tfqcomm.optimizers.qrda_adagrad import QRDAAdagrad
@@ -16,6 +17,7 @@ __all__ = [
     "CompressedOptimizer",
     "ElasticAveragingSGD",
     "LeaderSGD",
+    "OneBitAdam",
     "PeriodicAveragingSGD",
     "QAdam",
     "QCMDAdagrad",

@@ -22,10 +22,11 @@ class CompressedOptimizer(RememberingOptimizer):
     """Abstract base of optimizers that bring their own compression.
 
     A subclass defines `build` and `update_step` as any Keras optimizer does: the server's half.
-    One with a worker's half defines `worker_slots` and `worker_step`, too; one whose messages take
-    more than what a worker has overrides `distributed_step`. It works under no strategy,
-    MirroredStrategy and MultiWorkerMirroredStrategy, in `fit` and in a custom loop that calls
-    `apply` (or `apply_gradients`) in replica context.
+    One with a worker's half defines `worker_slots` and `worker_step`, too, and `server_state` if it
+    reads what the server's half keeps; one whose messages take more than that overrides
+    `distributed_step`. It works under no strategy, MirroredStrategy and
+    MultiWorkerMirroredStrategy, in `fit` and in a custom loop that calls `apply` (or
+    `apply_gradients`) in replica context.
 
     Args:
         learning_rate: float or `keras.optimizers.schedules.LearningRateSchedule`.
@@ -73,6 +74,12 @@ class CompressedOptimizer(RememberingOptimizer):
         return self.options.compressor.compilable
 
     worker_slots: Mapping[str, float] = {}  # what a worker remembers of each tensor: see `step`
+    reads_server = False  # whether `worker_step` needs `server_state`, which all replicas have
+    warms_up = False  # whether messages travel dense at first: then it is a `step.halves.WarmUp`
+
+    def server_state(self, index: int) -> Mapping[str, keras.Variable]:
+        """What `worker_step` reads of the server's half of one variable: name -> slot."""
+        return {}
 
     def worker_step(self, gradient, state, iteration):
         """The worker's half (abstract): a tensor's message and the worker's new state."""
@@ -84,8 +91,9 @@ class CompressedOptimizer(RememberingOptimizer):
 
     def distributed_step(self, gradients, variables, learning_rate):
         """Exchanges the messages of all replicas and updates `variables`."""
-        worker = self if self.worker_slots else None
-        distributed_step(self, self.options, gradients, variables, learning_rate, worker)
+        worker = self if self.worker_slots or self.reads_server else None
+        warm_up = self if self.warms_up else None
+        distributed_step(self, self.options, gradients, variables, learning_rate, worker, warm_up)
 
     def index_of(self, variable) -> int:
         """The position of `variable` among those given to `build`, and so of its slots."""

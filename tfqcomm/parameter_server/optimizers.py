@@ -13,8 +13,9 @@ import numpy as np
 import tensorflow as tf
 
 from tfqcomm import _tf_private, compressors
+from tfqcomm.optimizers.base import CompressedOptimizer
+from tfqcomm.step.halves import WorkerHalf
 from tfqcomm.step.options import ExchangeOptions
-from tfqcomm.step.step import WorkerHalf
 
 # What each element's step depends on: itself alone. Others see the whole tensor: its norm, say.
 _ELEMENTWISE = {
@@ -55,6 +56,7 @@ def check(optimizer: keras.optimizers.Optimizer) -> None:
             "`tfqcomm.distribute.MultiWorkerMirroredStrategy`; for LeaderSGD there is "
             f"`tfqcomm.parameter_server.LeaderTrainer`. Received: optimizer={name}"
         )
+    _check_worker_half(optimizer)
     _check_arguments(optimizer)
     options = getattr(optimizer, "options", None)
     if options is not None and options.granularity != "tensor":
@@ -66,6 +68,22 @@ def check(optimizer: keras.optimizers.Optimizer) -> None:
         raise ValueError(
             "Argument `schedule` of the optimizer must be 'auto' or 'all_gather' with parameter "
             f"servers, which replace collectives. Received: schedule={options.schedule!r}"
+        )
+
+
+def _check_worker_half(optimizer: keras.optimizers.Optimizer) -> None:
+    """Refuses optimizers whose messages a worker cannot make of its gradient and its own state."""
+    if not isinstance(optimizer, CompressedOptimizer):
+        return
+    own_step = type(optimizer).distributed_step is not CompressedOptimizer.distributed_step
+    if optimizer.reads_server or optimizer.warms_up or own_step:
+        name = type(optimizer).__name__
+        raise ValueError(
+            "Argument `optimizer` must be one whose workers make messages of their gradients and "
+            "of what they remember themselves, such as CompAMS, QAdam or any optimizer of Keras: "
+            f"those of {name} need more, which stays on the servers. Use it under a "
+            "MirroredStrategy or `tfqcomm.distribute.MultiWorkerMirroredStrategy`. "
+            f"Received: optimizer={name}"
         )
 
 

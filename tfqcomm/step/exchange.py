@@ -4,7 +4,8 @@
                +-- rank <= 1, small, statistics --fused--> DenseMean(Identity)
                +-- the rest --fused--> AllGatherMean | TwoPhaseMean | DenseMean, by `schedule`;
                                        AdaptiveMean for adaptive top-k,
-                                       IntegerMean for a scale that all replicas share
+                                       IntegerMean for a scale that all replicas share;
+                                       in a warm-up still DenseMean(Identity)
 
 Each group is one payload, so the number of collectives does not grow with the number of layers.
 """
@@ -12,7 +13,7 @@ Each group is one payload, so the number of collectives does not grow with the n
 from __future__ import annotations
 
 import zlib
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import tensorflow as tf
 from absl import logging
@@ -25,6 +26,7 @@ from tfqcomm.aggregators.budget import Budget
 from tfqcomm.aggregators.dense import DenseMean
 from tfqcomm.aggregators.integer import IntegerMean
 from tfqcomm.aggregators.two_phase import TwoPhaseMean
+from tfqcomm.aggregators.warm_up import WarmUp
 from tfqcomm.compressors.identity import Identity
 from tfqcomm.kernels import numerics
 from tfqcomm.state.ledger import Ledger
@@ -57,12 +59,19 @@ class GradientExchange:
         self.ledger = ledger
         self.transport = ledger.transport
 
-    def reduce(self, messages: Sequence[Message], step: tf.Tensor) -> Reduction:
+    def reduce(
+        self,
+        messages: Sequence[Message],
+        step: tf.Tensor,
+        compresses: Callable[[], tf.Tensor] | None = None,
+    ) -> Reduction:
         """Averages messages over all replicas. Nothing is changed until `Reduction.commit`.
 
         Args:
             messages: the same ones in the same order on all processes.
             step: int scalar, equal on all replicas; seeds stochastic codecs.
+            compresses: gives a bool scalar, equal on all replicas, which is false in a warm-up:
+                then everything travels dense. None for none.
         """
         sparse = [m for m in messages if m.sparse]
         compressed = [m for m in messages if self._compresses(m)]
@@ -74,7 +83,7 @@ class GradientExchange:
         # Aggregators look at what they encode themselves; somebody has to tell of the rows.
         health = self._health(sparse)
         means, aggregates = {}, []
-        for aggregator, group, dtype in self._groups(compressed, schedule, dense):
+        for aggregator, group, dtype in self._groups(compressed, schedule, dense, compresses):
             vectors = [[m.flat(r, dtype) for m in group] for r in range(self.transport.local)]
             aggregates.append(aggregator.aggregate(vectors, health, step))
             for message, mean in zip(group, aggregates[-1].means, strict=True):
@@ -131,7 +140,7 @@ class GradientExchange:
                 health.append(numerics.all_finite([m.floats(replica) for m in messages]))
         return health
 
-    def _groups(self, compressed, schedule, dense):
+    def _groups(self, compressed, schedule, dense, compresses):
         """What travels together: (aggregator, messages, type) for each payload."""
         joint = self.options.granularity == "model"
         whole = joint or schedule == "adaptive"  # must not be cut: one selection ranges over all
@@ -144,7 +153,10 @@ class GradientExchange:
                 )
             if any(m.dtype != tf.float32 for m in group):
                 _warn_of_rounding(self.options.codec)
-            groups.append((self._aggregator(schedule, group, joint, index), group, tf.float32))
+            aggregator = self._aggregator(schedule, group, joint, index)
+            if compresses is not None:
+                aggregator = WarmUp(compresses, aggregator, self._dense_mean(group))
+            groups.append((aggregator, group, tf.float32))
         for dtype in (tf.float32, tf.float64):
             for group in _cut([m for m in dense if m.dtype == dtype]):
                 groups.append((self._dense_mean(group), group, dtype))

@@ -10,8 +10,7 @@ the gradient itself.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from typing import Protocol
+from collections.abc import Sequence
 
 import keras
 import tensorflow as tf
@@ -22,6 +21,7 @@ from tfqcomm.state import moving_statistics as statistics
 from tfqcomm.state.ledger import ledger_for
 from tfqcomm.step import empty_shares
 from tfqcomm.step.exchange import GradientExchange
+from tfqcomm.step.halves import WarmUp, WorkerHalf
 from tfqcomm.step.message import Message, path_of
 from tfqcomm.step.options import ExchangeOptions
 from tfqcomm.step.refusals import (
@@ -35,34 +35,6 @@ from tfqcomm.step.verification import verify_replicas
 from tfqcomm.transport.of_strategy import transport_for
 
 
-class WorkerHalf(Protocol):
-    """What a worker makes of its gradient before it is sent.
-
-    Attributes:
-        worker_slots: what it remembers of each tensor: name -> initial value of all elements.
-    """
-
-    worker_slots: Mapping[str, float]
-
-    def worker_step(
-        self, gradient: tf.Tensor, state: Mapping[str, tf.Tensor], iteration: tf.Tensor
-    ) -> tuple[tf.Tensor, Mapping[str, tf.Tensor]]:
-        """A tensor's message and new state, both of the gradient's shape and float32.
-
-        Args:
-            iteration: int scalar, steps taken so far.
-        """
-
-    def worker_sent(
-        self, state: Mapping[str, tf.Tensor], left_out: tf.Tensor
-    ) -> Mapping[str, tf.Tensor]:
-        """What of the new state remains once a message was compressed.
-
-        Args:
-            left_out: the residual: zero where the entry was sent.
-        """
-
-
 @tf.autograph.experimental.do_not_convert  # this is graph code already, and not only ours
 def distributed_step(
     optimizer: keras.optimizers.Optimizer,
@@ -71,6 +43,7 @@ def distributed_step(
     variables: Sequence[keras.Variable | tf.Variable],
     learning_rate: tf.Tensor,
     worker: WorkerHalf | None = None,
+    warm_up: WarmUp | None = None,
 ) -> None:
     """Averages the messages of all replicas and lets `optimizer` update `variables`.
 
@@ -80,6 +53,7 @@ def distributed_step(
 
     Args:
         worker: makes messages of the gradients (times W); None sends these themselves.
+        warm_up: says until when messages travel dense; None compresses from the first step on.
 
     Raises:
         ValueError: where compression cannot work, saying what to do instead.
@@ -101,16 +75,18 @@ def distributed_step(
         for key, gradient, variable in zip(keys, gradients, variables, strict=True):
             values = _local_gradients(exchange.transport, strategy, gradient)
             if worker is not None:
-                values, state = _worker_half(worker, exchange, key, values, optimizer)
+                values, state = _worker_half(worker, exchange, key, values, optimizer, strategy)
                 memory.append((key, state))
             messages.append(Message(key, values, path=path_of(variable)))
-        _apply(optimizer, exchange, strategy, messages, (worker, memory), variables, learning_rate)
+        halves = worker, memory, warm_up
+        _apply(optimizer, exchange, strategy, messages, halves, variables, learning_rate)
 
     context.merge_call(merged, args=(list(gradients), learning_rate))
 
 
-def _apply(optimizer, exchange, strategy, messages, memory, variables, learning_rate):
+def _apply(optimizer, exchange, strategy, messages, halves, variables, learning_rate):
     """The step in cross-replica context: one graph for all local replicas."""
+    worker, memory, warm_up = halves
     tf_variables = [v.value if isinstance(v, keras.Variable) else v for v in variables]
     layers = _tf_private.trained_by(optimizer)
     moving, wide = statistics.split_by_width(statistics.values_to_average(layers, strategy))
@@ -118,7 +94,8 @@ def _apply(optimizer, exchange, strategy, messages, memory, variables, learning_
     if moving:
         messages = [*messages, Message("statistics", statistics.pack(moving), compressible=False)]
     counter = counter_of(optimizer)
-    reduction = exchange.reduce(messages, counter.value)
+    compresses = warm_up.compresses if warm_up else None
+    reduction = exchange.reduce(messages, counter.value, compresses)
     reduction.record()
     means = list(reduction.means)
     if moving:
@@ -127,10 +104,12 @@ def _apply(optimizer, exchange, strategy, messages, memory, variables, learning_
 
     def update():
         reduction.commit()
-        _remember(*memory, reduction)
+        _remember(worker, memory, reduction)
         owed = [_paid(m, debt) for m, debt in zip(means, debts, strict=True)]
         means_now = [_cast_like(m, v) for m, v in zip(owed, tf_variables, strict=True)]
         _tf_private.update_variables(optimizer, strategy, tf_variables, means_now, learning_rate)
+        if warm_up:
+            warm_up.step_taken()
         return tf.constant(True)
 
     def skip():
@@ -154,10 +133,14 @@ def _paid(mean, debt):
     return total
 
 
-def _worker_half(worker, exchange, key, gradients, optimizer):
+def _worker_half(worker, exchange, key, gradients, optimizer, strategy):
     """The local replicas' messages of one tensor, and their new state: name -> slot, value."""
     memory = exchange.ledger.worker_state
     messages, states = [], []
+    shared = {
+        name: strategy.experimental_local_results(slot.value)
+        for name, slot in worker.server_state(int(key)).items()
+    }
     for replica, gradient in enumerate(gradients):
         with tf.device(exchange.transport.devices[replica]):
             # Rows of embeddings are made dense; what a worker remembers is float32.
@@ -167,6 +150,7 @@ def _worker_half(worker, exchange, key, gradients, optimizer):
                 for name, initial in worker.worker_slots.items()
             }
             state = {name: tf.convert_to_tensor(slot) for name, slot in slots.items()}
+            state |= {name: tf.cast(of[replica], tf.float32) for name, of in shared.items()}
             steps = tf.convert_to_tensor(optimizer.iterations)  # not batches that were gathered
             message, state = worker.worker_step(gradient, state, steps)
             messages.append(message)
