@@ -158,6 +158,7 @@ def six_models_in_one_process(strategy, directory):
     x, y = classification()
     results = {}
     for width in range(6):
+        keras.utils.set_random_seed(width)
         model = compiled(strategy, layers.Dense(8 + width, "relu", name="between"))
         results[f"history {width}"] = fit(model, x, y, epochs=1)
         results[f"last weight {width}"] = replicas(strategy, model.weights[-1:])[0]
