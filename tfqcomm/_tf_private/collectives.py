@@ -174,6 +174,10 @@ class Launcher(cross_device_utils.CollectiveReplicaLauncher):
 
         def send(value, **group):
             del group["ordering_token"]  # a broadcast takes none
+            if self._keeps_key(value):
+                # The runtime remembers with a key who sends: one for each source.
+                with tf.device("CPU:0"):
+                    group["instance_key"] += tf.cast(source, tf.int32)
             return tf.cond(
                 tf.equal(source, rank),
                 lambda: collective_ops.broadcast_send_v2(value, **group),
@@ -201,8 +205,11 @@ class Launcher(cross_device_utils.CollectiveReplicaLauncher):
                 return collective(value, **group)
             return self._progress.end(collective(self._progress.begin(place, value), **group))
 
+    def _keeps_key(self, value):
+        return value.shape.is_fully_defined() and "GPU" not in self._device
+
     def _key(self, place, value):
-        if value.shape.is_fully_defined() and "GPU" not in self._device:
+        if self._keeps_key(value):
             with tf.device("CPU:0"):
                 return tf.constant(place, tf.int32)
         return self._next_instance_key()
