@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import functools
 import threading
 import zlib
 from collections.abc import Iterator
@@ -151,9 +150,8 @@ class Launcher(cross_device_utils.CollectiveReplicaLauncher):
 
     def all_reduce(self, input_tensor, control_input=None, options=None):
         """Sums over the group."""
-        launch = functools.partial(self.launch, "all-reduce", collective_ops.all_reduce_v2)
         with self._control_input(control_input):
-            return launch(input_tensor, options)
+            return self.launch("all-reduce", collective_ops.all_reduce_v2, input_tensor, options)
 
     def _all_gather(self, input_tensor, options):
         return self.launch("all-gather", collective_ops.all_gather_v2, input_tensor, options)
