@@ -53,6 +53,26 @@ def test_a_port_that_is_only_reserved_for_the_task_is_free(monkeypatch):
                 cluster_at(f"127.0.0.1:{port}").check_port()
 
 
+@pytest.mark.skipif(not sys.platform.startswith("linux"), reason="ports are claimed on Linux only")
+def test_of_two_processes_that_find_a_port_free_at_once_one_gets_it(monkeypatch):
+    """Both look before either listens: TensorFlow's servers would share the port."""
+    monkeypatch.delenv("TF_GRPC_REUSE_PORT", raising=False)
+    with listener() as port:
+        pass  # it is free again
+    program = (
+        "import sys\nfrom tfqcomm.cluster import addresses\n"
+        f"print(addresses.failure_to_listen('127.0.0.1:{port}'), flush=True)\nsys.stdin.read()"
+    )
+    command = [sys.executable, "-c", program]
+    pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "text": True}
+    with subprocess.Popen(command, **pipes) as other:
+        assert other.stdout.readline() == "None\n"  # it does not listen yet
+        assert addresses.failure_to_listen(f"127.0.0.1:{port}") == "Address already in use"
+        other.stdin.close()
+    assert addresses.failure_to_listen(f"127.0.0.1:{port}") is None  # it has ended
+    assert addresses.failure_to_listen(f"127.0.0.1:{port}") is None  # ours already
+
+
 def test_addresses_of_this_machine():
     assert addresses.is_of_this_machine("127.0.0.1") is True
     assert addresses.is_of_this_machine("198.51.100.7") is False  # of no machine: documentation

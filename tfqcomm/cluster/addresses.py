@@ -6,10 +6,12 @@ import contextlib
 import ipaddress
 import os
 import socket
+import sys
 from collections.abc import Iterable, Iterator
 
 CONNECT_SECONDS = 2.0
 _LISTENS = "0A"  # in /proc/net/tcp: TCP_LISTEN of <net/tcp_states.h>
+_claims: dict[int, socket.socket] = {}  # ports that this process has claimed, to its end
 
 
 def split_address(address: str) -> tuple[str, int]:
@@ -54,7 +56,10 @@ def failure_to_connect(address: str) -> str | None:
 
 
 def failure_to_listen(address: str) -> str | None:
-    """Says why a server of this machine cannot listen on the port; None if it can."""
+    """Says why a server of this machine cannot listen on the port; None if it can.
+
+    From then on the port is this process'.
+    """
     host, port = split_address(address)
     with socket.socket() as probe:
         probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)  # A recent use is no use.
@@ -66,7 +71,26 @@ def failure_to_listen(address: str) -> str | None:
             return error.strerror
     if _reuses_ports() and is_of_this_machine(host) and failure_to_connect(address) is None:
         return "Address already in use"
-    return None
+    return None if _claim(port) else "Address already in use"
+
+
+def _claim(port: int) -> bool:
+    """Whether no other process has passed here with this port and is still there.
+
+    A look at the port alone comes too early where two processes start at once: both find it free,
+    and TensorFlow's servers then share it. A name in Linux' abstract namespace, which belongs to
+    the network as ports do, has one owner, and is free again when that has ended.
+    """
+    if port in _claims or not sys.platform.startswith("linux"):
+        return True
+    claim = socket.socket(socket.AF_UNIX)
+    try:
+        claim.bind(f"\0tfqcomm/port/{port}")
+    except OSError:
+        claim.close()
+        return False
+    _claims[port] = claim
+    return True
 
 
 def _reuses_ports() -> bool:
