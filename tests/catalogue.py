@@ -288,7 +288,7 @@ class AggregatorCase:
 
 
 AGGREGATORS = [
-    AggregatorCase(aggregators.DenseMean, compressors.Identity(), 1e-6),
+    AggregatorCase(aggregators.PlainMean, compressors.Identity(), 1e-6),
     AggregatorCase(aggregators.DenseMean, compressors.Float16(), 4e-3),
     AggregatorCase(aggregators.DenseMean, compressors.BFloat16(), 3e-2),
     AggregatorCase(aggregators.DenseMean, compressors.RandomK(0.3), 1e-6),

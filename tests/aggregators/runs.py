@@ -95,63 +95,78 @@ class Restatement:
     """An exchange in NumPy: residuals in plain arrays, every replica and owner in a plain loop."""
 
     def __init__(self, aggregator: Aggregator, world: int, *, error_feedback: bool = True):
-        self.aggregator = aggregator  # for its codec and its seeds
+        self.aggregator = aggregator  # for its codec, its seeds and its layout
         self.world = world
-        self.sizes = aggregator.sizes
+        self.layout = aggregator.layout
         self.error_feedback = error_feedback
-        self.worker = [[np.zeros(n, np.float32) for n in self.sizes] for _ in range(world)]
-        self.owner = [np.zeros(n, np.float32) for n in self.sizes]  # of whoever owns the part
+        self.worker = [np.zeros(self.layout.size, np.float32) for _ in range(world)]
+        self.owner = np.zeros(self.layout.size, np.float32)  # of whoever owns the part
 
     def step(self, messages: Sequence[Vectors], step: int) -> Vectors:
         """The mean of all messages; residuals move on."""
-        means = [np.zeros(n, np.float32) for n in self.sizes]
-        for tensor, owner, part in self._parts():
-            residuals = [of_rank[tensor][part] for of_rank in self.worker]
-            targets = [m[tensor][part] + r for m, r in zip(messages, residuals, strict=True)]
-            decoded = self._round_trips(targets, step, tensor, part.start)
+        packed = [self._pack(vectors) for vectors in messages]
+        mean = np.zeros(self.layout.size, np.float32)
+        for owner, part in self._parts():
+            here = slice(part.start, part.stop)
+            targets = [m[here] + r[here] for m, r in zip(packed, self.worker, strict=True)]
+            decoded = self._round_trips(targets, step, part)
             if self.error_feedback:
-                for residual, target, sent in zip(residuals, targets, decoded, strict=True):
-                    residual[:] = target - sent
+                for residual, target, sent in zip(self.worker, targets, decoded, strict=True):
+                    residual[here] = target - sent
             # TensorFlow's optimizer turns the division by a constant into this product.
-            mean = np.sum(decoded, axis=0, dtype=np.float32) * np.float32(1 / self.world)
+            mean[here] = np.sum(decoded, axis=0, dtype=np.float32) * np.float32(1 / self.world)
             if owner is not None:
-                target = mean + self.owner[tensor][part]
-                mean = self._round_trip(target, step, tensor, part.start, owner, "owner")
+                target = mean[here] + self.owner[here]
+                mean[here] = self._round_trip(target, step, part, owner, "owner")
                 if self.error_feedback:
-                    self.owner[tensor][part] = target - mean
-            means[tensor][part] = mean
-        return means
+                    self.owner[here] = target - mean[here]
+        return self._unpack(mean)
 
     def _parts(self):
-        """(tensor, owner, slice): whole tensors, or what each owner has of them."""
-        starts = np.cumsum([0, *self.sizes])
-        for tensor, (start, stop) in enumerate(zip(starts[:-1], starts[1:], strict=True)):
-            if not isinstance(self.aggregator, aggregators.TwoPhaseMean):
-                yield tensor, None, slice(0, stop - start)
-                continue
-            for owner in range(self.world):
-                low = max(start, starts[-1] * owner // self.world)
-                high = min(stop, starts[-1] * (owner + 1) // self.world)
-                if low < high:
-                    yield tensor, owner, slice(low - start, high - start)
+        """(owner, part): all of the bucket, or what each owner has of it."""
+        if not isinstance(self.aggregator, aggregators.TwoPhaseMean):
+            return [(None, part) for part in self.layout.cut(1)]
+        return [*enumerate(self.layout.cut(self.world))]
 
-    def _round_trips(self, targets, step, tensor, start):
+    def _round_trips(self, targets, step, part):
         """What arrives of every worker's target."""
         if not isinstance(self.aggregator, aggregators.IntegerMean):
             return [
-                self._round_trip(x, step, tensor, start, rank, "worker")
-                for rank, x in enumerate(targets)
+                self._round_trip(x, step, part, rank, "worker") for rank, x in enumerate(targets)
             ]
         codec, seeds = self.aggregator.compressor, self.aggregator.codec_seed
-        scale = np.max([codec.scale(tf.constant(x)) for x in targets], axis=0)
+        if not part.layout.size:
+            return targets
+        scales = np.max([codec.scales(tf.constant(x), part.layout) for x in targets], axis=0)
+        units = self._pack([np.full(n, s) for n, s in zip(part.layout.sizes, scales, strict=True)])
         return [
-            scale * codec.levels(tf.constant(x), scale, seeds(step, tensor, rank)).numpy()
+            units * codec.levels(tf.constant(x), scales, part.layout, seeds(step, rank)).numpy()
             for rank, x in enumerate(targets)
         ]
 
-    def _round_trip(self, x, step, tensor, start, rank, phase):
+    def _round_trip(self, x, step, part, rank, phase):
         codec, seeds = self.aggregator.compressor, self.aggregator.codec_seed
+        if not part.layout.size:
+            return x
         # Replicas share one process here, so `codec_seed` takes the global rank.
-        seed = seeds(tf.constant(step), tensor, rank, start=int(start), phase=phase)
-        words = codec.encode(x, seed)
-        return codec.decode(words, len(x)).numpy()
+        seed = seeds(tf.constant(step), rank, start=int(part.start), phase=phase)
+        words = codec.encode_bucket(tf.constant(x), part.layout, seed)
+        decoded = codec.decode_bucket(words, part.layout).numpy()
+        for start, stop in zip(part.layout.starts, [*part.layout.starts[1:], len(x)], strict=True):
+            n = part.layout.sizes[part.layout.starts.index(start)]
+            decoded[start + n : stop] = 0.0  # padding
+        return decoded
+
+    def _pack(self, vectors):
+        flat, filled = np.zeros(self.layout.size, np.float32), [v for v in vectors if len(v)]
+        for start, vector in zip(self.layout.starts, filled, strict=True):
+            flat[start : start + len(vector)] = vector
+        return flat
+
+    def _unpack(self, flat):
+        starts = iter(self.layout.starts)
+        vectors = []
+        for n in self.aggregator.sizes:
+            start = next(starts) if n else 0
+            vectors.append(flat[start : start + n])
+        return vectors

@@ -50,11 +50,11 @@ def clipped_scale(x, clip):
     return np.float32(min(np.abs(x).max(), limit))
 
 
-def ternarize(x, scale, seed):
+def ternarize(x, scale, draws):
     """Levels of one replica: up where the fraction, in 2^-16, is above the draw."""
     if not len(x) or scale == 0:
         return np.zeros(len(x), np.int64)
-    draws = rounding.draw(seed, len(x)).numpy().astype(np.float32)
+    draws = draws.astype(np.float32)
     fraction = np.minimum(np.abs(x) / scale, np.float32(1))  # float32, as division is exact
     up = (fraction == 1) | (fraction * np.float32(65536) > draws + np.float32(0.5))
     return np.sign(x).astype(np.int64) * up
@@ -75,6 +75,7 @@ def test_the_whole_exchange_is_that_of_numpy(world, clip):
     messages = random_messages(SIZES, world)
     tap = WireTap(world)
     result = run(case(clip), messages, tap)
+    layout, filled = result.aggregator.layout, [t for t, n in enumerate(SIZES) if n]
     owed = [[np.zeros(n, np.float32) for n in SIZES] for _ in range(world)]
     for step, of_replicas in enumerate(messages):
         targets = [
@@ -82,20 +83,25 @@ def test_the_whole_exchange_is_that_of_numpy(world, clip):
             for of_one in zip(of_replicas, owed, strict=True)
         ]
         sent_scales = np.array(tap.gathered[step]).view(np.float32)  # [W, T]
-        right = [[clipped_scale(t, clip) for t in of_one] for of_one in targets]
+        right = [[clipped_scale(of_one[t], clip) for t in filled] for of_one in targets]
         np.testing.assert_allclose(sent_scales, right, rtol=0 if clip is None else 1e-6)
-        scales = sent_scales.max(axis=0)
-        levels = [
-            [
-                ternarize(x, scales[t], result.aggregator.codec_seed(step, t, rank))
-                for t, x in enumerate(of_one)
-            ]
-            for rank, of_one in enumerate(targets)
-        ]
+        scales = dict(zip(filled, sent_scales.max(axis=0), strict=True)) | {1: np.float32(0)}
+        levels = []
+        for rank, of_one in enumerate(targets):
+            draws = rounding.draw(result.aggregator.codec_seed(step, rank), layout.size).numpy()
+            starts = dict(zip(filled, layout.starts, strict=True)) | {1: 0}
+            levels.append(
+                [
+                    ternarize(x, scales[t], draws[starts[t] : starts[t] + len(x)])
+                    for t, x in enumerate(of_one)
+                ]
+            )
         for rank, words in enumerate(tap.summed[step]):
             assert words[0] == 0  # health
-            on_the_wire = fields_to_levels(words[1:], world, sum(SIZES)) - 1
-            np.testing.assert_array_equal(on_the_wire, np.concatenate(levels[rank]))
+            on_the_wire = fields_to_levels(words[1:], world, layout.size) - 1
+            for t, start in zip(filled, layout.starts, strict=True):
+                found = on_the_wire[start : start + SIZES[t]]
+                np.testing.assert_array_equal(found, levels[rank][t])
         for t, mean in enumerate(result.means[step]):
             total = sum(of_one[t] for of_one in levels)
             assert np.abs(total).max(initial=0) <= world
@@ -107,16 +113,16 @@ def test_the_whole_exchange_is_that_of_numpy(world, clip):
             owed[rank] = [
                 x - scales[t] * levels[rank][t].astype(np.float32) for t, x in enumerate(of_one)
             ]
-            for t in range(len(SIZES)):
-                found = result.aggregator.worker_residual(rank, t)
-                if step == len(messages) - 1:
-                    np.testing.assert_array_equal(found, owed[rank][t])
+            if step == len(messages) - 1:
+                for found, right in zip(result.aggregator.owed()[rank], owed[rank], strict=True):
+                    np.testing.assert_array_equal(found, right)
 
 
 def test_a_step_by_hand():
     """Two workers; zeros and entries of +-s leave nothing to chance.
 
-    Levels plus one are 2 0 1 2 2, 1 1 and 2 2 1 1 0, 2 0: three bits each, the first one lowest.
+    Levels plus one are 2 0 1 2 2, 1 1 and 2 2 1 1 0, 2 0: three bits each, ten to a word, where
+    each tensor begins a row of 32 that is filled up with 1.
     """
     messages = [
         [
@@ -128,9 +134,11 @@ def test_a_step_by_hand():
     result = run(case(), messages, tap)
     np.testing.assert_array_equal(result.means[0][0], [4, 0, 0, 2, 0])
     np.testing.assert_array_equal(result.means[0][1], [4, -4])
-    words = [words.tolist() for words in tap.summed[0]]
-    assert words == [[0, 0o1122102], [0, 0o0201122]]
-    assert result.aggregates[0].bytes_sent == 2 * 4 + 2 * 4  # two scales; two words, W = 2
+    for words, levels in zip(tap.summed[0], [(20122, 11), (22110, 20)], strict=True):
+        assert words[0] == 0
+        found = "".join(str(level) for level in fields_to_levels(words[1:], 2, 64))
+        assert found == f"{levels[0]}{'1' * 27}{levels[1]}{'1' * 30}"
+    assert result.aggregates[0].bytes_sent == 2 * 4 + 8 * 4  # two scales; 1 + 7 words, W = 2
 
 
 def test_unbiased_and_independent_among_replicas():
@@ -175,7 +183,7 @@ def test_how_much_error_feedback_adds_up(clip, low, high):
     rng = np.random.default_rng(0)
     messages = rng.normal(size=[60, 4, 1, 1000]).astype(np.float32)
     result = run(case(clip), messages)
-    residual = np.concatenate([result.aggregator.worker_residual(r, 0) for r in range(4)])
+    residual = np.concatenate([of_one[0] for of_one in result.aggregator.owed()])
     assert low < np.linalg.norm(residual) / np.linalg.norm(messages[0]) < high
 
 
@@ -225,7 +233,7 @@ def test_the_largest_numbers_stay_finite():
 )
 def test_bytes_follow_the_width_of_a_sum(world, per_word):
     result = run(case(), random_messages((999,), world, steps=1))
-    words = 1 + -(-999 // per_word)
+    words = 1 + -(-1024 // per_word)  # in whole rows of 32
     expected = (world - 1) * 4 + 2 * (world - 1) * 4 * words // world
     assert result.aggregates[0].bytes_sent == expected
     if world not in (1, 4):  # with four it is 6 bits either way

@@ -1,6 +1,7 @@
 """The laws of every aggregator with every kind of codec that can follow it."""
 
 import inspect
+import math
 
 import numpy as np
 import tensorflow as tf
@@ -17,6 +18,7 @@ from tests.catalogue import AGGREGATORS, COMPRESSORS, over_aggregators
 from tfqcomm import aggregators
 from tfqcomm.aggregators.base import Aggregator
 from tfqcomm.compressors import RandomK, Ternary
+from tfqcomm.kernels.layout import Layout
 from tfqcomm.state.residuals import Residuals
 
 SMALL = (31, 70)
@@ -124,7 +126,7 @@ def test_owners_and_parts_round_with_draws_of_their_own():
         aggregator = aggregators.TwoPhaseMean(compressor, local_transport(2), None, ["a"], [70])
         step = tf.constant(3)
         seeds = [
-            tuple(aggregator.codec_seed(step, 0, replica, start=start, phase=phase).numpy())
+            tuple(aggregator.codec_seed(step, replica, start=start, phase=phase).numpy())
             for start in (0, 35)
             for replica in range(2)
             for phase in ("worker", "owner")
@@ -135,19 +137,25 @@ def test_owners_and_parts_round_with_draws_of_their_own():
 @over_aggregators()
 def test_bytes_are_those_of_the_schedule(case):
     """W = 3 workers, health words included."""
-    payload = sum(case.compressor.num_words(n) for n in SMALL)
+    row = case.compressor.row(sum(SMALL))
+    rows = [math.ceil(n / row) for n in SMALL]
+    elements = row * sum(rows)  # with each tensor padded to whole rows
+    codec, layout = case.compressor, Layout(SMALL, row)
+    payload = codec.bucket_words(layout)
     if case.aggregator is aggregators.AllGatherMean:
         expected = 2 * 4 * (1 + payload)
+    elif case.aggregator is aggregators.PlainMean:
+        expected = 2 * 2 * 4 * (sum(SMALL) + 1) // 3
     elif case.aggregator is aggregators.DenseMean:
-        body = payload - case.compressor.header_words * len(SMALL)
-        half = case.compressor.sum_dtype.size == 2
+        body = payload - codec.header_words
+        half = codec.sum_dtype.size == 2
         expected = 2 * 2 * (2 * body + 1) * 2 // 3 if half else 2 * 2 * (body + 1) * 4 // 3
     elif case.aggregator is aggregators.IntegerMean:
-        words = -(-sum(SMALL) // 10)  # a sum of three takes 3 bits: ten to a word
+        words = -(-elements // 10)  # a sum of three takes 3 bits: ten to a word
         expected = 2 * 4 * len(SMALL) + 2 * 2 * 4 * (1 + words) // 3
     else:
-        chunks = [(31, 2), (34,), (34,)]  # 101 elements, cut at 33 and 67
-        longest = 1 + max(sum(map(case.compressor.num_words, chunk)) for chunk in chunks)
+        chunks = [part.layout for part in layout.cut(3)]
+        longest = 1 + max(map(codec.bucket_words, chunks))
         expected = 2 * 4 * longest + 2 * 4 * longest
     result = run(case, random_messages(SMALL, world=3, steps=1))
     assert result.aggregates[0].bytes_sent == expected

@@ -8,7 +8,7 @@ from tests.aggregators.processes import run_processes
 from tests.aggregators.runs import local_transport, random_messages, run
 from tests.catalogue import AggregatorCase
 from tfqcomm.aggregators import AllGatherMean, TwoPhaseMean
-from tfqcomm.aggregators.error_feedback import encode_with_feedback
+from tfqcomm.aggregators.vectors import encode_with_feedback
 from tfqcomm.compressors import BlockSign, TopK
 from tfqcomm.state.residuals import Residuals, Slot
 

@@ -9,7 +9,7 @@ from tfqcomm.compressors.random_k import random_positions
 
 
 def positions(seed, n, k):
-    return random_positions(tf.constant([seed, 0]), n, k).numpy()
+    return random_positions(tf.constant([seed, 0]), (n,), (k,)).numpy()
 
 
 @pytest.mark.parametrize(
@@ -31,7 +31,7 @@ def test_every_position_is_kept_equally_often(n, k):
 
     @tf.function  # all of it: in a process with thousands of functions a call takes long
     def draw_all():
-        return tf.map_fn(lambda seed: random_positions(seed, n, k), seeds)
+        return tf.map_fn(lambda seed: random_positions(seed, (n,), (k,)), seeds)
 
     counts = np.bincount(draw_all().numpy().ravel(), minlength=n)
     expected = draws * k / n
@@ -70,4 +70,6 @@ def test_header_is_the_seed():
 def test_positions_are_the_same_when_compiled():
     compiled = tf.function(random_positions, jit_compile=True)
     seed = tf.constant([5, 6])
-    np.testing.assert_array_equal(compiled(seed, 1000, 10), random_positions(seed, 1000, 10))
+    np.testing.assert_array_equal(
+        compiled(seed, (1000,), (10,)), random_positions(seed, (1000,), (10,))
+    )

@@ -5,6 +5,7 @@ import pytest
 import tensorflow as tf
 
 from tfqcomm.compressors import Ternary
+from tfqcomm.kernels.layout import Layout
 from tfqcomm.kernels.numerics import FUSE_FROM
 
 
@@ -94,13 +95,13 @@ def test_alone_a_shared_scale_changes_nothing():
 
 def test_levels_of_a_larger_scale():
     """Means x / s, clipped to s; words are these levels."""
-    x, codec = normal(2000), Ternary()
-    scale = codec.scale(tf.constant(x)).numpy()
+    x, codec, layout = normal(2000), Ternary(), Layout((2000,))
+    scale = codec.scales(tf.constant(x), layout).numpy()
     np.testing.assert_allclose(scale, [abs(clipped(x, 2.5)).max()], rtol=1e-6)
     seed = tf.constant([3, 0])
-    of_own = codec.levels(tf.constant(x), scale, seed)
+    of_own = codec.levels(tf.constant(x), scale, layout, seed)
     np.testing.assert_array_equal(scale * of_own.numpy(), decoded(codec, x, 3))
-    of_twice = codec.levels(tf.constant(x), 2 * scale, seed)
+    of_twice = codec.levels(tf.constant(x), 2 * scale, layout, seed)
     assert of_twice.dtype == tf.int8
     # The same draws: what rounds up at half the probability would have at the whole.
     assert (np.abs(of_twice) <= np.abs(of_own)).all()

@@ -209,17 +209,18 @@ def test_a_shared_scale_takes_three_collectives_however_many_layers():
 
 
 def test_meter_counts_the_formulas():
-    """W = 3 workers: 1200 entries compressed, 3000 + 10 not, and the health word of each group."""
+    """W = 3 workers: 1200 entries compressed, 3000 + 10 not, and a health word."""
     sent = [message("kernel", (40, 30), 3), message("bias", (3010,), 3)]
     gradient_norm = np.sqrt(sum(np.square(dense(m.values[0])).sum() for m in sent))
-    dense_group = 2 * 2 * 4 * (3010 + 1) // 3
+    dense_group = 2 * 2 * 4 * 3010 // 3
     for compressor, schedule, compressed in [
         (TopK(0.01), "all_gather", 2 * 4 * (1 + 6 + 12)),
         (BlockSign(), "all_gather", 2 * 4 * (1 + 1 + 38)),
         (BlockSign(), "two_phase", 2 * 2 * 4 * (1 + 1 + 13)),  # chunks of 400
-        (Ternary(shared_scale=True), "auto", 2 * 4 + 2 * 2 * 4 * (1 + 120) // 3),  # ten to a word
+        (Ternary(shared_scale=True), "auto", 2 * 4 + 2 * 2 * 4 * (1 + 122) // 3),  # ten of 1216
     ]:
         exchange = exchange_of_replicas(3, compressor, schedule=schedule)
+        exchange.ledger.meter.watch()
         for step in (1, 2):
             exchange.reduce(sent, STEP).record()
             traffic = exchange.ledger.meter.read()

@@ -2,7 +2,7 @@
 
 from tfqcomm.aggregators.adaptive import AdaptiveMean
 from tfqcomm.aggregators.all_gather import AllGatherMean
-from tfqcomm.aggregators.dense import DenseMean
+from tfqcomm.aggregators.dense import DenseMean, PlainMean
 from tfqcomm.aggregators.integer import IntegerMean
 from tfqcomm.aggregators.two_phase import TwoPhaseMean
 
@@ -11,5 +11,6 @@ __all__ = [
     "AllGatherMean",
     "DenseMean",
     "IntegerMean",
+    "PlainMean",
     "TwoPhaseMean",
 ]

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import tensorflow as tf
 
-from tfqcomm.aggregators.base import Aggregate, Aggregator
+from tfqcomm.aggregators.base import Aggregator, BucketMean
 from tfqcomm.aggregators.budget import Budget
 from tfqcomm.kernels import numerics, selection, wire
 
@@ -18,36 +18,41 @@ class AdaptiveMean(Aggregator):
         norm of the target | replicas whose message is not finite | what "threshold" needs
 
     Args:
-        budget: of the compressor, for all of `sizes` together.
+        budget: of the compressor, for the whole bucket.
     """
 
     def __init__(self, *args, budget: Budget, **kwargs):
         super().__init__(*args, joint=True, **kwargs)
         self.budget = budget
 
-    def exchange(self, targets, healthy, step):
-        facts = []
-        for replica, (target,) in enumerate(targets):
+    def exchange(self, messages, healthy, step):
+        targets, facts = [], []
+        for replica, message in enumerate(messages):
             with tf.device(self.transport.devices[replica]):
-                facts.append(self._facts(target, healthy[replica]))
+                targets.append(self.target(replica, message))
+                finite = numerics.fuse(numerics.finite, self.layout.size)(targets[-1])
+                facts.append(self._facts(targets[-1], healthy[replica] & finite))
         total = self.transport.all_reduce(facts)
         with tf.device(self.transport.device):
             norm, _, third = tf.unstack(total / self.transport.world)
-            all_healthy = tf.equal(total[1], 0)
+            healthy = tf.equal(total[1], 0)
             k = self.budget.choose(norm, third)
             updates = self.budget.updates(norm, k, third)
-        payloads = []
-        for replica, (target,) in enumerate(targets):
+        payloads, left_out = [], []
+        for replica, target in enumerate(targets):
             with tf.device(self.transport.devices[replica]):
-                words, residuals = self._encode(replica, target, k)
+                words, rest = self._encode(target, k)
                 payloads.append(words)
-                updates += residuals
+            if self.residuals is not None:
+                updates.append((self.residual(replica), rest))
+                left_out.append(rest)
         gathered = self.transport.all_gather(payloads)  # [W, w]
         with tf.device(self.transport.device):
             mean = self._decode_mean(gathered, k)
+            healthy &= numerics.fuse(numerics.finite, self.layout.size)(mean)
         sent = self.transport.bytes_all_gather(tf.shape(gathered, tf.int64)[1])
         sent += self.transport.bytes_all_reduce(3)
-        return Aggregate([mean], all_healthy, updates, sent)
+        return BucketMean(mean, healthy, updates, sent, left_out)
 
     def _facts(self, target, healthy):
         """float32[3] of one replica."""
@@ -74,20 +79,16 @@ class AdaptiveMean(Aggregator):
         kth, _ = selection.kth_largest(keys, self.compressor.num_kept(target.shape[0]))
         return tf.bitcast(kth, tf.float32)
 
-    def _encode(self, replica, target, k):
-        """The words of one replica, and its new residuals."""
+    def _encode(self, target, k):
+        """The words of one replica, and what they leave out."""
         n = target.shape[0]
         positions, values = selection.largest_of_any_number(target, k)
-
-        def sent():
-            return selection.scatter(positions, values, n)
-
-        updates = self.left_out(replica, self.slots("worker", 0), target, sent)
-        return wire.entries_to_words(positions, values, n), updates
+        left_out = target - selection.scatter(positions, values, n)
+        return wire.entries_to_words(positions, values, n), left_out
 
     def _decode_mean(self, gathered, k):
         """float32[n]: added in rank order, as everywhere."""
-        (n,) = self.sizes
+        n = self.layout.size
 
         def add(total, words):
             return total + selection.scatter(*wire.words_to_entries(words, k, n), n)

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-import functools
-
 import tensorflow as tf
 
-from tfqcomm.aggregators.base import Aggregate, Aggregator, decode_mean, health_word, split_words
+from tfqcomm.aggregators.base import Aggregator, BucketMean
+from tfqcomm.aggregators.error_feedback import decode_mean
+from tfqcomm.aggregators.health import all_healthy, health_word
 
 
 class AllGatherMean(Aggregator):
@@ -15,32 +15,22 @@ class AllGatherMean(Aggregator):
     This is the exchange of the papers' parameter server with the server's half replicated: one
     lossy step, at the worker. The payload of a replica is
 
-        [health] [words of tensor 0] [words of tensor 1] ...
+        [health] [words of the bucket]
     """
 
-    def exchange(self, targets, healthy, step):
-        payloads, updates = [], []
-        for replica, vectors in enumerate(targets):
+    def exchange(self, messages, healthy, step):
+        payloads, updates, left_out = [], [], []
+        for replica, message in enumerate(messages):
             with tf.device(self.transport.devices[replica]):
-                words, residuals = self._encode(replica, vectors, step)
-                payloads.append(tf.concat([health_word(healthy[replica]), *words], 0))
-                updates += residuals
+                encoded = self.encode(replica, message, step)
+                health = health_word(healthy[replica] & encoded.finite)
+                payloads.append(tf.concat([health, encoded.words], 0))
+            if encoded.left_out is not None:
+                updates.append((self.residual(replica), encoded.left_out))
+                left_out.append(encoded.left_out)
         gathered = self.transport.all_gather(payloads)  # [W, 1 + w]
         with tf.device(self.transport.device):
-            lengths = [self.compressor.num_words(n) for n in self.sizes]
-            words = split_words(gathered, lengths, start=1)
-            means = [
-                decode_mean(self.compressor, w, n) for w, n in zip(words, self.sizes, strict=True)
-            ]
-            all_healthy = tf.reduce_all(tf.equal(gathered[:, 0], 0))
-        sent = self.transport.bytes_all_gather(1 + sum(lengths))
-        return Aggregate(means, all_healthy, updates, sent)
-
-    def _encode(self, replica, vectors, step):
-        payload, updates = [], []
-        for index, target in enumerate(vectors):
-            words = self.compressor.encode(target, self.codec_seed(step, index, replica))
-            decode = functools.partial(self.compressor.decode, words, self.sizes[index])
-            updates += self.left_out(replica, self.slots("worker", index), target, decode)
-            payload.append(words)
-        return payload, updates
+            mean, finite = decode_mean(self.compressor, self.layout, gathered[:, 1:])
+            healthy = all_healthy(gathered) & finite
+        sent = self.transport.bytes_all_gather(payloads[0].shape[0])
+        return BucketMean(mean, healthy, updates, sent, left_out)

@@ -1,18 +1,21 @@
-"""What every aggregator is: local messages of all replicas in, their mean out."""
+"""What every aggregator is: a bucket of messages of all replicas in, its mean out."""
 
 from __future__ import annotations
 
 import abc
 import dataclasses
 import zlib
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 
 import tensorflow as tf
 
+from tfqcomm.aggregators.error_feedback import Encoded, encode_with_feedback
 from tfqcomm.compressors.base import Compressor
-from tfqcomm.kernels import numerics
+from tfqcomm.kernels.layout import Layout, Part
 from tfqcomm.state.residuals import Residuals, Slot
 from tfqcomm.transport.base import Transport
+
+Updates = list[tuple[tf.Variable, tf.Tensor]]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -25,21 +28,39 @@ class Aggregate:
             so are the means. Where it is false, `updates` must not be applied.
         updates: (variable, new value) pairs: the residuals after this step.
         bytes_sent: by one worker.
+        left_out: for each local replica, for each tensor: float32[n], its new residual; empty
+            without error feedback.
     """
 
     means: list[tf.Tensor]
     healthy: tf.Tensor
-    updates: list[tuple[tf.Variable, tf.Tensor]]
+    updates: Updates
     bytes_sent: int | tf.Tensor
+    left_out: Sequence[list[tf.Tensor]] = ()
+
+
+@dataclasses.dataclass(frozen=True)
+class BucketMean:
+    """What an exchange has found out about a bucket.
+
+    Attributes:
+        mean: float32[layout.size].
+        healthy, updates, bytes_sent: as in `Aggregate`.
+        left_out: for each local replica: float32[layout.size].
+    """
+
+    mean: tf.Tensor
+    healthy: tf.Tensor
+    updates: Updates
+    bytes_sent: int | tf.Tensor
+    left_out: Sequence[tf.Tensor] = ()
 
 
 class Aggregator(abc.ABC):
-    """Averages lists of vectors over replicas.
+    """Averages a bucket of tensors over replicas.
 
-        message + residual = target --> finite? --> `exchange` --> means --> finite?
-                                                       +--> what is left out: new residuals
-
-    Error feedback, and what makes a step healthy, stand here, once; a subclass moves targets.
+        tensors --pack--> message + residual = target --> finite? --> exchange --> mean --unpack-->
+                                                             +--> what is left out: new residual
 
     Args:
         compressor: the codec of the messages.
@@ -49,9 +70,10 @@ class Aggregator(abc.ABC):
         sizes: their elements.
         joint: make one vector of all tensors, for scales and selections that range over all.
         seed: base of the seeds of stochastic codecs.
+        factor: a message is what is given times this.
 
     Attributes:
-        sizes: elements of the vectors that are exchanged, one for each tensor unless `joint`.
+        layout: of the bucket; tensors without elements are left out.
     """
 
     def __init__(
@@ -64,17 +86,21 @@ class Aggregator(abc.ABC):
         *,
         joint: bool = False,
         seed: int = 0,
+        factor: int = 1,
     ):
         self.compressor = compressor
         self.transport = transport
         self.residuals = None if compressor.lossless else residuals
         self.keys = tuple(keys)
-        self.tensor_sizes = tuple(sizes)
-        self.sizes = (sum(sizes),) if joint else self.tensor_sizes
-        self.joint = joint
+        self.sizes = tuple(sizes)
         self.seed = seed
-        for key, size in zip(self.keys, self.tensor_sizes, strict=True):
-            if self.residuals is not None:
+        self.factor = factor
+        filled = tuple(n for n in sizes if n)
+        row = compressor.row(sum(filled))
+        self._tensors = Layout(filled, 1 if joint else row)
+        self.layout = Layout((sum(filled),), row) if joint and filled else self._tensors
+        if self.residuals is not None:
+            for key, size in zip(self.keys, self.sizes, strict=True):
                 self.residuals.declare(key, size)
 
     def aggregate(
@@ -85,127 +111,108 @@ class Aggregator(abc.ABC):
         Args:
             messages: for each local replica, for each tensor: float32[n].
             healthy: for each local replica, a bool scalar: what else it sends is finite.
-            step: int scalar; together with tensor and replica it seeds stochastic codecs.
+            step: int scalar; together with bucket and replica it seeds stochastic codecs.
         """
-        targets, flags = [], []
+        packed = []
         for replica, tensors in enumerate(messages):
             with tf.device(self.transport.devices[replica]):
-                tensors = self._targets(replica, tensors)
-                flags.append(healthy[replica] & numerics.all_finite(tensors))
-                targets.append([_concat(tensors)] if self.joint else tensors)
-        found = self.exchange(targets, flags, step)
+                packed.append(self._pack(tensors))
+        found = self.exchange(packed, healthy, step)
         with tf.device(self.transport.device):
-            # All hold the same bits, so they come to the same conclusion without asking.
-            finite = numerics.all_finite(found.means)
-            means = split_words(found.means[0], self.tensor_sizes) if self.joint else found.means
-            return dataclasses.replace(found, means=means, healthy=found.healthy & finite)
+            means = self._unpack(found.mean)
+        left_out = [self._unpack(of_replica) for of_replica in found.left_out]
+        return Aggregate(means, found.healthy, found.updates, found.bytes_sent, left_out)
 
     @abc.abstractmethod
     def exchange(
-        self, targets: Sequence[Sequence[tf.Tensor]], healthy: Sequence[tf.Tensor], step: tf.Tensor
-    ) -> Aggregate:
+        self, messages: Sequence[tf.Tensor], healthy: Sequence[tf.Tensor], step: tf.Tensor
+    ) -> BucketMean:
         """Averages what the replicas encode, and says what they have left out.
 
         Args:
-            targets: for each local replica, for each vector: messages plus what is owed.
-            healthy: for each local replica, a bool scalar: all of it is finite. The flags travel
-                with the payload, so that all replicas know of each other.
+            messages: for each local replica: float32[layout.size], to be multiplied by `factor`.
+            healthy: for each local replica, a bool scalar: what else it sends is finite. The flags
+                travel with the payload, so that all replicas know of each other.
             step: as in `aggregate`.
         """
 
-    def worker_residual(self, replica: int, tensor: int) -> tf.Variable | None:
-        """The residual of a local replica's message."""
-        if self.residuals is None:
-            return None
-        size = self.tensor_sizes[tensor]
-        return self.residuals.variable(replica, Slot("worker", self.keys[tensor], size, 0, size))
+    def residual(self, replica: int) -> tf.Variable | None:
+        """What a local replica owes of its own messages: float32[layout.size]."""
+        return self._kept(replica, "worker", self._whole, self.layout)
 
-    def _targets(self, replica, tensors):
-        """The messages of a local replica plus what is owed from before."""
-        residuals = [self.worker_residual(replica, index) for index in range(len(tensors))]
-        return [
-            tf.convert_to_tensor(t) if r is None else t + r
-            for t, r in zip(tensors, residuals, strict=True)
-        ]
+    def owners_residual(self, replica: int, part: Part) -> tf.Variable | None:
+        """What a local replica owes of the means that it has encoded, as the owner of `part`."""
+        return self._kept(replica, "owner", part, part.layout)
 
-    def slots(self, kind: str, vector: int, start: int = 0, stop: int | None = None) -> list[Slot]:
-        """The residuals of the part [start, stop) of a vector: in each tensor that it touches."""
-        stop = self.sizes[vector] if stop is None else stop
-        tensors = range(len(self.keys)) if self.joint else [vector]
-        slots, begin = [], 0
-        for tensor in tensors:
-            size = self.tensor_sizes[tensor]
-            low, high = max(start - begin, 0), min(stop - begin, size)
-            if low < high or not self.joint:
-                slots.append(Slot(kind, self.keys[tensor], size, low, high))
-            begin += size
-        return slots
-
-    def owed(self, replica: int, slots: Sequence[Slot]) -> tf.Tensor | float:
-        """What the residuals of `slots` hold, in a row; 0 without error feedback."""
-        if self.residuals is None:
-            return 0.0
-        return tf.concat([self.residuals.variable(replica, slot) for slot in slots], 0)
-
-    def left_out(
-        self, replica: int, slots: Sequence[Slot], target: tf.Tensor, sent: Callable[[], tf.Tensor]
-    ) -> list[tuple[tf.Variable, tf.Tensor]]:
-        """Updates of the residuals of `slots` where `sent()` has been decoded of `target`."""
-        if self.residuals is None or not slots:
+    def owed(self) -> list[list[tf.Tensor]]:
+        """For each local replica, for each tensor: its residual now; empty without feedback."""
+        if self.residuals is None or not self.layout.size:
             return []
-        parts = tf.split(target - sent(), [slot.stop - slot.start for slot in slots])
-        variables = [self.residuals.variable(replica, slot) for slot in slots]
-        return list(zip(variables, parts, strict=True))
+        found = [self.residual(replica) for replica in range(self.transport.local)]
+        return [self._unpack(residual.read_value()) for residual in found]
+
+    def target(self, replica: int, message: tf.Tensor) -> tf.Tensor:
+        """The message of a local replica plus what is owed from before."""
+        message = message if self.factor == 1 else message * self.factor
+        residual = self.residual(replica)
+        return message if residual is None else message + residual
+
+    def encode(self, replica: int, message: tf.Tensor, step: tf.Tensor) -> Encoded:
+        """The words of a local replica's message, and what they leave out."""
+        seed = self.codec_seed(step, replica)
+        residual = self.residual(replica)
+        return encode_with_feedback(
+            self.compressor, self.layout, message, residual, seed, factor=self.factor
+        )
 
     def codec_seed(
-        self, step: tf.Tensor, tensor: int, replica: int, *, start: int = 0, phase: str = "worker"
+        self, step: tf.Tensor, replica: int, *, start: int = 0, phase: str = "worker"
     ) -> tf.Tensor:
         """int32[2]; codecs whose words are summed must draw the same on all replicas.
 
-        The tensor counts by its place: generated names may differ between processes.
-
         Args:
-            start: of what is encoded in the tensor: its parts draw independently.
+            start: of what is encoded of the bucket: its parts draw independently.
             phase: what is encoded, a "worker"'s message or, again, an "owner"'s mean, whose
                 rounding must not depend on that of the owner's own message.
         """
         sender = "all" if self.compressor.linear else f"{phase}{self.transport.ranks[replica]}"
-        place = f"{sender}/{start}" if start else sender
-        static = zlib.crc32(f"{self.seed}/{tensor}/{place}".encode()) & 0x7FFFFFFF
+        static = zlib.crc32(f"{self.seed}/{sender}/{start}".encode()) & 0x7FFFFFFF
         return tf.stack([tf.constant(static, tf.int32), tf.cast(step, tf.int32)])
 
+    @property
+    def _whole(self) -> Part:
+        (whole,) = self.layout.cut(1)
+        return whole
 
-def _concat(vectors):
-    return tf.concat(vectors, 0) if vectors else tf.zeros([0])
+    def _kept(self, replica, kind, part, layout):
+        if self.residuals is None or not part.segments:
+            return None
+        slots = []
+        for segment in part.segments:
+            slots += self._slots(kind, segment)
+        return self.residuals.vector(replica, tuple(slots), layout)
 
+    def _slots(self, kind, segment):
+        """The residuals of a part of a vector of the layout: more than one where that is joint."""
+        filled = [(key, n) for key, n in zip(self.keys, self.sizes, strict=True) if n]
+        if self.layout is self._tensors:
+            key, n = filled[segment.vector]
+            return [Slot(kind, key, n, segment.start, segment.stop)]
+        slots, begin = [], 0
+        for key, n in filled:
+            low, high = max(segment.start - begin, 0), min(segment.stop - begin, n)
+            if low < high:
+                slots.append(Slot(kind, key, n, low, high))
+            begin += n
+        return slots
 
-def health_word(healthy: tf.Tensor) -> tf.Tensor:
-    """int32[1]: the header of a payload, 0 when its sender's message is finite."""
-    return tf.reshape(tf.cast(~healthy, tf.int32), [1])
+    def _pack(self, tensors):
+        tensors = [tf.convert_to_tensor(t) for t, n in zip(tensors, self.sizes, strict=True) if n]
+        packed = self._tensors.pack(tensors)
+        return packed if self.layout is self._tensors else self.layout.pack([packed])
 
-
-@tf.function
-def decode_mean(compressor: Compressor, words: tf.Tensor, size: int) -> tf.Tensor:
-    """Mean of all replicas' decoded words, added in rank order: int32[W, w] -> float32[n].
-
-    The fixed order is what keeps replicas on different machines equal to the bit.
-    """
-    total = compressor.decode(words[0], size)
-    if words.shape[0] == 1:
-        return total
-    total = tf.foldl(
-        lambda total, one: total + compressor.decode(one, size),
-        words[1:],
-        initializer=total,
-        parallel_iterations=1,
-    )
-    return total / words.shape[0]
-
-
-def split_words(words: tf.Tensor, lengths: Sequence[int], *, start: int = 0) -> list[tf.Tensor]:
-    """Cuts the last axis into pieces of the given lengths, from `start` on."""
-    pieces = []
-    for length in lengths:
-        pieces.append(words[..., start : start + length])
-        start += length
-    return pieces
+    def _unpack(self, flat):
+        if self.layout is not self._tensors:
+            (flat,) = self.layout.unpack(flat)
+        vectors = iter(self._tensors.unpack(flat) if self._tensors.sizes else [])
+        return [next(vectors) if n else tf.zeros([0], flat.dtype) for n in self.sizes]

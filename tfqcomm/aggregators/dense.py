@@ -4,74 +4,104 @@ from __future__ import annotations
 
 import tensorflow as tf
 
-from tfqcomm.aggregators.base import Aggregate, Aggregator, split_words
+from tfqcomm.aggregators.base import Aggregator, BucketMean
 from tfqcomm.kernels import numerics, wire
 
 
+class PlainMean(Aggregator):
+    """Averages by an all-reduce what is not compressed, in its own type: float32 or float64.
+
+    A number that is not finite makes the sum so, and everyone sees the same sum.
+    """
+
+    def exchange(self, messages, healthy, step):
+        summands = []
+        for replica, message in enumerate(messages):
+            with tf.device(self.transport.devices[replica]):
+                share = self.factor / self.transport.world
+                message = message if share == 1 else message * share
+                if healthy[replica] is not True:  # of what else this replica sends
+                    poison = tf.cast(tf.where(healthy[replica], 0.0, float("nan")), message.dtype)
+                    message = tf.concat([message, poison[None]], 0)
+                summands.append(message)
+        if not summands[0].shape[0]:  # the ring crashes on empty tensors
+            return BucketMean(summands[0], tf.constant(True), [], 0)
+        total = self.transport.all_reduce(summands)
+        with tf.device(self.transport.device):
+            finite = _finite(total)
+        sent = self.transport.bytes_all_reduce(total.shape[0], total.dtype.size)
+        return BucketMean(total[: self.layout.size], finite, [], sent)
+
+
 class DenseMean(Aggregator):
-    """Sums the words themselves; with `Identity` this is the plain all-reduce of the messages.
+    """Sums the words themselves, of codecs that are linear.
 
     Targets are divided by W before they are encoded, and in half precision, which ends at 65504,
     limited to what no sum of W of them takes out of its range. What is cut off there stays in the
-    residual. One number more travels behind the payload: NaN from a replica
-    whose target is not finite, for a codec may drop or saturate the entry that was not.
-
-    Messages that are not compressed keep their type, float32 or float64.
+    residual. One number more travels behind the payload: NaN from a replica whose target is not
+    finite, for a codec may drop or saturate the entry that was not.
     """
 
-    def exchange(self, targets, healthy, step):
-        headers, bodies, updates = [], [], []
-        for replica, vectors in enumerate(targets):
+    def exchange(self, messages, healthy, step):
+        headers, bodies, updates, left_out = [], [], [], []
+        for replica, message in enumerate(messages):
             with tf.device(self.transport.devices[replica]):
-                header, body, residuals = self._encode(replica, vectors, step)
-                poison = tf.where(healthy[replica], 0.0, float("nan"))
-                body.append(tf.cast(poison, body[0].dtype)[None])
+                header, body, rest = self._encode(replica, message, healthy[replica], step)
                 headers.append(header)
-                bodies.append(tf.concat(body, 0))
-                updates += residuals
+                bodies.append(body)
+            if rest is not None:
+                updates.append((self.residual(replica), rest))
+                left_out.append(rest)
         total = self.transport.all_reduce(bodies)
         with tf.device(self.transport.device):
-            means = self._decode(headers[0], total[:-1])
-            all_healthy = tf.math.is_finite(total[-1])
+            healthy = tf.math.is_finite(total[-1])
+            mean = tf.zeros([0])
+            if self.layout.size:
+                decode = numerics.fuse(_decode, self.layout.size, self.compressor, self.layout)
+                mean, finite = decode(headers[0], total)
+                healthy &= finite
         sent = self.transport.bytes_all_reduce(total.shape[0], total.dtype.size)
-        return Aggregate(means, all_healthy, updates, sent)
+        return BucketMean(mean, healthy, updates, sent, left_out)
 
-    def _encode(self, replica, vectors, step):
-        """Headers (equal on all replicas), summands and new residuals of one replica."""
-        world = self.transport.world
-        if self.compressor.lossless:
-            return [], [target / world for target in vectors], []
-        headers, body, updates = [], [], []
-        for index, target in enumerate(vectors):
-            share = self._in_range(target / world)
-            words = self.compressor.encode(share, self.codec_seed(step, index, replica))
+    def _encode(self, replica, message, healthy, step):
+        """Header (equal on all replicas), summands and new residual of one replica."""
+        codec, residual = self.compressor, self.residual(replica)
+        if not self.layout.size:
+            poison = tf.where(healthy, 0.0, float("nan"))
+            return None, tf.cast(poison, codec.sum_dtype)[None], None
+        static = codec, self.layout, self.factor, self.transport.world
+        seed = self.codec_seed(step, replica)
+        residuals = [] if residual is None else [tf.convert_to_tensor(residual)]
+        kernel = numerics.fuse(_encode, self.layout.size, *static)
+        header, body, *rest = kernel(message, healthy, seed, *residuals)
+        return header, body, rest[0] if rest else None
 
-            def sent(words=words, size=self.sizes[index]):
-                return world * self.compressor.decode(words, size)
 
-            updates += self.left_out(replica, self.slots("worker", index), target, sent)
-            header, summands = tf.split(words, [self.compressor.header_words, -1])
-            headers.append(header)
-            body.append(wire.words_to_summands(summands, self.compressor.sum_dtype))
-        return headers, body, updates
+def _encode(codec, layout, factor, world, message, healthy, seed, residual=None):
+    target = message if factor == 1 else message * factor
+    target = target if residual is None else target + residual
+    share = target / world
+    if codec.sum_dtype.size == 2:
+        limit = numerics.largest_summand(codec.sum_dtype, world)
+        share = tf.clip_by_value(share, -limit, limit)
+    words = codec.encode_bucket(share, layout, seed)
+    body = wire.words_to_summands(words[codec.header_words :], codec.sum_dtype)
+    poison = tf.where(healthy & numerics.finite(target), 0.0, float("nan"))
+    body = tf.concat([body, tf.cast(poison, body.dtype)[None]], 0)
+    header = wire.words_to_floats(words[: codec.header_words])
+    if residual is None:
+        return header, body
+    left_out = target - world * codec.decode_bucket(words, layout)
+    return header, body, layout.without_padding(left_out)
 
-    def _in_range(self, share):
-        dtype = self.compressor.sum_dtype
-        if dtype.size != 2:
-            return share
-        limit = numerics.largest_summand(dtype, self.transport.world)
-        return tf.clip_by_value(share, -limit, limit)
 
-    def _decode(self, headers, total):
-        if self.compressor.lossless:
-            return split_words(total, self.sizes)
-        per_word = 4 // self.compressor.sum_dtype.size
-        lengths = [
-            (self.compressor.num_words(n) - self.compressor.header_words) * per_word
-            for n in self.sizes
-        ]
-        bodies = split_words(total, lengths)
-        return [
-            self.compressor.decode(tf.concat([header, wire.summands_to_words(body)], 0), n)
-            for header, body, n in zip(headers, bodies, self.sizes, strict=True)
-        ]
+def _decode(codec, layout, header, total):
+    words = [wire.floats_to_words(header), wire.summands_to_words(total[:-1])]
+    mean = codec.decode_bucket(tf.concat(words, 0), layout)
+    return mean, numerics.finite(mean)
+
+
+def _finite(x):
+    if x.dtype != tf.float32:
+        return numerics.all_finite([x])
+    return numerics.fuse(numerics.finite, x.shape[0])(x)

@@ -1,34 +1,93 @@
-"""Error feedback: what compression left out of a message is added to the next one.
+"""Error feedback: what compression leaves out of a message is added to the next one.
 
-The residual of a message belongs to one replica and one tensor and starts at zero:
+    target = factor * message + residual
+    words = encode(target)
+    residual = target - decode(words)
 
-    words = encode(message + residual);  residual = message + residual - decode(words)
-
-so the sum of all decoded messages plus the residual is the sum of all messages (Seide et al.,
-2014; Karimireddy et al., arXiv 1901.09847).
+(Seide et al., Interspeech 2014; Karimireddy et al., arXiv 1901.09847). These are the first two of
+a bucket's three kernels; `decode_mean` is the third. Words pass from kernel to kernel as float32,
+bit by bit: TensorFlow keeps int32 in the host's memory.
 """
 
 from __future__ import annotations
 
+import dataclasses
+
 import tensorflow as tf
 
 from tfqcomm.compressors.base import Compressor
+from tfqcomm.kernels import numerics, wire
+from tfqcomm.kernels.layout import Layout
+
+
+@dataclasses.dataclass(frozen=True)
+class Encoded:
+    """A message on its way.
+
+    Attributes:
+        words: int32[w] in float32.
+        left_out: float32[n], the new residual; None without error feedback.
+        finite: bool scalar, whether what was encoded is.
+    """
+
+    words: tf.Tensor
+    left_out: tf.Tensor | None
+    finite: tf.Tensor
 
 
 def encode_with_feedback(
-    compressor: Compressor, message: tf.Tensor, residual: tf.Tensor | None, seed
-) -> tuple[tf.Tensor, tf.Tensor | None]:
-    """Encodes `message` plus what is owed from before.
+    codec: Compressor,
+    layout: Layout,
+    message: tf.Tensor,
+    residual: tf.Tensor | tf.Variable | None,
+    seed: tf.Tensor,
+    *,
+    factor: float = 1,
+    sent_factor: float = 1,
+) -> Encoded:
+    """Encodes `factor` times a bucket's `message` plus what is owed from before.
 
     Args:
-        message: float32[n].
-        residual: float32[n], or None for no error feedback.
-
-    Returns:
-        int32[w] words and the new residual (None without error feedback).
+        message: float32[layout.size].
+        residual: the same, or None for no error feedback.
+        seed: int32[2].
+        sent_factor: what decoded words are multiplied by before they count as sent.
     """
+    if not layout.size:
+        return Encoded(tf.zeros([0]), None, tf.constant(True))
+    static = codec, layout, float(factor), float(sent_factor)
+    compiled = numerics.fuse if codec.compilable else numerics.op_by_op
     if residual is None:
-        return compressor.encode(message, seed), None
-    target = message + residual
-    words = compressor.encode(target, seed)
-    return words, target - compressor.decode(words, message.shape[0])
+        words, finite = compiled(_encode, layout.size, *static)(message, seed)
+        return Encoded(words, None, finite)
+    kernel = compiled(_encode_and_keep, layout.size, *static)
+    return Encoded(*kernel(message, tf.convert_to_tensor(residual), seed))
+
+
+def decode_mean(codec: Compressor, layout: Layout, words: tf.Tensor):
+    """The mean of W messages, and whether it is finite: float32[W, w] -> float32[layout.size]."""
+    if not layout.size:
+        return tf.zeros([0]), tf.constant(True)
+    compiled = numerics.fuse if codec.compilable else numerics.op_by_op
+    return compiled(_decode_mean, layout.size, codec, layout)(words)
+
+
+def _encode(codec, layout, factor, _, message, seed):
+    target = message if factor == 1 else message * factor
+    words = codec.encode_bucket(target, layout, seed)
+    return wire.words_to_floats(words), numerics.finite(target)
+
+
+def _encode_and_keep(codec, layout, factor, sent_factor, message, residual, seed):
+    target = (message if factor == 1 else message * factor) + residual
+    words = codec.encode_bucket(target, layout, seed)
+    sent = codec.decode_bucket(words, layout)
+    left_out = target - (sent if sent_factor == 1 else sent * sent_factor)
+    left_out = layout.without_padding(left_out)
+    return wire.words_to_floats(words), left_out, numerics.finite(target)
+
+
+def _decode_mean(codec, layout, words):
+    mean = codec.decode_bucket_mean(wire.floats_to_words(words), layout)
+    mean = layout.without_padding(mean)
+    return mean, numerics.finite(mean)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import tensorflow as tf
 
-from tfqcomm.aggregators.base import Aggregate, Aggregator, health_word
+from tfqcomm.aggregators.base import Aggregator, BucketMean
 from tfqcomm.kernels import numerics, rounding, wire
 
 
@@ -12,71 +12,79 @@ class IntegerMean(Aggregator):
     """Sums levels -1, 0, 1, after the replicas have agreed on what a level stands for.
 
     First every replica sends its scale of each tensor to all; the largest counts. Then the levels
-    of all tensors, plus one, travel in fields with room for the sum of W of them, in one payload
+    of the bucket, plus one, travel in fields with room for the sum of W of them, in one payload
 
         [health] [fields of levels, as many to a word as there is room for]
 
     There is one lossy step, at the worker. TernGrad's "scaler sharing" (arXiv 1705.07878).
     """
 
-    def exchange(self, targets, healthy, step):
+    def exchange(self, messages, healthy, step):
+        if not self.layout.size:
+            return BucketMean(tf.zeros([0]), tf.constant(True), [], 0)
         own = []
-        for replica, vectors in enumerate(targets):
+        for replica, message in enumerate(messages):
             with tf.device(self.transport.devices[replica]):
-                scales = tf.concat([self.compressor.scale(t) for t in vectors], 0)
-                own.append(wire.floats_to_words(scales))
+                own.append(self._fuse(_scales)(*self._given(replica, message)))
         gathered = self.transport.all_gather(own)  # [W, T], T tensors
         with tf.device(self.transport.device):
-            scales = tf.reduce_max(wire.words_to_floats(gathered), axis=0)
-        payloads, updates = [], []
-        for replica, of_replica in enumerate(targets):
+            scales = tf.reduce_max(gathered, axis=0)
+        payloads, updates, left_out = [], [], []
+        for replica, message in enumerate(messages):
             with tf.device(self.transport.devices[replica]):
-                levels, residuals = self._encode(replica, of_replica, scales, step)
-                fields = numerics.fuse(_pack, sum(self.sizes))(levels, self._bits)
-                payloads.append(tf.concat([health_word(healthy[replica]), fields], 0))
-                updates += residuals
+                seed = self.codec_seed(step, replica)
+                encode = self._fuse(_encode, self._bits)
+                given = self._given(replica, message)
+                fields, rest, finite = encode(scales, seed, *given)
+                sick = tf.cast(~(healthy[replica] & finite), tf.int32)
+                payloads.append(tf.concat([sick[None], fields], 0))
+            if self.residuals is not None:
+                updates.append((self.residual(replica), rest))
+                left_out.append(rest)
         total = self.transport.all_reduce(payloads)  # [1 + w]
         with tf.device(self.transport.device):
-            means = self._decode(total[1:], scales)
-            all_healthy = tf.equal(total[0], 0)
-        sent = self.transport.bytes_all_gather(len(self.sizes))
+            decode = self._fuse(_decode, self._bits, self.transport.world)
+            mean, finite = decode(total[1:], scales)
+            healthy = tf.equal(total[0], 0) & finite
+        sent = self.transport.bytes_all_gather(len(self.layout.sizes))
         sent += self.transport.bytes_all_reduce(total.shape[0])
-        return Aggregate(means, all_healthy, updates, sent)
+        return BucketMean(mean, healthy, updates, sent, left_out)
 
     @property
     def _bits(self) -> int:
         """Of a field: sums of levels plus one are from 0 to 2 W."""
         return (2 * self.transport.world).bit_length()
 
-    def _encode(self, replica, targets, scales, step):
-        """int8 levels of all tensors, and the new residuals."""
-        levels, updates = [], []
-        for index, target in enumerate(targets):
-            scale = scales[index : index + 1]
-            seed = self.codec_seed(step, index, replica)
-            levels.append(self.compressor.levels(target, scale, seed))
+    def _given(self, replica, message):
+        residual = self.residual(replica)
+        return [message] if residual is None else [message, tf.convert_to_tensor(residual)]
 
-            def sent(levels=levels[-1], scale=scale, size=self.sizes[index]):
-                value = self.compressor.value_of_one(scale, size)
-                return value * tf.cast(levels, tf.float32)
-
-            updates += self.left_out(replica, self.slots("worker", index), target, sent)
-        return tf.concat(levels, 0), updates
-
-    def _decode(self, words, scales):
-        world, n = self.transport.world, sum(self.sizes)
-        totals = numerics.fuse(_unpack, n)(words, self._bits, n, world)
-        values = [self.compressor.value_of_one(scales[i], n) for i, n in enumerate(self.sizes)]
-        return [
-            rounding.level_values(total, world, value)
-            for total, value in zip(tf.split(totals, self.sizes), values, strict=True)
-        ]
+    def _fuse(self, kernel, *static):
+        facts = self.compressor, self.layout, self.factor, *static
+        return numerics.fuse(kernel, self.layout.size, *facts)
 
 
-def _pack(levels, bits):
-    return wire.pack_fields(tf.cast(levels, tf.int32) + 1, bits)
+def _target(factor, message, residual):
+    target = message if factor == 1 else message * factor
+    return target if residual is None else target + residual
 
 
-def _unpack(words, bits, n, world):
-    """Sums of `world` levels: int32[n]."""
-    return wire.unpack_fields(words, bits, n) - world
+def _scales(codec, layout, factor, message, residual=None):
+    return codec.scales(_target(factor, message, residual), layout)
+
+
+def _encode(codec, layout, factor, bits, scales, seed, message, residual=None):
+    """Fields of levels, the new residual, and whether the target is finite."""
+    target = _target(factor, message, residual)
+    levels = codec.levels(target, scales, layout, seed)
+    fields = wire.pack_fields(tf.cast(levels, tf.int32) + 1, bits)
+    value = layout.spread(codec.values_of_one(scales, layout))
+    sent = layout.flat(value * tf.cast(layout.rows(levels), tf.float32))
+    return fields, layout.without_padding(target - sent), numerics.finite(target)
+
+
+def _decode(codec, layout, _, bits, world, words, scales):
+    totals = wire.unpack_fields(words, bits, layout.size) - world  # sums of levels
+    value = layout.spread(codec.values_of_one(scales, layout))
+    mean = layout.flat(rounding.level_values(layout.rows(totals), world, value))
+    return mean, numerics.finite(mean)

@@ -43,15 +43,18 @@ class WarmUp:
         def compressed():
             found = self._compressed.aggregate(messages, healthy, step)
             residuals.extend(variable for variable, _ in found.updates)
-            return _outputs(found, [value for _, value in found.updates])
+            return _outputs(found, [value for _, value in found.updates], found.left_out)
 
         def dense():  # traced behind the other, which has told what residuals there are
             found = self._dense.aggregate(messages, healthy, step)
-            return _outputs(found, [variable.read_value() for variable in residuals])
+            values = [variable.read_value() for variable in residuals]
+            return _outputs(found, values, self._compressed.owed())
 
-        means, all_healthy, sent, values = tf.cond(compresses, compressed, dense)
-        return Aggregate(means, all_healthy, list(zip(residuals, values, strict=True)), sent)
+        means, all_healthy, sent, values, left_out = tf.cond(compresses, compressed, dense)
+        updates = list(zip(residuals, values, strict=True))
+        return Aggregate(means, all_healthy, updates, sent, left_out)
 
 
-def _outputs(found, values):
-    return list(found.means), found.healthy, tf.cast(found.bytes_sent, tf.int64), values
+def _outputs(found, values, left_out):
+    sent = tf.cast(found.bytes_sent, tf.int64)
+    return list(found.means), found.healthy, sent, values, list(left_out)

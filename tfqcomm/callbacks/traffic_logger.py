@@ -9,7 +9,7 @@ import tensorflow as tf
 from absl import logging
 
 from tfqcomm._tf_private import optimizers_of
-from tfqcomm.state.ledger import Ledger, ledger_of
+from tfqcomm.state.ledger import Ledger, ledger_of, watch
 from tfqcomm.state.traffic import Traffic
 
 
@@ -65,6 +65,8 @@ class TrafficLogger(keras.callbacks.Callback):
         """Opens the log and notes where the counters stand."""
         if self.log_dir is not None and self._writer is None:
             self._writer = tf.summary.create_file_writer(str(self.log_dir))
+        for optimizer in optimizers_of(self.model):
+            watch(optimizer)
         self._seen = {ledger: ledger.meter.read() for ledger in self._ledgers()}
 
     def on_epoch_end(self, epoch, logs=None):

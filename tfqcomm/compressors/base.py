@@ -6,12 +6,16 @@ import abc
 import dataclasses
 import functools
 import operator
+import zlib
 from collections.abc import Callable
 from typing import Any, ClassVar
 
 import tensorflow as tf
 
+from tfqcomm.kernels.layout import Layout
+
 MOST_ELEMENTS = 2**31 - 1  # of one vector: positions and sizes in TensorFlow's kernels are int32
+_UNROLLED = 8  # messages; more are added up in a loop
 
 
 @dataclasses.dataclass(frozen=True)
@@ -33,6 +37,8 @@ class Compressor(abc.ABC):
     lossless: ClassVar[bool] = False
     # Keeps few entries: the mean of several messages has more, so it is not re-encoded.
     sparse: ClassVar[bool] = False
+    # Every element is encoded by itself: several tensors in a row are as good as one.
+    elementwise: ClassVar[bool] = False
     # XLA may compile it as a part of something larger: all shapes are known when it is traced.
     compilable: ClassVar[bool] = True
     # Used in an exchange, it keeps a number of entries that all replicas choose at every step.
@@ -134,13 +140,74 @@ class Compressor(abc.ABC):
         """The codec with which an owner encodes the mean of what this one has decoded."""
         return self
 
+    def row(self, elements: int) -> int:
+        """What tensors are padded to multiples of, in a bucket of so many elements."""
+        return 1
+
+    def bucket_words(self, layout: Layout) -> int:
+        """Words that `encode_bucket` returns."""
+        if self.elementwise:
+            return self.num_words(layout.size)
+        return sum(self.num_words(n) for n in layout.sizes)
+
+    def encode_bucket(self, x: tf.Tensor, layout: Layout, seed: tf.Tensor) -> tf.Tensor:
+        """Compresses several tensors at once, each with scales and a selection of its own.
+
+        This one goes from tensor to tensor. Codecs override it with graph code whose size does not
+        depend on how many there are.
+
+        Args:
+            x: float32[layout.size], zero where the layout has padding.
+            layout: of the tensors, in rows of `row` elements.
+            seed: int32[2].
+
+        Returns:
+            int32[bucket_words(layout)].
+        """
+        if self.elementwise:
+            return self.encode_implementation(x, seed)
+        words = []
+        for index, vector in enumerate(layout.unpack(x)):
+            words.append(self.encode(vector, _seed_of_tensor(self, seed, index)))
+        return tf.concat(words, 0)
+
+    def decode_bucket(self, words: tf.Tensor, layout: Layout) -> tf.Tensor:
+        """Inverse of `encode_bucket`: int32[bucket_words(layout)] -> float32[layout.size].
+
+        What stands in the padding has no meaning.
+        """
+        if self.elementwise:
+            return self.decode_implementation(words, layout.size)
+        parts = tf.split(words, [self.num_words(n) for n in layout.sizes])
+        decoded = [self.decode(part, n) for part, n in zip(parts, layout.sizes, strict=True)]
+        return layout.pack(decoded)
+
+    def decode_bucket_mean(self, words: tf.Tensor, layout: Layout) -> tf.Tensor:
+        """Mean of W messages, added in their order: int32[W, w] -> float32[layout.size].
+
+        The fixed order is what keeps replicas on different machines equal to the bit.
+        """
+        world = words.shape[0]
+        total = self.decode_bucket(words[0], layout)
+        if 1 < world <= _UNROLLED:
+            for other in range(1, world):
+                total = total + self.decode_bucket(words[other], layout)
+        elif world > 1:
+            total = tf.foldl(
+                lambda total, one: total + self.decode_bucket(one, layout),
+                words[1:],
+                initializer=total,
+                parallel_iterations=1,
+            )
+        return total if world == 1 else total * (1 / world)
+
     @abc.abstractmethod
     def encode_implementation(self, x: tf.Tensor, seed: tf.Tensor) -> tf.Tensor:
-        """Graph code of `encode`: x float32[n], seed int32[2]."""
+        """Graph code of `encode`: x float32[n], n > 0; seed int32[2]."""
 
     @abc.abstractmethod
     def decode_implementation(self, words: tf.Tensor, n: int) -> tf.Tensor:
-        """Graph code of `decode`: words int32[num_words(n)]."""
+        """Graph code of `decode`: words int32[num_words(n)], n > 0."""
 
     def get_config(self) -> dict[str, Any]:
         """The constructor's arguments."""
@@ -157,6 +224,8 @@ class Compressor(abc.ABC):
 @functools.cache
 def _encoder(compressor: Compressor, n: int) -> Callable:
     def encode(x, seed):
+        if n == 0:
+            return tf.zeros([compressor.num_words(0)], tf.int32)
         words = compressor.encode_implementation(x, seed)
         return tf.ensure_shape(words, [compressor.num_words(n)])
 
@@ -166,6 +235,8 @@ def _encoder(compressor: Compressor, n: int) -> Callable:
 @functools.cache
 def _decoder(compressor: Compressor, n: int) -> Callable:
     def decode(words):
+        if n == 0:
+            return tf.zeros([0])
         return tf.ensure_shape(compressor.decode_implementation(words, n), [n])
 
     return _trace(decode, tf.TensorSpec([compressor.num_words(n)], tf.int32))
@@ -174,6 +245,11 @@ def _decoder(compressor: Compressor, n: int) -> Callable:
 def _trace(function: Callable, *signature: tf.TensorSpec) -> Callable:
     with tf.init_scope(), tf.device(None):  # not in the caller's graph, nor tied to its device
         return tf.function(function, autograph=False).get_concrete_function(*signature)
+
+
+def _seed_of_tensor(compressor: Compressor, seed: tf.Tensor, index: int) -> tf.Tensor:
+    """Tensors of a bucket draw independently; whoever sends positions by seed, all the same."""
+    return seed if compressor.deterministic else seed + [zlib.crc32(f"{index}".encode()) >> 1, 0]
 
 
 def _length(n) -> int:

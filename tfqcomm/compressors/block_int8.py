@@ -7,7 +7,7 @@ import dataclasses
 import tensorflow as tf
 
 from tfqcomm import checks
-from tfqcomm.compressors.base import Compressor
+from tfqcomm.compressors.quantizer import Quantizer
 from tfqcomm.compressors.registry import register
 from tfqcomm.kernels import numerics, rounding, wire
 
@@ -16,7 +16,7 @@ _LARGEST = 127
 
 @register("block_int8")
 @dataclasses.dataclass(frozen=True)
-class BlockInt8(Compressor):
+class BlockInt8(Quantizer):
     """s q / 127 with q = round(127 x / s), half to even, where s = max|x| of the block.
 
     8 + 32 / block bits per element; every error is at most s / 254. One large entry coarsens its
@@ -45,37 +45,24 @@ class BlockInt8(Compressor):
     def __post_init__(self):
         checks.positive_integer_or_none("block", self.block)
 
-    def num_words(self, n: int) -> int:
-        return -(-n // (self.block or max(n, 1))) + wire.num_words(n, 8)
+    @property
+    def _block(self):
+        return self.block
+
+    def num_body_words(self, n: int) -> int:
+        return wire.num_words(n, 8)
 
     def error_bound(self, n: int) -> float:
         return rounding.error_bound(_LARGEST, min(self.block or n, n))
 
-    def encode_implementation(self, x, seed):
-        n = x.shape[0]
-        if n == 0:
-            return tf.zeros([0], tf.int32)
-        block = min(self.block or n, n)
-        blocks = tf.reshape(tf.pad(x, [[0, -n % block]]), [-1, block])
-        scales = numerics.max_magnitude(blocks)
-        octets = numerics.fuse(_octets, n)(blocks, scales, n)
-        return tf.concat([wire.floats_to_words(scales), octets], axis=0)
+    def measure(self, x, layout):
+        return layout.max_magnitude(x)[None]
 
-    def decode_implementation(self, words, n):
-        if n == 0:
-            return tf.zeros([0])
-        return numerics.fuse(_decode, n)(words, n, min(self.block or n, n))
+    def quantize(self, x, scales, layout, seed):
+        levels = tf.round(numerics.relative(layout.rows(x), layout.spread(scales[0])) * _LARGEST)
+        octets = tf.cast(tf.cast(levels, tf.int32), tf.int8)
+        return wire.bytes_to_words(layout.flat(octets))
 
-
-def _octets(blocks, scales, n):
-    levels = tf.round(numerics.relative(blocks, scales[:, None]) * _LARGEST)
-    octets = tf.cast(tf.cast(levels, tf.int32), tf.int8)
-    return wire.bytes_to_words(tf.reshape(octets, [-1])[:n])
-
-
-def _decode(words, n, block):
-    num_blocks = -(-n // block)
-    scales = wire.words_to_floats(words[:num_blocks])
-    levels = tf.cast(wire.words_to_bytes(words[num_blocks:], n), tf.int32)
-    blocks = tf.reshape(tf.pad(levels, [[0, -n % block]]), [-1, block])
-    return tf.reshape(rounding.level_values(blocks, _LARGEST, scales[:, None]), [-1])[:n]
+    def restore(self, scales, body, layout):
+        levels = layout.rows(tf.cast(wire.words_to_bytes(body, layout.size), tf.int32))
+        return layout.flat(rounding.level_values(levels, _LARGEST, layout.spread(scales[0])))

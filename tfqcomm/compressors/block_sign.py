@@ -7,14 +7,14 @@ import dataclasses
 import tensorflow as tf
 
 from tfqcomm import checks
-from tfqcomm.compressors.base import Compressor
+from tfqcomm.compressors.quantizer import Quantizer
 from tfqcomm.compressors.registry import register
 from tfqcomm.kernels import numerics, wire
 
 
 @register("block_sign")
 @dataclasses.dataclass(frozen=True)
-class BlockSign(Compressor):
+class BlockSign(Quantizer):
     """sign(x) * mean|x|, the mean taken over the whole tensor or over blocks of it.
 
     1 + 32 / block bits per element. ||C(x) - x||^2 <= (1 - 1/block) ||x||^2: biased, so train
@@ -43,40 +43,24 @@ class BlockSign(Compressor):
     def __post_init__(self):
         checks.positive_integer_or_none("block", self.block)
 
-    def num_words(self, n: int) -> int:
-        return self._num_blocks(n) + wire.num_words(n, 1)
+    @property
+    def _block(self):
+        return self.block
+
+    def num_body_words(self, n: int) -> int:
+        return wire.num_words(n, 1)
 
     def error_bound(self, n: int) -> float:
         return 1 - 1 / min(self.block or n, n)
 
-    def encode_implementation(self, x, seed):
-        n = x.shape[0]
-        if n == 0:
-            return tf.zeros([0], tf.int32)
-        return numerics.fuse(_encode, n)(x, min(self.block or n, n))
+    def measure(self, x, layout):
+        return layout.mean_magnitude(x)[None]
 
-    def decode_implementation(self, words, n):
-        if n == 0:
-            return tf.zeros([0])
-        return numerics.fuse(_decode, n)(words, n, min(self.block or n, n))
+    def quantize(self, x, scales, layout, seed):
+        return wire.pack_bits(numerics.is_negative(x))
 
-    def _num_blocks(self, n: int) -> int:
-        return -(-n // (self.block or max(n, 1)))
-
-
-def _encode(x, block):
-    n = x.shape[0]
-    whole = n // block * block
-    scales = numerics.mean_magnitude(tf.reshape(x[:whole], [-1, block]))
-    if whole < n:
-        scales = tf.concat([scales, numerics.mean_magnitude(x[None, whole:])], axis=0)
-    signs = wire.pack_bits(numerics.is_negative(x))
-    return tf.concat([wire.floats_to_words(scales), signs], axis=0)
-
-
-def _decode(words, n, block):
-    blocks = -(-n // block)
-    scales = wire.words_to_floats(words[:blocks])
-    if blocks > 1:
-        scales = tf.repeat(scales, block)[:n]
-    return tf.where(wire.unpack_bits(words[blocks:], n), -scales, scales)
+    def restore(self, scales, body, layout):
+        (means,) = tf.unstack(scales)
+        negative = layout.rows(wire.unpack_bits(body, layout.size))
+        means = layout.spread(means)
+        return layout.flat(tf.where(negative, -means, means))

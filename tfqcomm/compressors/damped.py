@@ -4,9 +4,22 @@ from __future__ import annotations
 
 import dataclasses
 
+import numpy as np
 import tensorflow as tf
 
 from tfqcomm.compressors.base import Compressor
+from tfqcomm.kernels.layout import Layout
+
+_DECLARED = (
+    "linear",
+    "deterministic",
+    "sparse",
+    "integer",
+    "compilable",
+    "elementwise",
+    "sum_dtype",
+    "header_words",
+)
 
 
 def for_exchange(compressor: Compressor, error_feedback: bool) -> Compressor:
@@ -35,7 +48,7 @@ class Damped(Compressor):
     codec: Compressor
 
     def __post_init__(self):
-        for name in ("linear", "deterministic", "sparse", "integer", "sum_dtype", "header_words"):
+        for name in _DECLARED:
             object.__setattr__(self, name, getattr(self.codec, name))
 
     def num_words(self, n: int) -> int:
@@ -44,23 +57,41 @@ class Damped(Compressor):
     def error_bound(self, n: int) -> float:
         return self.codec.damped_error_bound(n)
 
+    def row(self, elements):
+        return self.codec.row(elements)
+
+    def bucket_words(self, layout):
+        return self.codec.bucket_words(layout)
+
+    def encode_bucket(self, x, layout, seed):
+        return self.codec.encode_bucket(x, layout, seed)
+
+    def decode_bucket(self, words, layout):
+        return self._damp(self.codec.decode_bucket(words, layout), layout)
+
     def encode_implementation(self, x, seed):
         return self.codec.encode(x, seed)
 
     def decode_implementation(self, words, n):
-        return self.codec.decode(words, n) * tf.constant(self._factor(n))
+        return self._damp(self.codec.decode(words, n), Layout((n,)))
 
-    def scale(self, x: tf.Tensor) -> tf.Tensor:
-        """That of C, if it is a codec whose scale replicas may share."""
-        return self.codec.scale(x)
+    def scales(self, x: tf.Tensor, layout: Layout) -> tf.Tensor:
+        """Those of C, if it is a codec whose scales replicas may share."""
+        return self.codec.scales(x, layout)
 
-    def levels(self, x: tf.Tensor, scale: tf.Tensor, seed: tf.Tensor) -> tf.Tensor:
+    def levels(self, x: tf.Tensor, scales: tf.Tensor, layout: Layout, seed: tf.Tensor) -> tf.Tensor:
         """Those of C."""
-        return self.codec.levels(x, scale, seed)
+        return self.codec.levels(x, scales, layout, seed)
 
-    def value_of_one(self, scale: tf.Tensor, n: int) -> tf.Tensor:
+    def values_of_one(self, scales: tf.Tensor, layout: Layout) -> tf.Tensor:
         """What a level of 1 decodes to."""
-        return self.codec.value_of_one(scale, n) * tf.constant(self._factor(n))
+        return self.codec.values_of_one(scales, layout) * self._factors(layout)
 
-    def _factor(self, n):
-        return self.codec.damping(n) if n else 1.0
+    def _damp(self, x, layout):
+        factors = self._factors(layout)
+        if len(set(factors)) == 1:
+            return x * tf.constant(factors[0])
+        return layout.flat(layout.rows(x) * layout.spread(tf.constant(factors)))
+
+    def _factors(self, layout):
+        return np.array([self.codec.damping(n) for n in layout.sizes], np.float32)

@@ -25,6 +25,7 @@ class Float16(Compressor):
     array([ 2048., 65504.], dtype=float32)
     """
 
+    elementwise: ClassVar[bool] = True
     linear: ClassVar[bool] = True
     sum_dtype: ClassVar[tf.DType] = tf.float16
 
@@ -53,6 +54,7 @@ class BFloat16(Compressor):
     array([  256., 99840.], dtype=float32)
     """
 
+    elementwise: ClassVar[bool] = True
     linear: ClassVar[bool] = True
     sum_dtype: ClassVar[tf.DType] = tf.bfloat16
 

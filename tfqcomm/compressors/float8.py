@@ -9,7 +9,7 @@ import numpy as np
 import tensorflow as tf
 
 from tfqcomm import checks
-from tfqcomm.compressors.base import Compressor
+from tfqcomm.compressors.quantizer import Quantizer
 from tfqcomm.compressors.registry import register
 from tfqcomm.kernels import numerics, wire
 
@@ -33,7 +33,7 @@ _FORMATS = {
 
 @register("float8")
 @dataclasses.dataclass(frozen=True)
-class Float8(Compressor):
+class Float8(Quantizer):
     """s q / L with q = float8(L x / s), where s = max|x| of the block and L is float8's largest.
 
     8 + 32 / block bits per element. q is rounded to the nearest, half to even; nothing overflows,
@@ -68,8 +68,12 @@ class Float8(Compressor):
         checks.one_of("format", self.format, list(_FORMATS))
         checks.positive_integer_or_none("block", self.block)
 
-    def num_words(self, n: int) -> int:
-        return -(-n // (self.block or max(n, 1))) + wire.num_words(n, 8)
+    @property
+    def _block(self):
+        return self.block
+
+    def num_body_words(self, n: int) -> int:
+        return wire.num_words(n, 8)
 
     def error_bound(self, n: int) -> float:
         # In units of L the largest entry is 1, and exact. The others are worst all alike: they are
@@ -83,26 +87,18 @@ class Float8(Compressor):
         rounded = others * (u / 1.75) ** 2
         return max(lost / (1 + lost), rounded / (1 + others * ((1 + u) / 1.75) ** 2))
 
-    def encode_implementation(self, x, seed):
-        n = x.shape[0]
-        if n == 0:
-            return tf.zeros([0], tf.int32)
-        block = min(self.block or n, n)
-        blocks = tf.reshape(tf.pad(x, [[0, -n % block]]), [-1, block])
-        scales = numerics.max_magnitude(blocks)
-        octets = numerics.fuse(_octets, n)(blocks, scales, n, self.format)
-        return tf.concat([wire.floats_to_words(scales), octets], axis=0)
+    def measure(self, x, layout):
+        return layout.max_magnitude(x)[None]
 
-    def decode_implementation(self, words, n):
-        if n == 0:
-            return tf.zeros([0])
-        return numerics.fuse(_decode, n)(words, n, min(self.block or n, n), self.format)
+    def quantize(self, x, scales, layout, seed):
+        y = numerics.relative(layout.rows(x), layout.spread(scales[0]))
+        y = tf.clip_by_value(y, -1.0, 1.0) * _FORMATS[self.format].largest
+        return wire.bytes_to_words(layout.flat(_to_float8(y, self.format)))
 
-
-def _octets(blocks, scales, n, name):
-    y = tf.clip_by_value(numerics.relative(blocks, scales[:, None]), -1.0, 1.0)
-    octets = _to_float8(y * _FORMATS[name].largest, name)
-    return wire.bytes_to_words(tf.reshape(octets, [-1])[:n])
+    def restore(self, scales, body, layout):
+        octets = tf.cast(wire.words_to_bytes(body, layout.size), tf.int32)
+        y = tf.gather(_quotients(self.format), tf.bitwise.bitwise_and(octets, 0xFF))
+        return layout.flat(layout.rows(y) * layout.spread(scales[0]))
 
 
 def _to_float8(y, name):
@@ -121,15 +117,6 @@ def _to_float8(y, name):
     octets = steps + tf.bitwise.left_shift(exponents - smallest, m)
     octets = tf.where(numerics.is_finite(y), octets, _NAN)
     return tf.cast(tf.where(numerics.is_negative(y), octets - 128, octets), tf.int8)
-
-
-def _decode(words, n, block, name):
-    num_blocks = -(-n // block)
-    scales = wire.words_to_floats(words[:num_blocks])
-    octets = tf.cast(wire.words_to_bytes(words[num_blocks:], n), tf.int32)
-    y = tf.gather(_quotients(name), tf.bitwise.bitwise_and(octets, 0xFF))
-    blocks = tf.reshape(tf.pad(y, [[0, -n % block]]), [-1, block])
-    return tf.reshape(blocks * scales[:, None], [-1])[:n]
 
 
 def _quotients(name):

@@ -23,6 +23,7 @@ class Identity(Compressor):
     """
 
     lossless: ClassVar[bool] = True
+    elementwise: ClassVar[bool] = True
     linear: ClassVar[bool] = True
     unbiased: ClassVar[bool] = True
     sum_dtype: ClassVar[tf.DType] = tf.float32

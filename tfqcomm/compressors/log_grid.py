@@ -7,7 +7,7 @@ import dataclasses
 import tensorflow as tf
 
 from tfqcomm import checks
-from tfqcomm.compressors.base import Compressor
+from tfqcomm.compressors.quantizer import Quantizer
 from tfqcomm.compressors.registry import register
 from tfqcomm.kernels import numerics, wire
 
@@ -16,7 +16,7 @@ _FRACTION_BITS, _BIAS = 23, 127  # of a float32
 
 @register("log_grid")
 @dataclasses.dataclass(frozen=True)
-class LogGrid(Compressor):
+class LogGrid(Quantizer):
     """s times the nearest of 0, +-2^-k, ..., +-1/2, +-1 to x / s, where s = max|x|.
 
     2k + 3 levels, so ceil(log2(2k + 3)) bits per element: 2 for k = 0 (ternary), 3 for k = 1
@@ -48,8 +48,8 @@ class LogGrid(Compressor):
         """Per element: the logarithm of 2k + 3, rounded up."""
         return (2 * self.k + 2).bit_length()
 
-    def num_words(self, n: int) -> int:
-        return min(n, 1) + wire.num_level_words(n, self.bits)
+    def num_body_words(self, n: int) -> int:
+        return wire.num_level_words(n, self.bits)
 
     def error_bound(self, n: int) -> float:
         # The largest entry is exact. All others are worst just below the smallest level's half, or
@@ -57,34 +57,27 @@ class LogGrid(Compressor):
         below, between = (n - 1) / 4.0 ** (self.k + 1), (n - 1) / 16 if self.k else 0.0
         return max(below / (1 + below), between / (1 + 9 * between))
 
-    def encode_implementation(self, x, seed):
-        n = x.shape[0]
-        if n == 0:
-            return tf.zeros([0], tf.int32)
-        scale = numerics.max_magnitude(x[None])  # float32[1]
-        levels = numerics.fuse(_levels, n)(x, scale, self.k)
-        planes = numerics.fuse(wire.pack_levels, n)(levels, self.bits)
-        return tf.concat([wire.floats_to_words(scale), planes], axis=0)
+    def measure(self, x, layout):
+        return layout.max_magnitude(x)[None]
 
-    def decode_implementation(self, words, n):
-        if n == 0:
-            return tf.zeros([0])
-        return numerics.fuse(_decode, n)(words, n, self.k, self.bits)
+    def quantize(self, x, scales, layout, seed):
+        y = numerics.relative(layout.rows(x), layout.spread(scales[0]))
+        return wire.pack_levels(layout.flat(_levels(y, self.k)), self.bits)
+
+    def restore(self, scales, body, layout):
+        levels = layout.rows(wire.unpack_levels(body, self.bits, layout.size))
+        exponents = tf.abs(levels) + (_BIAS - self.k) - 1
+        powers = tf.bitcast(tf.bitwise.left_shift(exponents, _FRACTION_BITS), tf.float32)
+        signs = tf.cast(tf.sign(levels), tf.float32)
+        return layout.flat(layout.spread(scales[0]) * (signs * powers))
 
 
-def _levels(x, scale, k):
-    keys = numerics.magnitude_keys(numerics.relative(x, scale))
+def _levels(y, k):
+    """The signed number of the level nearest to each of `y`, |y| <= 1: int8."""
+    keys = numerics.magnitude_keys(y)
     # Adding half a fraction carries into the exponent from 1.5 * 2^j on.
     exponents = tf.bitwise.right_shift(keys + (1 << _FRACTION_BITS - 1), _FRACTION_BITS)
     smallest = (_BIAS - k - 1) << _FRACTION_BITS  # of 2^-(k + 1), half of the smallest level
     magnitudes = tf.maximum(exponents - (_BIAS - k) + 1, 1)
     magnitudes = tf.where(keys >= smallest, magnitudes, 0)
-    return tf.cast(tf.where(numerics.is_negative(x), -magnitudes, magnitudes), tf.int8)
-
-
-def _decode(words, n, k, bits):
-    levels = wire.unpack_levels(words[1:], bits, n)
-    exponents = tf.abs(levels) + (_BIAS - k) - 1
-    powers = tf.bitcast(tf.bitwise.left_shift(exponents, _FRACTION_BITS), tf.float32)
-    signs = tf.cast(tf.sign(levels), tf.float32)
-    return wire.words_to_floats(words[:1]) * (signs * powers)
+    return tf.cast(tf.where(numerics.is_negative(y), -magnitudes, magnitudes), tf.int8)

@@ -43,6 +43,7 @@ class NaturalCompression(Compressor):
         Section 2.
     """
 
+    elementwise: ClassVar[bool] = True
     unbiased: ClassVar[bool] = True
     deterministic: ClassVar[bool] = False
 

@@ -9,14 +9,14 @@ from typing import ClassVar
 import tensorflow as tf
 
 from tfqcomm import checks
-from tfqcomm.compressors.base import Compressor
+from tfqcomm.compressors.quantizer import Quantizer
 from tfqcomm.compressors.registry import register
 from tfqcomm.kernels import numerics, rounding, wire
 
 
 @register("qsgd")
 @dataclasses.dataclass(frozen=True)
-class QSGD(Compressor):
+class QSGD(Quantizer):
     """||v|| sign(x) l / s in each bucket v, l one of the two integers around s |x| / ||v||.
 
     The choice between the two is random, without bias. s = 2^(bits - 1) - 1: `bits` per element
@@ -57,45 +57,30 @@ class QSGD(Compressor):
         checks.integer_between("bits", self.bits, 2, 8)
         checks.positive_integer_or_none("bucket", self.bucket)
 
-    def num_words(self, n: int) -> int:
-        buckets = -(-n // (self.bucket or max(n, 1)))
-        return buckets + wire.num_level_words(n, self.bits)
+    @property
+    def _block(self):
+        return self.bucket
+
+    def num_body_words(self, n: int) -> int:
+        return wire.num_level_words(n, self.bits)
 
     def error_bound(self, n: int) -> float:
         s, d = _levels_above_zero(self.bits), min(self.bucket or n, n)
         return min(d / s**2, math.sqrt(d) / s)
 
-    def encode_implementation(self, x, seed):
-        n = x.shape[0]
-        if n == 0:
-            return tf.zeros([0], tf.int32)
-        bucket = min(self.bucket or n, n)
-        v = tf.reshape(tf.pad(x, [[0, -n % bucket]]), [-1, bucket])
-        norms = numerics.fuse(numerics.norm, n)(v, numerics.max_magnitude(v))
-        levels = numerics.fuse(_levels, n)(v, norms, rounding.draw(seed, n), self.bits)
-        planes = numerics.fuse(wire.pack_levels, n)(levels, self.bits)
-        return tf.concat([wire.floats_to_words(norms), planes], axis=0)
+    def measure(self, x, layout):
+        return layout.norms(x)[None]
 
-    def decode_implementation(self, words, n):
-        if n == 0:
-            return tf.zeros([0])
-        return numerics.fuse(_decode, n)(words, n, self.bits, min(self.bucket or n, n))
+    def quantize(self, x, scales, layout, seed):
+        y = numerics.relative(layout.rows(x), layout.spread(scales[0]))
+        y = layout.flat(_levels_above_zero(self.bits) * tf.clip_by_value(y, -1.0, 1.0))
+        levels = tf.cast(rounding.stochastic(y, rounding.draw(seed, layout.size)), tf.int8)
+        return wire.pack_levels(levels, self.bits)
 
-
-def _levels(v, norms, draws, bits):
-    s = _levels_above_zero(bits)
-    y = s * tf.clip_by_value(numerics.relative(v, norms[:, None]), -1.0, 1.0)
-    y = tf.reshape(y, [-1])[: draws.shape[0]]
-    return tf.cast(rounding.stochastic(y, draws), tf.int8)
-
-
-def _decode(words, n, bits, bucket):
-    s = _levels_above_zero(bits)
-    buckets = -(-n // bucket)
-    norms = wire.words_to_floats(words[:buckets])
-    levels = wire.unpack_levels(words[buckets:], bits, n)
-    v = tf.reshape(tf.pad(levels, [[0, -n % bucket]]), [-1, bucket])
-    return tf.reshape(rounding.level_values(v, s, norms[:, None]), [-1])[:n]
+    def restore(self, scales, body, layout):
+        levels = layout.rows(wire.unpack_levels(body, self.bits, layout.size))
+        s = _levels_above_zero(self.bits)
+        return layout.flat(rounding.level_values(levels, s, layout.spread(scales[0])))
 
 
 def _levels_above_zero(bits):

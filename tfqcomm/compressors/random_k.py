@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Sequence
 from typing import ClassVar
 
+import numpy as np
 import tensorflow as tf
 
 from tfqcomm import checks
 from tfqcomm.compressors.base import Compressor
 from tfqcomm.compressors.registry import register
 from tfqcomm.kernels import numerics, selection, wire
+from tfqcomm.kernels.layout import Layout
 
 
 @register("random_k")
@@ -74,41 +77,72 @@ class RandomK(Compressor):
         # Owners draw the positions that they received: nothing is lost again.
         return dataclasses.replace(self, scaled=False)
 
-    def encode_implementation(self, x, seed):
-        positions = random_positions(seed, x.shape[0], self.num_kept(x.shape[0]))
+    def bucket_words(self, layout):
+        return self.header_words + sum(self._kept(layout))
+
+    def encode_bucket(self, x, layout, seed):
+        positions = random_positions(seed, layout.sizes, self._kept(layout))
         return tf.concat([seed, wire.floats_to_words(tf.gather(x, positions))], axis=0)
 
-    def decode_implementation(self, words, n):
-        seed, body = tf.split(words, [self.header_words, self.num_kept(n)])
-        positions = random_positions(seed, n, self.num_kept(n))
+    def decode_bucket(self, words, layout):
+        kept = self._kept(layout)
+        seed, body = tf.split(words, [self.header_words, sum(kept)])
+        positions = random_positions(seed, layout.sizes, kept)
         values = wire.words_to_floats(body)
-        if self.scaled and n:
-            values = numerics.saturating_product(values, n / self.num_kept(n))
-        return selection.scatter(positions, values, n)
+        if self.scaled:
+            factors = np.array(layout.sizes, np.float64) / kept
+            values = numerics.saturating_product(values, np.repeat(np.float32(factors), kept))
+        return selection.scatter(positions, values, layout.size)
+
+    def encode_implementation(self, x, seed):
+        return self.encode_bucket(x, Layout((x.shape[0],)), seed)
+
+    def decode_implementation(self, words, n):
+        return self.decode_bucket(words, Layout((n,)))
+
+    def _kept(self, layout):
+        return tuple(self.num_kept(n) for n in layout.sizes)
 
 
-def random_positions(seed: tf.Tensor, n: int, k: int) -> tf.Tensor:
-    """`k` different positions below `n`, each of the n with probability k/n.
+def random_positions(seed: tf.Tensor, sizes: Sequence[int], counts: Sequence[int]) -> tf.Tensor:
+    """`k` different positions of each vector of n elements, each with probability k/n.
 
     Position i is drawn from stratum [floor(i n/k), floor((i+1) n/k)): distinct without a sort.
-    Strata differ in size by one, so positions would differ in probability; a rotation of all by
-    the same random amount evens that out. (To within 2^-32: integers are drawn from 32 bits.)
+    Strata differ in size by one, so positions would differ in probability; a rotation of all of a
+    vector by the same random amount evens that out. (To within 2^-32: integers are drawn from 32
+    bits.)
 
     Args:
         seed: int32[2]
-        n: Length of the vector.
-        k: 0 <= k <= n
+        sizes: n for each of the vectors, which stand in a row.
+        counts: k for each, 0 < k <= n.
 
     Returns:
-        int32[k], ascending up to one wrap.
+        int32[sum of k], of each vector ascending up to one wrap.
     """
-    if k == 0:
-        return tf.zeros([0], tf.int32)
+    total = sum(counts)
     # Philox by name: the default may differ between devices, and replicas must agree.
-    draws = tf.random.stateless_uniform([k + 1], seed, None, None, tf.int32, alg="philox")
+    shape = [total + len(sizes)]
+    draws = tf.random.stateless_uniform(shape, seed, None, None, tf.int32, alg="philox")
     draws = tf.cast(tf.bitcast(draws, tf.uint32), tf.int64)
-    bounds = tf.range(k + 1, dtype=tf.int64) * n // k
-    starts, sizes = bounds[:-1], bounds[1:] - bounds[:-1]
-    picks = starts + tf.bitwise.right_shift(draws[:-1] * sizes, 32)
-    rotated = picks + tf.bitwise.right_shift(draws[-1] * n, 32)
-    return tf.cast(tf.where(rotated < n, rotated, rotated - n), tf.int32)
+
+    def by_pick(of_vector):
+        values = tf.constant(np.array(of_vector, np.int64))
+        if len(sizes) == 1:
+            return values[0]
+        return tf.gather(values, np.repeat(np.arange(len(sizes), dtype=np.int32), counts))
+
+    n, k = by_pick(sizes), by_pick(counts)
+    places = tf.range(total, dtype=tf.int64) - by_pick(_starts(counts))
+    starts, stops = places * n // k, (places + 1) * n // k
+    picks = starts + tf.bitwise.right_shift(draws[:total] * (stops - starts), 32)
+    rotations = tf.bitwise.right_shift(draws[total:] * np.array(sizes, np.int64), 32)
+    if len(sizes) > 1:
+        rotations = tf.gather(rotations, np.repeat(np.arange(len(sizes), dtype=np.int32), counts))
+    rotated = picks + rotations
+    inside = tf.where(rotated < n, rotated, rotated - n)
+    return tf.cast(inside + by_pick(_starts(sizes)), tf.int32)
+
+
+def _starts(sizes):
+    return np.cumsum([0, *sizes])[:-1]

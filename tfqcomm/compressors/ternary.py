@@ -10,16 +10,17 @@ from typing import ClassVar
 import tensorflow as tf
 
 from tfqcomm import checks
-from tfqcomm.compressors.base import Compressor
+from tfqcomm.compressors.quantizer import Quantizer
 from tfqcomm.compressors.registry import register
 from tfqcomm.kernels import numerics, rounding, wire
+from tfqcomm.kernels.layout import Layout
 
 _BITS = 2
 
 
 @register("ternary")
 @dataclasses.dataclass(frozen=True)
-class Ternary(Compressor):
+class Ternary(Quantizer):
     """Clips, then sends s sign(x) with probability |x| / s, else 0; s is the largest magnitude.
 
     2 bits per element and a scale. Clipping to `clip` standard deviations keeps a single large
@@ -92,8 +93,8 @@ class Ternary(Compressor):
         """Whether replicas of an exchange share the scale and sum their levels."""
         return self.shared_scale
 
-    def num_words(self, n: int) -> int:
-        return min(n, 1) + wire.num_level_words(n, _BITS)
+    def num_body_words(self, n: int) -> int:
+        return wire.num_level_words(n, _BITS)
 
     def error_bound(self, n: int) -> float:
         # The mean of (C(x) - x)^2 is s|x| - x^2 <= s^2 / 8 + x^2, and clipping makes s^2 at most
@@ -113,59 +114,42 @@ class Ternary(Compressor):
             return super().damped_error_bound(n)
         return 1 - self.damping(n) * min(1.0, self.clip / math.sqrt(2 * n))
 
-    def encode_implementation(self, x, seed):
-        n = x.shape[0]
-        if n == 0:
-            return tf.zeros([0], tf.int32)
-        scale = self.scale(x)
-        levels = self.levels(x, scale, seed)
-        planes = numerics.fuse(wire.pack_levels, n)(levels, _BITS)
-        return tf.concat([wire.floats_to_words(scale), planes], axis=0)
+    def measure(self, x, layout):
+        return self.scales(x, layout)[None]
 
-    def scale(self, x: tf.Tensor) -> tf.Tensor:
-        """The largest magnitude after clipping, s: float32[n] -> float32[1]."""
-        n = x.shape[0]
-        if n == 0:
-            return tf.zeros([1])
-        scale = numerics.max_magnitude(x[None])
-        return scale if self.clip is None else numerics.fuse(_clipped, n)(x, scale, self.clip)
+    def quantize(self, x, scales, layout, seed):
+        return wire.pack_levels(self.levels(x, scales[0], layout, seed), _BITS)
 
-    def value_of_one(self, scale: tf.Tensor, n: int) -> tf.Tensor:
-        """What a level of 1 decodes to."""
-        return scale
+    def restore(self, scales, body, layout):
+        levels = wire.unpack_levels(body, _BITS, layout.size)
+        return layout.flat(layout.spread(scales[0]) * tf.cast(layout.rows(levels), tf.float32))
 
-    def levels(self, x: tf.Tensor, scale: tf.Tensor, seed: tf.Tensor) -> tf.Tensor:
-        """What stands for `x` in units of `scale`: int8[n], each -1, 0 or 1.
+    def scales(self, x: tf.Tensor, layout: Layout) -> tf.Tensor:
+        """The largest magnitudes after clipping: float32[size] -> float32[tensors]."""
+        scales = layout.max_magnitude(x)
+        return scales if self.clip is None else _clipped(x, scales, layout, self.clip)
+
+    def values_of_one(self, scales: tf.Tensor, layout: Layout) -> tf.Tensor:
+        """What a level of 1 decodes to: float32[tensors]."""
+        return scales
+
+    def levels(self, x: tf.Tensor, scales: tf.Tensor, layout: Layout, seed: tf.Tensor) -> tf.Tensor:
+        """What stands for `x` in units of its tensor's scale: int8[size], each -1, 0 or 1.
 
         Args:
-            x: float32[n], clipped to `scale`.
-            scale: float32[1], of `x` or of several vectors.
+            x: float32[size], clipped to the scales.
+            scales: float32[tensors], of `x` or of several replicas.
             seed: int32[2].
         """
-        n = x.shape[0]
-        return numerics.fuse(_levels, n)(x, scale, rounding.draw(seed, n))
-
-    def decode_implementation(self, words, n):
-        if n == 0:
-            return tf.zeros([0])
-        return numerics.fuse(_decode, n)(words, n)
+        y = numerics.relative(layout.rows(x), layout.spread(scales))
+        y = layout.flat(tf.clip_by_value(y, -1.0, 1.0))
+        return tf.cast(rounding.stochastic(y, rounding.draw(seed, layout.size)), tf.int8)
 
 
-def _clipped(x, largest, clip):
-    """The largest magnitude after clipping: float32[1]."""
-    n = x.shape[0]
-    y = numerics.relative(x, largest)
-    mean = numerics.sums(y[None]) / n
-    variance = numerics.sums(tf.square(y)[None]) / n - tf.square(mean)
+def _clipped(x, largest, layout, clip):
+    """The largest magnitudes after clipping: float32[tensors]."""
+    y = layout.flat(numerics.relative(layout.rows(x), layout.spread(largest)))
+    mean = layout.sums(y) / layout.counts
+    variance = layout.sums(tf.square(y)) / layout.counts - tf.square(mean)
     deviation = tf.cast(tf.sqrt(tf.maximum(variance, tf.square(mean))), tf.float32)
     return largest * tf.minimum(clip * deviation, 1.0)
-
-
-def _levels(x, scale, draws):
-    probabilities = tf.clip_by_value(numerics.relative(x, scale), -1.0, 1.0)
-    return tf.cast(rounding.stochastic(probabilities, draws), tf.int8)
-
-
-def _decode(words, n):
-    levels = wire.unpack_levels(words[1:], _BITS, n)
-    return wire.words_to_floats(words[:1]) * tf.cast(levels, tf.float32)

@@ -8,7 +8,7 @@ import numbers
 
 import tensorflow as tf
 
-from tfqcomm.compressors.base import Compressor
+from tfqcomm.compressors.quantizer import Quantizer
 from tfqcomm.compressors.registry import register
 from tfqcomm.kernels import least_squares, numerics, wire
 
@@ -19,7 +19,7 @@ _LARGEST_FINITE = 0x7F7FFFFF  # as a magnitude key
 
 @register("threshold_quantizer")
 @dataclasses.dataclass(frozen=True)
-class ThresholdQuantizer(Compressor):
+class ThresholdQuantizer(Quantizer):
     """sign(x) times the mean magnitude of what is kept; zero where |x| is below a threshold.
 
     2 bits per element and a scale; deterministic, and sparse where x is. The scale is the one of
@@ -60,8 +60,13 @@ class ThresholdQuantizer(Compressor):
             )
         object.__setattr__(self, "threshold", float(self.threshold))
 
-    def num_words(self, n: int) -> int:
-        return min(n, 1) + wire.num_level_words(n, _BITS)
+    @property
+    def compilable(self) -> bool:
+        """Not where candidates are sorted, whose number depends on the data."""
+        return self.threshold != "optimal"
+
+    def num_body_words(self, n: int) -> int:
+        return wire.num_level_words(n, _BITS)
 
     def error_bound(self, n: int) -> float:
         if self.threshold == "optimal":
@@ -69,40 +74,48 @@ class ThresholdQuantizer(Compressor):
         t = _SCALED if self.threshold == "scaled" else self.threshold
         return 1 - (4 * t * (1 - t) if t > 0.5 else 1) / n
 
-    def encode_implementation(self, x, seed):
-        n = x.shape[0]
-        if n == 0:
-            return tf.zeros([0], tf.int32)
-        if self.threshold == "optimal":
-            bound = least_squares.ternary_bound(x)
-        else:
-            ratio = _SCALED if self.threshold == "scaled" else self.threshold
-            bound = numerics.fuse(_bound_of_mean, n)(x, ratio)
-        scale, levels = numerics.fuse(_scale_and_levels, n)(x, bound)
-        planes = numerics.fuse(wire.pack_levels, n)(levels, _BITS)
-        return tf.concat([wire.floats_to_words(scale), planes], axis=0)
+    def encode_bucket(self, x, layout, seed):
+        if self.threshold != "optimal":
+            return super().encode_bucket(x, layout, seed)
+        vectors = layout.unpack(x)
+        bounds = tf.stack([least_squares.ternary_bound(vector) for vector in vectors])
+        return numerics.fuse(_encode, layout.size, layout)(x, bounds)
 
-    def decode_implementation(self, words, n):
-        if n == 0:
-            return tf.zeros([0])
-        return numerics.fuse(_decode, n)(words, n)
+    def measure(self, x, layout):
+        return _scales(x, self._kept(x, layout), layout)[None]
 
+    def quantize(self, x, scales, layout, seed):
+        return _planes(x, self._kept(x, layout))
 
-def _bound_of_mean(x, ratio):
-    """The largest magnitude key that becomes zero; never one of infinities or NaN."""
-    threshold = ratio * numerics.mean_magnitude(x[None])[0]
-    return tf.minimum(numerics.magnitude_keys(threshold), _LARGEST_FINITE)
+    def restore(self, scales, body, layout):
+        levels = layout.rows(wire.unpack_levels(body, _BITS, layout.size))
+        return layout.flat(layout.spread(scales[0]) * tf.cast(levels, tf.float32))
+
+    def _kept(self, x, layout):
+        """Which entries do not become zero: bool[size]."""
+        ratio = _SCALED if self.threshold == "scaled" else self.threshold
+        return _above(x, numerics.magnitude_keys(ratio * layout.mean_magnitude(x)), layout)
 
 
-def _scale_and_levels(x, bound):
-    kept = numerics.magnitude_keys(x) > bound
-    total = numerics.magnitude_sums(tf.where(kept, x, 0.0)[None])  # float64[1]
-    count = tf.maximum(tf.math.count_nonzero(kept, dtype=tf.int32), 1)
-    scale = tf.cast(total / tf.cast(count, tf.float64), tf.float32)
+def _encode(layout, x, bounds):
+    kept = _above(x, bounds, layout)
+    scales = wire.floats_to_words(_scales(x, kept, layout))
+    return tf.concat([scales, _planes(x, kept)], 0)
+
+
+def _above(x, bounds, layout):
+    """Whose magnitude keys are above their tensor's bound; infinities and NaN always are."""
+    bounds = tf.minimum(bounds, _LARGEST_FINITE)
+    return layout.flat(numerics.magnitude_keys(layout.rows(x)) > layout.spread(bounds))
+
+
+def _scales(x, kept, layout):
+    """Mean magnitudes of the kept entries: float32[tensors]."""
+    total = layout.magnitude_sums(tf.where(kept, x, 0.0))
+    count = layout.sums(tf.cast(kept, tf.float32))
+    return tf.cast(total / tf.maximum(count, 1), tf.float32)
+
+
+def _planes(x, kept):
     levels = tf.where(kept, tf.where(numerics.is_negative(x), -1, 1), 0)
-    return scale, tf.cast(levels, tf.int8)
-
-
-def _decode(words, n):
-    levels = wire.unpack_levels(words[1:], _BITS, n)
-    return wire.words_to_floats(words[:1]) * tf.cast(levels, tf.float32)
+    return wire.pack_levels(tf.cast(levels, tf.int8), _BITS)

@@ -65,8 +65,6 @@ class TopK(Compressor):
 
     def encode_implementation(self, x, seed):
         n = x.shape[0]
-        if n == 0:
-            return tf.zeros([0], tf.int32)
         positions, values = selection.largest(x, self.num_kept(n))
         if self.value_dtype == "bfloat16":
             values = numerics.saturating_cast(values, tf.bfloat16)

@@ -3,18 +3,19 @@
 from __future__ import annotations
 
 import dataclasses
+from typing import ClassVar
 
 import tensorflow as tf
 
 from tfqcomm import checks
-from tfqcomm.compressors.base import Compressor
+from tfqcomm.compressors.quantizer import Quantizer
 from tfqcomm.compressors.registry import register
 from tfqcomm.kernels import numerics, wire
 
 
 @register("two_means")
 @dataclasses.dataclass(frozen=True)
-class TwoMeans(Compressor):
+class TwoMeans(Quantizer):
     """The mean of the block's negative entries for each of them, the mean of the rest for the rest.
 
     1 + 64 / block bits per element. Given the signs, no two values are nearer to x; so the error is
@@ -44,55 +45,37 @@ class TwoMeans(Compressor):
     _: dataclasses.KW_ONLY
     block: int | None = None  # larger => more compression; None => one block
 
+    scales_per_segment: ClassVar[int] = 2
+
     def __post_init__(self):
         checks.positive_integer_or_none("block", self.block)
 
-    def num_words(self, n: int) -> int:
-        return 2 * self._num_blocks(n) + wire.num_words(n, 1)
+    @property
+    def _block(self):
+        return self.block
+
+    def num_body_words(self, n: int) -> int:
+        return wire.num_words(n, 1)
 
     def error_bound(self, n: int) -> float:
         # What k entries of one sign lose is ||v||^2 - |v|_1^2 / k, and |v|_1 >= ||v||. The worst is
         # one entry among zeros of its own sign, and so k is all of the block.
         return 1 - 1 / min(self.block or n, n)
 
-    def encode_implementation(self, x, seed):
-        n = x.shape[0]
-        if n == 0:
-            return tf.zeros([0], tf.int32)
-        return numerics.fuse(_encode, n)(x, min(self.block or n, n))
+    def measure(self, x, layout):
+        # Padding is not negative, and adds nothing.
+        negative = numerics.is_negative(x)
+        below = layout.magnitude_sums(tf.where(negative, x, 0.0))
+        above = layout.magnitude_sums(tf.where(negative, 0.0, x))
+        number = layout.sums(tf.cast(negative, tf.float32))
+        rest = layout.counts - number
+        means = [-tf.math.divide_no_nan(below, number), tf.math.divide_no_nan(above, rest)]
+        return tf.cast(tf.stack(means), tf.float32)
 
-    def decode_implementation(self, words, n):
-        if n == 0:
-            return tf.zeros([0])
-        return numerics.fuse(_decode, n)(words, n, min(self.block or n, n))
+    def quantize(self, x, scales, layout, seed):
+        return wire.pack_bits(numerics.is_negative(x))
 
-    def _num_blocks(self, n: int) -> int:
-        return -(-n // (self.block or max(n, 1)))
-
-
-def _encode(x, block):
-    means = _means(x, block)  # float32[2, blocks]
-    signs = wire.pack_bits(numerics.is_negative(x))
-    return tf.concat([wire.floats_to_words(tf.reshape(means, [-1])), signs], axis=0)
-
-
-def _means(x, block):
-    """Those of negative entries, and those of the others; 0 where there is none."""
-    padding = -x.shape[0] % block
-    v = tf.reshape(tf.pad(x, [[0, padding]]), [-1, block])  # padded with what is not negative
-    sizes = [block] * (v.shape[0] - 1) + [block - padding]
-    negative = numerics.is_negative(v)
-    below = numerics.magnitude_sums(tf.where(negative, v, 0.0))
-    above = numerics.magnitude_sums(tf.where(negative, 0.0, v))
-    number = numerics.sums(tf.cast(negative, tf.float32))
-    rest = tf.constant(sizes, tf.float64) - number
-    means = [-tf.math.divide_no_nan(below, number), tf.math.divide_no_nan(above, rest)]
-    return tf.cast(tf.stack(means), tf.float32)
-
-
-def _decode(words, n, block):
-    blocks = -(-n // block)
-    low, high = tf.unstack(tf.reshape(wire.words_to_floats(words[: 2 * blocks]), [2, blocks]))
-    if blocks > 1:
-        low, high = (tf.repeat(means, block)[:n] for means in (low, high))
-    return tf.where(wire.unpack_bits(words[2 * blocks :], n), low, high)
+    def restore(self, scales, body, layout):
+        low, high = (layout.spread(means) for means in tf.unstack(scales))
+        negative = layout.rows(wire.unpack_bits(body, layout.size))
+        return layout.flat(tf.where(negative, low, high))

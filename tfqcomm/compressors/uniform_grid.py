@@ -8,7 +8,7 @@ import math
 import tensorflow as tf
 
 from tfqcomm import checks
-from tfqcomm.compressors.base import Compressor
+from tfqcomm.compressors.quantizer import Quantizer
 from tfqcomm.compressors.registry import register
 from tfqcomm.kernels import numerics, rounding, wire
 
@@ -17,7 +17,7 @@ _FIXED_SCALE = 0.5
 
 @register("uniform_grid")
 @dataclasses.dataclass(frozen=True)
-class UniformGrid(Compressor):
+class UniformGrid(Quantizer):
     """s times the nearest of the 2^bits - 1 levels j / L to x / s, L = 2^(bits - 1) - 1.
 
     Half-way values go to the even j. Made for the weights of a quantized downlink; with
@@ -53,37 +53,41 @@ class UniformGrid(Compressor):
         checks.integer_between("bits", self.bits, 2, 8)
         checks.one_of("range", self.range, ("absmax", "fixed"))
 
-    def num_words(self, n: int) -> int:
-        scales = min(n, 1) if self.range == "absmax" else 0
-        return scales + wire.num_level_words(n, self.bits)
+    @property
+    def scales_per_segment(self) -> int:
+        """One, or none where the range is fixed."""
+        return 1 if self.range == "absmax" else 0
+
+    def num_body_words(self, n: int) -> int:
+        return wire.num_level_words(n, self.bits)
 
     def error_bound(self, n: int) -> float:
         if self.range == "fixed":
             return 1.0  # entries far beyond the range are as good as lost
         return rounding.error_bound(_largest_level(self.bits), n)
 
-    def encode_implementation(self, x, seed):
-        n = x.shape[0]
-        if n == 0:
-            return tf.zeros([0], tf.int32)
+    def measure(self, x, layout):
         if self.range == "fixed":
-            levels = numerics.fuse(_fixed_levels, n)(x, self.bits)
-            return numerics.fuse(wire.pack_levels, n)(levels, self.bits)
-        scale = numerics.max_magnitude(x[None])  # float32[1]
-        levels = numerics.fuse(_levels, n)(x, scale, self.bits)
-        planes = numerics.fuse(wire.pack_levels, n)(levels, self.bits)
-        return tf.concat([wire.floats_to_words(scale), planes], axis=0)
+            return tf.zeros([0, len(layout.sizes)])
+        return layout.max_magnitude(x)[None]
 
-    def decode_implementation(self, words, n):
-        if n == 0:
-            return tf.zeros([0])
-        decode = _decode_fixed if self.range == "fixed" else _decode
-        return numerics.fuse(decode, n)(words, self.bits, n)
+    def quantize(self, x, scales, layout, seed):
+        if self.range == "fixed":
+            return wire.pack_levels(_fixed_levels(x, self.bits), self.bits)
+        y = numerics.relative(layout.rows(x), layout.spread(scales[0]))
+        levels = tf.cast(tf.round(y * _largest_level(self.bits)), tf.int32)
+        return wire.pack_levels(layout.flat(tf.cast(levels, tf.int8)), self.bits)
 
-
-def _levels(x, scale, bits):
-    levels = tf.round(numerics.relative(x, scale) * _largest_level(bits))
-    return tf.cast(tf.cast(levels, tf.int32), tf.int8)
+    def restore(self, scales, body, layout):
+        largest, levels = (
+            _largest_level(self.bits),
+            wire.unpack_levels(body, self.bits, layout.size),
+        )
+        if self.range == "fixed":
+            values = rounding.level_values(levels, largest, tf.constant(_FIXED_SCALE))
+            return tf.where(levels < -largest, math.nan, values)
+        scale = layout.spread(scales[0])
+        return layout.flat(rounding.level_values(layout.rows(levels), largest, scale))
 
 
 def _fixed_levels(x, bits):
@@ -91,17 +95,6 @@ def _fixed_levels(x, bits):
     levels = tf.cast(tf.round(y * _largest_level(bits)), tf.int32)
     not_finite = -_largest_level(bits) - 1
     return tf.cast(tf.where(numerics.is_finite(x), levels, not_finite), tf.int8)
-
-
-def _decode(words, bits, n):
-    levels = wire.unpack_levels(words[1:], bits, n)
-    return rounding.level_values(levels, _largest_level(bits), wire.words_to_floats(words[:1]))
-
-
-def _decode_fixed(words, bits, n):
-    largest, levels = _largest_level(bits), wire.unpack_levels(words, bits, n)
-    values = rounding.level_values(levels, largest, tf.constant(_FIXED_SCALE))
-    return tf.where(levels < -largest, math.nan, values)
 
 
 def _largest_level(bits):

@@ -4,33 +4,43 @@ from __future__ import annotations
 
 import functools
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Hashable, Sequence
 
+import numpy as np
 import tensorflow as tf
 
 FUSE_FROM = 1 << 20  # elements; below, compiling costs more than a training run wins back
 _ROW = 128  # float32 addends of one partial sum; the partial sums are added in float64
+_LANES = 32
 _SMALLEST_NORMAL = 2.0**-126
 
 
-def fuse(function: Callable, n: int) -> Callable:
+def fuse(function: Callable, n: int, *static: Hashable) -> Callable:
     """`function` as one XLA kernel if it works on `n` elements or more than `FUSE_FROM`.
 
     Several passes over a large tensor become one. Small tensors run the same ops one by one.
 
     Args:
-        function: Module-level function of tensors and hashable values; static shapes only.
+        function: Module-level function of `static`, then tensors and plain values; static shapes
+            only.
         n: Elements of the largest tensor it touches.
+        *static: Its first arguments: codecs, layouts.
 
     Returns:
-        A function with the same signature.
+        A function of the other arguments.
     """
-    return _compiled(function) if n >= FUSE_FROM else function
+    return _compiled(function, static) if n >= FUSE_FROM else functools.partial(function, *static)
+
+
+def op_by_op(function: Callable, n: int, *static: Hashable) -> Callable:
+    """Like `fuse` for what XLA cannot compile: the same function, as it is."""
+    return functools.partial(function, *static)
 
 
 @functools.cache
-def _compiled(function):
-    return tf.function(function, jit_compile=True, autograph=False)
+def _compiled(function, static):
+    bound = functools.partial(function, *static)
+    return tf.function(bound, jit_compile=True, autograph=False)
 
 
 def magnitude_keys(x: tf.Tensor) -> tf.Tensor:
@@ -54,6 +64,11 @@ def is_finite(x: tf.Tensor) -> tf.Tensor:
     return magnitude_keys(x) < 0x7F800000
 
 
+def finite(x: tf.Tensor) -> tf.Tensor:
+    """Bool scalar: neither NaN nor infinity stands in a float32 vector. To be fused."""
+    return tf.reduce_max(max_key(x[None])) < 0x7F800000 if x.shape[0] else tf.constant(True)
+
+
 def all_finite(tensors: Sequence[tf.Tensor]) -> tf.Tensor:
     """Bool scalar: neither NaN nor infinity stands in tensors of any float type."""
     flags = [tf.reduce_all(tf.math.is_finite(x)) for x in tensors]
@@ -68,15 +83,27 @@ def is_negative(x: tf.Tensor) -> tf.Tensor:
 def max_magnitude(x: tf.Tensor) -> tf.Tensor:
     """The largest |x| over the last axis; NaN counts as larger than everything.
 
-    Not to be fused: XLA takes three times as long for it.
-
     Args:
         x: float32[rows, n], n > 0
 
     Returns:
         float32[rows]
     """
-    return tf.bitcast(tf.reduce_max(magnitude_keys(x), axis=-1), tf.float32)
+    return tf.bitcast(max_key(x), tf.float32)
+
+
+def max_key(x: tf.Tensor) -> tf.Tensor:
+    """The largest of `magnitude_keys` over the last axis: float32[rows, n] -> int32[rows]."""
+    rows, n = x.shape
+    keys = magnitude_keys(x)
+    if n < _ROW:
+        return tf.reduce_max(keys, axis=-1)
+    # First lane by lane: XLA vectorizes that, and a maximum of neighbours takes it three times as
+    # long. Zeros are the smallest keys.
+    keys = tf.pad(keys, [[0, 0], [0, -n % _ROW]]) if n % _ROW else keys
+    lanes = tf.reduce_max(tf.reshape(keys, [-1, _ROW // _LANES, _LANES]), axis=1)
+    partial = tf.reduce_max(lanes, axis=-1)
+    return partial if n <= _ROW else tf.reduce_max(tf.reshape(partial, [rows, -1]), axis=-1)
 
 
 def sums(x: tf.Tensor) -> tf.Tensor:
@@ -90,7 +117,7 @@ def sums(x: tf.Tensor) -> tf.Tensor:
     """
     rows, n = x.shape
     width = min(n, _ROW)
-    x = tf.pad(x, [[0, 0], [0, -n % width]])
+    x = tf.pad(x, [[0, 0], [0, -n % width]]) if n % width else x
     # A product with ones: XLA vectorizes it, but not a sum (it may not reorder additions).
     partial = tf.linalg.matvec(tf.reshape(x, [-1, width]), tf.ones([width]))
     return tf.reduce_sum(tf.cast(tf.reshape(partial, [rows, -1]), tf.float64), axis=-1)
@@ -132,7 +159,11 @@ def norm(x: tf.Tensor, largest: tf.Tensor) -> tf.Tensor:
     Returns:
         float32[rows]
     """
-    squares = sums(tf.square(relative(x, largest[:, None])))
+    return norm_of(largest, sums(tf.square(relative(x, largest[:, None]))))
+
+
+def norm_of(largest: tf.Tensor, squares: tf.Tensor) -> tf.Tensor:
+    """Euclidean norms, given the largest magnitudes and the sums of squares relative to them."""
     norms = tf.cast(tf.cast(largest, tf.float64) * tf.sqrt(squares), tf.float32)
     return tf.where(is_finite(largest) & ~is_finite(norms), tf.float32.max, norms)
 
@@ -195,7 +226,7 @@ def relative(x: tf.Tensor, scale: tf.Tensor) -> tf.Tensor:
     return x / tf.where(scale < _SMALLEST_NORMAL, math.inf, scale)
 
 
-def saturating_product(x: tf.Tensor, factor: float) -> tf.Tensor:
+def saturating_product(x: tf.Tensor, factor: float | np.ndarray) -> tf.Tensor:
     """`factor` times float32 `x`, beyond the range its largest value; NaN and inf stay."""
     largest = float(tf.float32.max)
     return tf.where(is_finite(x), tf.clip_by_value(x * factor, -largest, largest), x)

@@ -16,7 +16,7 @@ from collections.abc import Sequence
 import tensorflow as tf
 
 from tfqcomm import compressors
-from tfqcomm.aggregators.base import split_words
+from tfqcomm.aggregators.vectors import split_words
 from tfqcomm.compressors.base import Compressor
 from tfqcomm.kernels import wire
 from tfqcomm.parameter_server.partition import Piece

@@ -15,7 +15,7 @@ import numpy as np
 import tensorflow as tf
 
 from tfqcomm import _tf_private
-from tfqcomm.aggregators.base import decode_mean, split_words
+from tfqcomm.aggregators.vectors import decode_mean, split_words
 from tfqcomm.compressors.identity import Identity
 from tfqcomm.parameter_server.cluster import Graphs, on
 from tfqcomm.parameter_server.optimizers import server_optimizer, server_variable

@@ -16,7 +16,7 @@ import keras
 import numpy as np
 import tensorflow as tf
 
-from tfqcomm.aggregators.error_feedback import encode_with_feedback
+from tfqcomm.aggregators.vectors import encode_with_feedback
 from tfqcomm.parameter_server.base_worker import BaseWorker
 from tfqcomm.parameter_server.cluster import Graphs, on
 from tfqcomm.parameter_server.gradients import all_finite, clip, dense

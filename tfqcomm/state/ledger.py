@@ -143,6 +143,7 @@ class _Book:
         self.ledger: Ledger | None = None
         self.restored: dict[str, np.ndarray] | None = None  # of a backup
         self.remembered: dict[str, np.ndarray] | None = None  # saved with the optimizer
+        self.watched = False
 
 
 _books = weakref.WeakKeyDictionary()  # optimizer -> _Book
@@ -162,6 +163,8 @@ def ledger_for(optimizer, transport: Transport) -> Ledger:
         if book.restored is not None:
             book.ledger.load_state(book.restored)
         book.remembered = book.restored = None
+        if book.watched:
+            book.ledger.meter.watch()
     return book.ledger
 
 
@@ -169,6 +172,14 @@ def ledger_of(optimizer) -> Ledger | None:
     """The ledger of `optimizer`, or None when it has not exchanged anything yet."""
     book = _books.get(optimizer)
     return book.ledger if book else None
+
+
+def watch(optimizer) -> None:
+    """From now on somebody reads the norms of what `optimizer` sends."""
+    book = _book(optimizer)
+    book.watched = True
+    if book.ledger is not None:
+        book.ledger.meter.watch()
 
 
 def restore_state(optimizer, state: Arrays) -> None:

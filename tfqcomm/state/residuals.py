@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Sequence
 
 import numpy as np
 import tensorflow as tf
 
 from tfqcomm import _tf_private
+from tfqcomm.kernels.layout import Layout
 from tfqcomm.transport.base import Transport
 
 
@@ -42,7 +44,7 @@ class Residuals:
     def __init__(self, transport: Transport):
         self._transport = transport
         self._sizes: dict[str, int] = {}  # key -> n, equal on all processes
-        self._variables: dict[tuple[int, Slot], tf.Variable] = {}
+        self._vectors: dict[tuple[int, tuple[Slot, ...], Layout], tf.Variable] = {}
         self._pending: dict[str, np.ndarray] = {}
         self._joints: dict[str, dict[str, int]] = {}  # name of several tensors -> their sizes
 
@@ -63,19 +65,43 @@ class Residuals:
         parts = np.split(joint, np.cumsum(list(sizes.values()))[:-1])
         self._pending |= dict(zip(sizes, parts, strict=True))
 
-    def variable(self, replica: int, slot: Slot) -> tf.Variable:
-        """The residual variable of a local replica, float32[stop - start], created as zeros."""
-        if (replica, slot) not in self._variables:
-            self._variables[replica, slot] = _tf_private.local_variable(
-                self._initial_value(slot),
-                name=f"residual/{slot.kind}/{slot.key}",
+    def vector(self, replica: int, slots: tuple[Slot, ...], layout: Layout) -> tf.Variable:
+        """The residuals of a bucket on a local replica, float32[layout.size], created as zeros.
+
+        Args:
+            slots: what stands in it, in order; several to a vector of the layout if it is joint.
+        """
+        place = replica, slots, layout
+        if place not in self._vectors:
+            with tf.init_scope():
+                values = [self._first_value(replica, slot) for slot in slots]
+            self._vectors[place] = _tf_private.local_variable(
+                _packed(values, layout),
+                name=f"residual/{slots[0].kind}/{slots[0].key}",
                 device=self._transport.devices[replica],
             )
-        return self._variables[replica, slot]
+        return self._vectors[place]
 
-    def existing(self, replica: int, slot: Slot) -> tf.Variable | None:
-        """That variable if there is one: what travels dense has none."""
-        return self._variables.get((replica, slot))
+    def variable(self, replica: int, slot: Slot) -> tf.Variable:
+        """The residual of one tensor, or of a part of it: float32[stop - start]."""
+        return self.vector(replica, (slot,), Layout((slot.stop - slot.start,)))
+
+    def _first_value(self, replica: int, slot: Slot) -> np.ndarray:
+        """What another bucket kept of the same elements, and no longer does; or what was saved.
+
+        The cut into buckets may change, as where layers are frozen.
+        """
+        holders = [place for place in self._vectors if place[0] == replica and slot in place[1]]
+        if not holders:
+            return self._initial_value(slot)
+        total = np.zeros([slot.stop - slot.start], np.float32)
+        for place in holders:
+            _, slots, layout = place
+            values = _unpacked(self._vectors[place].numpy(), slots, layout)
+            index = slots.index(slot)
+            total, values[index] = total + values[index], np.zeros_like(total)
+            self._vectors[place].assign(_packed(values, layout))
+        return total
 
     def debt(self, key: str, size: int) -> tf.Variable | None:
         """What a restored run owes to the mean of `key`, float32[n], where no residual pays it.
@@ -84,24 +110,30 @@ class Residuals:
         which creates residuals of all that it compresses with error feedback.
         """
         slot = Slot("debt", key, size, 0, size)
-        if (0, slot) in self._variables:
-            return self._variables[0, slot]
-        paid = any(other.key == key for _, other in self._variables)
+        if self._exists(slot):
+            return self.variable(0, slot)
+        paid = any(other.key == key for other in self._slots())
         if paid or key not in self._pending:
             return None
         self.declare(key, size)
         return self.variable(0, slot)
 
-    def variables(self) -> dict[tuple[int, Slot], tf.Variable]:
-        """All there are, by local replica and slot."""
-        return dict(self._variables)
+    def _slots(self) -> set[Slot]:
+        return {slot for _, slots, _ in self._vectors for slot in slots}
+
+    def _exists(self, slot: Slot) -> bool:
+        return any(slot in slots for _, slots, _ in self._vectors)
+
+    def variables(self) -> dict[tuple[int, tuple[Slot, ...]], tf.Variable]:
+        """All there are, by local replica and slots."""
+        return {(replica, slots): v for (replica, slots, _), v in self._vectors.items()}
 
     def norm(self) -> float:
         """Euclidean norm of the first local replica's own residuals."""
         norms = [
             np.linalg.norm(variable.numpy().astype(np.float64))
-            for (replica, slot), variable in self._variables.items()
-            if replica == 0 and slot.kind == "worker"
+            for (replica, slots, _), variable in self._vectors.items()
+            if replica == 0 and slots[0].kind == "worker"
         ]
         return float(np.linalg.norm(norms))
 
@@ -113,9 +145,10 @@ class Residuals:
         """
         local = {key: np.zeros([size], np.float32) for key, size in self._sizes.items()}
         holders = {"worker": self._transport.world, "owner": 1, "debt": self._transport.processes}
-        for (_, slot), variable in self._variables.items():
-            local[slot.key][slot.start : slot.stop] += variable.numpy() / holders[slot.kind]
-        for key in self._pending.keys() - {slot.key for _, slot in self._variables}:
+        for (_, slots, layout), variable in self._vectors.items():
+            for slot, values in zip(slots, _unpacked(variable.numpy(), slots, layout), strict=True):
+                local[slot.key][slot.start : slot.stop] += values / holders[slot.kind]
+        for key in self._pending.keys() - {slot.key for slot in self._slots()}:
             # It waits for its variable, on every process.
             local[key] = np.float32(self._pending[key]) / np.float32(self._transport.processes)
         local = {key: local[key] for key in sorted(local)}  # in the same order everywhere
@@ -129,12 +162,12 @@ class Residuals:
         self._pending = dict(total)
         for name in self._joints:
             self._take_apart(name)
-        for (_, slot), variable in self._variables.items():
-            variable.assign(self._initial_value(slot))
+        for (_, slots, layout), variable in self._vectors.items():
+            variable.assign(_packed([self._initial_value(slot) for slot in slots], layout))
 
     def _initial_value(self, slot: Slot) -> np.ndarray:
         saved = self._pending.get(slot.key)
-        in_debt = (0, Slot("debt", slot.key, slot.size, 0, slot.size)) in self._variables
+        in_debt = self._exists(Slot("debt", slot.key, slot.size, 0, slot.size))
         if slot.kind == "worker" and in_debt:  # which is paid apart
             saved = None
         # Workers take all of it over: that of W equal residuals of weight 1 / W.
@@ -146,3 +179,20 @@ class Residuals:
                 f"Received: shape={saved.shape}. Was it saved by another model?"
             )
         return saved[slot.start : slot.stop].astype(np.float32)
+
+
+def _packed(values: Sequence[np.ndarray], layout: Layout) -> np.ndarray:
+    """The values of slots, one after the other, as they stand in a bucket."""
+    flat, row = np.zeros([layout.size], np.float32), np.concatenate(values)
+    begin = 0
+    for start, n in zip(layout.starts, layout.sizes, strict=True):
+        flat[start : start + n] = row[begin : begin + n]
+        begin += n
+    return flat
+
+
+def _unpacked(flat: np.ndarray, slots: Sequence[Slot], layout: Layout) -> list[np.ndarray]:
+    """Inverse of `_packed`."""
+    parts = [flat[start : start + n] for start, n in zip(layout.starts, layout.sizes, strict=True)]
+    ends = np.cumsum([slot.stop - slot.start for slot in slots])
+    return np.split(np.concatenate(parts), ends[:-1])

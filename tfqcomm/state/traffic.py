@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Callable
 
 import numpy as np
 import tensorflow as tf
@@ -39,7 +40,8 @@ class Traffic:
         skipped_steps: steps in which a replica's message was not finite.
         bytes_sent: bytes one worker sent in exchanges of gradients.
         dense_bytes: bytes it would have sent in float32 ring all-reduces.
-        gradient_norm: norm of the first local replica's message in the last step.
+        gradient_norm: norm of the first local replica's message in the last step, if somebody
+            watches.
         bytes_pulled: bytes of weights one worker received from parameter servers; then
             `bytes_sent` is what it pushed, and `dense_bytes` counts both directions.
     """
@@ -71,14 +73,27 @@ class Meter:
         self._dense = counter("dense_bytes")
         self._norm = counter("gradient_norm", np.float32)
         self._pulled = counter("bytes_pulled")
+        self._watched = counter("watched", np.bool_)
 
-    def record(self, bytes_sent, dense_bytes, healthy: tf.Tensor, gradient_norm) -> None:
-        """Adds one step. Python numbers or scalar tensors."""
+    def watch(self) -> None:
+        """From now on somebody reads norms: they cost a pass over all gradients."""
+        self._watched.assign(True)
+
+    def record(
+        self, bytes_sent, dense_bytes, healthy: tf.Tensor, gradient_norm: Callable[[], tf.Tensor]
+    ) -> None:
+        """Adds one step.
+
+        Args:
+            bytes_sent, dense_bytes: Python numbers or scalar tensors.
+            healthy: bool scalar.
+            gradient_norm: called for where somebody watches.
+        """
         self._steps.assign_add(1)
         self._skipped.assign_add(tf.cast(~healthy, tf.int64))
         self._sent.assign_add(tf.cast(bytes_sent, tf.int64))
         self._dense.assign_add(tf.cast(dense_bytes, tf.int64))
-        self._norm.assign(gradient_norm)
+        self._norm.assign(tf.cond(self._watched, gradient_norm, self._norm.read_value))
 
     def add(self, traffic: Traffic) -> None:
         """Adds what was counted elsewhere (eager)."""

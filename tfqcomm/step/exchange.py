@@ -23,14 +23,13 @@ from tfqcomm.aggregators.adaptive import AdaptiveMean
 from tfqcomm.aggregators.all_gather import AllGatherMean
 from tfqcomm.aggregators.base import Aggregator
 from tfqcomm.aggregators.budget import Budget
-from tfqcomm.aggregators.dense import DenseMean
+from tfqcomm.aggregators.dense import DenseMean, PlainMean
 from tfqcomm.aggregators.integer import IntegerMean
 from tfqcomm.aggregators.two_phase import TwoPhaseMean
 from tfqcomm.aggregators.warm_up import WarmUp
 from tfqcomm.compressors.identity import Identity
 from tfqcomm.kernels import numerics
 from tfqcomm.state.ledger import Ledger
-from tfqcomm.state.residuals import Slot
 from tfqcomm.state.traffic import Route
 from tfqcomm.step.message import Message, Reduction
 from tfqcomm.step.options import ExchangeOptions
@@ -82,19 +81,21 @@ class GradientExchange:
 
         # Aggregators look at what they encode themselves; somebody has to tell of the rows.
         health = self._health(sparse)
-        means, aggregates = {}, []
+        means, aggregates, left_out = {}, [], {}
         for aggregator, group, dtype in self._groups(compressed, schedule, dense, compresses):
-            vectors = [[m.flat(r, dtype) for m in group] for r in range(self.transport.local)]
+            vectors = [_vectors(group, replica, dtype) for replica in range(self.transport.local)]
             aggregates.append(aggregator.aggregate(vectors, health, step))
             for message, mean in zip(group, aggregates[-1].means, strict=True):
                 means[message.key] = tf.reshape(mean, message.shape)
+            for replica, of_replica in enumerate(aggregates[-1].left_out):
+                for message, rest in zip(group, of_replica, strict=True):
+                    left_out[replica, message.key] = tf.reshape(rest, message.shape)
         rows = [self._gather_rows(m) for m in sparse]
         means |= {m.key: mean for m, (mean, _) in zip(sparse, rows, strict=True)}
 
         self.ledger.routes = tuple(self._route(m, m in compressed, schedule) for m in messages)
         healthy = tf.reduce_all([a.healthy for a in aggregates])
         bytes_sent = sum(a.bytes_sent for a in aggregates) + sum(cost for _, cost in rows)
-        gradients = [m for m in messages if m.compressible]
 
         def commit():
             for aggregate in aggregates:
@@ -102,38 +103,21 @@ class GradientExchange:
                     variable.assign(value)
 
         def record():
-            norm = numerics.global_norm([m.floats(0) for m in gradients])
+            gradients = [m for m in messages if m.compressible]
             size = sum(m.size * m.dtype.size for m in gradients)
             dense_bytes = self.transport.bytes_all_reduce(size, itemsize=1)
-            self.ledger.meter.record(bytes_sent, dense_bytes, healthy, norm)
+            self.ledger.meter.record(bytes_sent, dense_bytes, healthy, lambda: _norm(gradients))
 
-        return Reduction(
-            [means[m.key] for m in messages],
-            healthy,
-            commit,
-            self._left_out(compressed, aggregates),
-            record,
-        )
-
-    def _left_out(self, messages, aggregates) -> dict[tuple[int, str], tf.Tensor]:
-        if not self.options.feedback:
-            return {}
-        new = {id(variable): value for a in aggregates for variable, value in a.updates}
-        found = {}
-        for replica in range(self.transport.local):
-            for message in messages:
-                slot = Slot("worker", message.key, message.size, 0, message.size)
-                value = new.get(id(self.ledger.residuals.existing(replica, slot)))
-                if value is not None:
-                    found[replica, message.key] = tf.reshape(value, message.shape)
-        return found
+        return Reduction([means[m.key] for m in messages], healthy, commit, left_out, record)
 
     def _compresses(self, message: Message) -> bool:
         wanted = message.compressible and not message.sparse
         return wanted and self.options.compresses(message.shape, message.size)
 
-    def _health(self, messages: Sequence[Message]) -> list[tf.Tensor]:
+    def _health(self, messages: Sequence[Message]) -> list[tf.Tensor | bool]:
         """For each local replica: all numbers in `messages` are finite."""
+        if not messages:
+            return [True] * self.transport.local
         health = []
         for replica, device in enumerate(self.transport.devices):
             with tf.device(device):
@@ -167,13 +151,17 @@ class GradientExchange:
         residuals = self.ledger.residuals if self.options.feedback else None
         arguments = (self.options.codec, self.transport, residuals, *_keys_and_sizes(group))
         if schedule == "adaptive":
-            return AdaptiveMean(*arguments, budget=self._budget_for(sum(m.size for m in group)))
+            budget = self._budget_for(sum(m.size for m in group))
+            return AdaptiveMean(*arguments, budget=budget, factor=_factor(group))
         seed = self.options.seed + index
-        return _AGGREGATORS[schedule](*arguments, joint=joint, seed=seed)
+        return _AGGREGATORS[schedule](*arguments, joint=joint, seed=seed, factor=_factor(group))
 
     def _dense_mean(self, group) -> Aggregator:
         """One all-reduce for everything that is not compressed."""
-        return DenseMean(Identity(), self.transport, None, *_keys_and_sizes(group), joint=True)
+        keys, sizes = _keys_and_sizes(group)
+        return PlainMean(
+            Identity(), self.transport, None, keys, sizes, joint=True, factor=_factor(group)
+        )
 
     def _budget_for(self, n: int) -> Budget:
         budget = self.ledger.keep("budget", lambda: Budget(self.options.compressor, n))
@@ -200,8 +188,9 @@ class GradientExchange:
         values, value_bytes = self.transport.all_gather_ragged([v.values for v in message.values])
         indices, index_bytes = self.transport.all_gather_ragged([v.indices for v in message.values])
         with tf.device(self.transport.device):
+            rows, share = tf.concat(values, 0), message.factor / self.transport.world
             mean = tf.IndexedSlices(
-                values=tf.concat(values, 0) / tf.cast(self.transport.world, values[0].dtype),
+                values=rows if share == 1 else rows * tf.cast(share, rows.dtype),
                 indices=tf.concat(indices, 0),
                 dense_shape=tf.constant(message.shape, tf.int64),
             )
@@ -221,6 +210,27 @@ class GradientExchange:
 
 def _keys_and_sizes(messages: Sequence[Message]) -> tuple[list[str], list[int]]:
     return [m.key for m in messages], [m.size for m in messages]
+
+
+def _factor(messages: Sequence[Message]) -> int:
+    """What all of a group is multiplied by: of gradients the same, of others less."""
+    return max((m.factor for m in messages), default=1)
+
+
+def _vectors(messages: Sequence[Message], replica: int, dtype: tf.DType) -> list[tf.Tensor]:
+    """What a group sends, without its factor."""
+    factor = _factor(messages)
+    flat = [m.flat(replica, dtype) for m in messages]
+    return [
+        v if m.factor == factor else v * (m.factor / factor)
+        for m, v in zip(messages, flat, strict=True)
+    ]
+
+
+def _norm(gradients: Sequence[Message]) -> tf.Tensor:
+    """Of what the first local replica sends."""
+    norm = numerics.global_norm([m.floats(0) for m in gradients])
+    return tf.minimum(norm, tf.float32.max / _factor(gradients)) * _factor(gradients)
 
 
 def _cut(messages: Sequence[Message]) -> list[list[Message]]:

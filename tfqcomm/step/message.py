@@ -18,12 +18,14 @@ class Message:
         values: a tensor or `IndexedSlices` for each local replica.
         compressible: False for what must arrive as it is.
         path: what the tensor is called, for people.
+        factor: the message is `values` times this: whoever packs it multiplies.
     """
 
     key: str
     values: Sequence[tf.Tensor | tf.IndexedSlices]
     compressible: bool = True
     path: str = ""
+    factor: int = 1
 
     @property
     def shape(self) -> tuple[int, ...]:
@@ -46,11 +48,14 @@ class Message:
         return tf.float64 if self.floats(0).dtype == tf.float64 else tf.float32
 
     def flat(self, replica: int, dtype: tf.DType = tf.float32) -> tf.Tensor:
-        """`dtype`[n]."""
+        """`dtype`[n], without the factor."""
         return tf.cast(tf.reshape(self.values[replica], [self.size]), dtype)
 
     def floats(self, replica: int) -> tf.Tensor:
-        """The numbers there are: all of a dense tensor, the given rows of a sparse one."""
+        """The numbers there are: all of a dense tensor, the given rows of a sparse one.
+
+        Without the factor.
+        """
         value = self.values[replica]
         return value.values if self.sparse else value
 

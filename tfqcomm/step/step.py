@@ -73,11 +73,13 @@ def distributed_step(
             agree_to_train(exchange.transport, optimizer, variables, exchange.options.facts())
         messages, memory = [], []
         for key, gradient, variable in zip(keys, gradients, variables, strict=True):
-            values = _local_gradients(exchange.transport, strategy, gradient)
+            values, factor = _local_gradients(exchange.transport, strategy, gradient)
             if worker is not None:
+                values = [_map_values(lambda v, f=factor: v * f, value) for value in values]
                 values, state = _worker_half(worker, exchange, key, values, optimizer, strategy)
                 memory.append((key, state))
-            messages.append(Message(key, values, path=path_of(variable)))
+                factor = 1
+            messages.append(Message(key, values, path=path_of(variable), factor=factor))
         halves = worker, memory, warm_up
         _apply(optimizer, exchange, strategy, messages, halves, variables, learning_rate)
 
@@ -170,16 +172,16 @@ def _remember(worker, memory, reduction):
                 slot.assign(values[name])
 
 
-def _local_gradients(transport, strategy, gradient) -> list[tf.Tensor | tf.IndexedSlices]:
-    """Each local replica's gradient, times the number of replicas: float64, or else float32.
+def _local_gradients(transport, strategy, gradient):
+    """Each local replica's gradient, float64 or else float32, and what makes a message of it.
 
-    One that was computed outside of `strategy.run` is one tensor for all local replicas. It counts
-    once, as in TensorFlow, where these are summed.
+    That is the number of replicas. A gradient that was computed outside of `strategy.run` is one
+    tensor for all local replicas. It counts once, as in TensorFlow, where these are summed.
     """
     values = strategy.experimental_local_results(gradient)
     factor = transport.world * len(values) // transport.local
-    values = [_map_values(lambda v: _wide(v) * factor, value) for value in values]
-    return values * (transport.local // len(values))
+    values = [_map_values(_wide, value) for value in values]
+    return values * (transport.local // len(values)), factor
 
 
 def _wide(values):

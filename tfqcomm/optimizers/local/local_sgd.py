@@ -115,7 +115,7 @@ class LocalSGDOptimizer(RememberingOptimizer):
                 self._finish(strategy, variables, healthy[0])
             sent = self._pull(replicas)
             dense = ledger.transport.bytes_all_reduce(replicas.size)
-            ledger.meter.record(sent, dense, tf.reduce_all(healthy), 0.0)
+            ledger.meter.record(sent, dense, tf.reduce_all(healthy), lambda: tf.constant(0.0))
 
         context.merge_call(merged, args=(list(gradients), tf.convert_to_tensor(learning_rate)))
 
