@@ -75,7 +75,7 @@ def decode_mean(codec: Compressor, layout: Layout, words: tf.Tensor):
 def _encode(codec, layout, factor, _, message, seed):
     target = message if factor == 1 else message * factor
     words = codec.encode_bucket(target, layout, seed)
-    return wire.words_to_floats(words), numerics.finite(target)
+    return wire.words_to_floats(words), codec.encoded_finite(target, words, layout)
 
 
 def _encode_and_keep(codec, layout, factor, sent_factor, message, residual, seed):
@@ -84,10 +84,10 @@ def _encode_and_keep(codec, layout, factor, sent_factor, message, residual, seed
     sent = codec.decode_bucket(words, layout)
     left_out = target - (sent if sent_factor == 1 else sent * sent_factor)
     left_out = layout.without_padding(left_out)
-    return wire.words_to_floats(words), left_out, numerics.finite(target)
+    return wire.words_to_floats(words), left_out, codec.encoded_finite(target, words, layout)
 
 
 def _decode_mean(codec, layout, words):
-    mean = codec.decode_bucket_mean(wire.floats_to_words(words), layout)
-    mean = layout.without_padding(mean)
-    return mean, numerics.finite(mean)
+    words = wire.floats_to_words(words)
+    mean = codec.decode_bucket_mean(words, layout)
+    return mean, codec.mean_finite(mean, words, layout)

@@ -12,6 +12,7 @@ from typing import Any, ClassVar
 
 import tensorflow as tf
 
+from tfqcomm.kernels import numerics
 from tfqcomm.kernels.layout import Layout
 
 MOST_ELEMENTS = 2**31 - 1  # of one vector: positions and sizes in TensorFlow's kernels are int32
@@ -200,6 +201,20 @@ class Compressor(abc.ABC):
                 parallel_iterations=1,
             )
         return total if world == 1 else total * (1 / world)
+
+    def encoded_finite(self, x: tf.Tensor, words: tf.Tensor, layout: Layout) -> tf.Tensor:
+        """Whether x, encoded as `words`, is finite: bool scalar.
+
+        Codecs that can tell it from their words save a pass over x.
+        """
+        return numerics.finite(x)
+
+    def mean_finite(self, mean: tf.Tensor, words: tf.Tensor, layout: Layout) -> tf.Tensor:
+        """Whether the `mean` of int32[W, w] `words` is finite: bool scalar.
+
+        Codecs may say no where finite messages are so large that their sum might not be.
+        """
+        return numerics.finite(mean)
 
     @abc.abstractmethod
     def encode_implementation(self, x: tf.Tensor, seed: tf.Tensor) -> tf.Tensor:

@@ -69,6 +69,12 @@ class Damped(Compressor):
     def decode_bucket(self, words, layout):
         return self._damp(self.codec.decode_bucket(words, layout), layout)
 
+    def encoded_finite(self, x, words, layout):
+        return self.codec.encoded_finite(x, words, layout)
+
+    def mean_finite(self, mean, words, layout):
+        return self.codec.mean_finite(mean, words, layout)
+
     def encode_implementation(self, x, seed):
         return self.codec.encode(x, seed)
 

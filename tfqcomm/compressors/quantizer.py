@@ -81,6 +81,22 @@ class Quantizer(Compressor):
         layout = layout.blocks(self._block)
         return numerics.fuse(_restore, layout.size, self, layout)(words)
 
+    def encoded_finite(self, x, words, layout):
+        if not self.scales_per_segment:
+            return super().encoded_finite(x, words, layout)
+        # What is measured is not finite unless all elements are.
+        return tf.reduce_all(numerics.is_finite(self._scales(words, layout)))
+
+    def mean_finite(self, mean, words, layout):
+        if not self.scales_per_segment:
+            return super().mean_finite(mean, words, layout)
+        # No decoded magnitude is above the scale, and rounding is monotonic.
+        scales = tf.abs(self._scales(words, layout))  # [W, scales]
+        return tf.reduce_all(numerics.is_finite(tf.reduce_sum(scales, axis=0)))
+
+    def _scales(self, words, layout):
+        return wire.words_to_floats(words[..., : self._num_scales(layout)])
+
     def _num_scales(self, layout):
         return self.scales_per_segment * layout.num_blocks(self._block)
 

@@ -161,11 +161,11 @@ class Layout:
 
     def sums(self, x: tf.Tensor) -> tf.Tensor:
         """Sums of float32 `x` by vector, see `numerics.sums`: [size] -> float64[vectors]."""
-        return self._by_vector(tf.math.segment_sum, numerics.sums(self.rows(x)))
+        return self._by_vector(tf.math.unsorted_segment_sum, numerics.sums(self.rows(x)))
 
     def magnitude_sums(self, x: tf.Tensor) -> tf.Tensor:
         """Sums of |x|, also where they are beyond float32: [size] -> float64[vectors]."""
-        return self._by_vector(tf.math.segment_sum, numerics.magnitude_sums(self.rows(x)))
+        return self._by_vector(tf.math.unsorted_segment_sum, numerics.magnitude_sums(self.rows(x)))
 
     def mean_magnitude(self, x: tf.Tensor) -> tf.Tensor:
         """Means of |x|: [size] -> float32[vectors]."""
@@ -174,7 +174,7 @@ class Layout:
     def max_magnitude(self, x: tf.Tensor) -> tf.Tensor:
         """The largest |x|, NaN above all: [size] -> float32[vectors]."""
         keys = numerics.max_key(self.rows(x))
-        return tf.bitcast(self._by_vector(tf.math.segment_max, keys), tf.float32)
+        return tf.bitcast(self._by_vector(tf.math.unsorted_segment_max, keys), tf.float32)
 
     def norms(self, x: tf.Tensor) -> tf.Tensor:
         """Euclidean norms, at most the largest float32: [size] -> float32[vectors]."""
@@ -214,4 +214,6 @@ class Layout:
         return tf.constant(np.repeat(vectors, self.row_counts))
 
     def _by_vector(self, reduce, values):
-        return values if self._one_row_each else reduce(values, self._vector_of_row)
+        if self._one_row_each:
+            return values
+        return reduce(values, self._vector_of_row, len(self.sizes))

@@ -66,7 +66,7 @@ def is_finite(x: tf.Tensor) -> tf.Tensor:
 
 def finite(x: tf.Tensor) -> tf.Tensor:
     """Bool scalar: neither NaN nor infinity stands in a float32 vector. To be fused."""
-    return tf.reduce_max(max_key(x[None])) < 0x7F800000 if x.shape[0] else tf.constant(True)
+    return max_key(x[None])[0] < 0x7F800000 if x.shape[0] else tf.constant(True)
 
 
 def all_finite(tensors: Sequence[tf.Tensor]) -> tf.Tensor:
@@ -103,7 +103,11 @@ def max_key(x: tf.Tensor) -> tf.Tensor:
     keys = tf.pad(keys, [[0, 0], [0, -n % _ROW]]) if n % _ROW else keys
     lanes = tf.reduce_max(tf.reshape(keys, [-1, _ROW // _LANES, _LANES]), axis=1)
     partial = tf.reduce_max(lanes, axis=-1)
-    return partial if n <= _ROW else tf.reduce_max(tf.reshape(partial, [rows, -1]), axis=-1)
+    if n <= _ROW:
+        return partial
+    # As another type, or XLA would make one reduction of two, a slow one.
+    partial = tf.bitcast(tf.reshape(partial, [rows, -1]), tf.uint32)
+    return tf.bitcast(tf.reduce_max(partial, axis=-1), tf.int32)
 
 
 def sums(x: tf.Tensor) -> tf.Tensor:
