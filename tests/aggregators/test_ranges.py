@@ -279,11 +279,12 @@ def test_a_model_beyond_int32_travels_in_several_payloads():
         def __init__(self, size):
             self.size = size
 
-    groups = _cut([Sized(size) for size in (2**29, 2**29, 1, 2**31 + 5, 7, 2**30 - 7, 1)])
+    sizes = (2**29, 2**29, 1, 2**31 + 5, 7, 2**30 - 7, 1)
+    groups = _cut([Sized(size) for size in sizes], 2**40)
     assert [[m.size for m in group] for group in groups] == [
         [2**29, 2**29], [1], [2**31 + 5], [7, 2**30 - 7], [1]
     ]  # fmt: skip
-    assert _cut([]) == []
+    assert _cut([], 1) == []
 
 
 def test_bytes_beyond_int32_are_counted():

@@ -96,8 +96,8 @@ GOLDENS = [  # compressor, input, seed, payload
     # the byte of -0.0 is that of 0 with a sign, those of the largest are fe and fb.
     (Float8(block=4), EVEN, 0, "3fc00000 41100000 8000fe71 0000fe71"),
     (Float8("e5m2", block=4), EVEN, 0, "3fc00000 41100000 8000fb75 0000fb75"),
-    # Signs, then exponents 126, 127, 0, 0, 129, 143, 117: those of 0.5, -1, 0, 0, 4, -65536, 2^-10.
-    (NaturalCompression(), SMALL, SMALL_SEED, "54000000 00007f7e 00758f81"),
+    # Signs, then exponents 126, 127, 0, 0, 128, 143, 117: those of 0.5, -1, 0, 0, 2, -65536, 2^-10.
+    (NaturalCompression(), SMALL, SMALL_SEED, "54000000 00007f7e 00758f80"),
     # Means -7/2 (one of three is -0.0) and 7/8; those of the blocks, -3/4, -9, 1/4, 3/2.
     (TwoMeans(), EVEN, 0, "c0600000 3f600000 54000000"),
     (TwoMeans(block=4), EVEN, 0, "bf400000 c1100000 3e800000 3fc00000 54000000"),
@@ -140,7 +140,7 @@ def test_decoded_payloads():
     largest = np.float32([0, -1, 0, 0, 0, -1, 0])
     np.testing.assert_allclose(decode(23), scales * (thirds * 144 / 448 + largest), rtol=1e-6)
     np.testing.assert_allclose(decode(24), scales * (thirds * 20480 / 57344 + largest), rtol=1e-6)
-    np.testing.assert_array_equal(decode(25), [0.5, -1, 0, 0, 4, -65536, 2.0**-10])
+    np.testing.assert_array_equal(decode(25), [0.5, -1, 0, 0, 2, -65536, 2.0**-10])
     np.testing.assert_array_equal(decode(26), [0.875, -3.5, 0.875, -3.5, 0.875, -3.5, 0.875])
     np.testing.assert_array_equal(decode(27), [0.25, -0.75, 0.25, -0.75, 1.5, -9, 1.5])
 

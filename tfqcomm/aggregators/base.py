@@ -28,15 +28,15 @@ class Aggregate:
             so are the means. Where it is false, `updates` must not be applied.
         updates: (variable, new value) pairs: the residuals after this step.
         bytes_sent: by one worker.
-        left_out: for each local replica, for each tensor: float32[n], its new residual; empty
-            without error feedback.
+        left_out: for each local replica its new residual, float32[layout.size]; empty without
+            error feedback. `Aggregator.unpack` makes tensors of it.
     """
 
     means: list[tf.Tensor]
     healthy: tf.Tensor
     updates: Updates
     bytes_sent: int | tf.Tensor
-    left_out: Sequence[list[tf.Tensor]] = ()
+    left_out: Sequence[tf.Tensor] = ()
 
 
 @dataclasses.dataclass(frozen=True)
@@ -119,9 +119,8 @@ class Aggregator(abc.ABC):
                 packed.append(self._pack(tensors))
         found = self.exchange(packed, healthy, step)
         with tf.device(self.transport.device):
-            means = self._unpack(found.mean)
-        left_out = [self._unpack(of_replica) for of_replica in found.left_out]
-        return Aggregate(means, found.healthy, found.updates, found.bytes_sent, left_out)
+            means = self.unpack(found.mean)
+        return Aggregate(means, found.healthy, found.updates, found.bytes_sent, found.left_out)
 
     @abc.abstractmethod
     def exchange(
@@ -144,12 +143,12 @@ class Aggregator(abc.ABC):
         """What a local replica owes of the means that it has encoded, as the owner of `part`."""
         return self._kept(replica, "owner", part, part.layout)
 
-    def owed(self) -> list[list[tf.Tensor]]:
-        """For each local replica, for each tensor: its residual now; empty without feedback."""
+    def owed(self) -> list[tf.Tensor]:
+        """For each local replica its residual now, float32[layout.size]; empty without feedback."""
         if self.residuals is None or not self.layout.size:
             return []
         found = [self.residual(replica) for replica in range(self.transport.local)]
-        return [self._unpack(residual.read_value()) for residual in found]
+        return [residual.read_value() for residual in found]
 
     def target(self, replica: int, message: tf.Tensor) -> tf.Tensor:
         """The message of a local replica plus what is owed from before."""
@@ -211,7 +210,8 @@ class Aggregator(abc.ABC):
         packed = self._tensors.pack(tensors)
         return packed if self.layout is self._tensors else self.layout.pack([packed])
 
-    def _unpack(self, flat):
+    def unpack(self, flat: tf.Tensor) -> list[tf.Tensor]:
+        """The tensors [n] of a bucket: inverse of how messages are packed."""
         if self.layout is not self._tensors:
             (flat,) = self.layout.unpack(flat)
         vectors = iter(self._tensors.unpack(flat) if self._tensors.sizes else [])

@@ -5,8 +5,8 @@
     residual = target - decode(words)
 
 (Seide et al., Interspeech 2014; Karimireddy et al., arXiv 1901.09847). These are the first two of
-a bucket's three kernels; `decode_mean` is the third. Words pass from kernel to kernel as float32,
-bit by bit: TensorFlow keeps int32 in the host's memory.
+a bucket's three kernels; `decode_mean` is the third. Words travel as float32, bit by bit: on a GPU
+TensorFlow keeps int32 that crosses a function's border in the host's memory.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ import dataclasses
 import tensorflow as tf
 
 from tfqcomm.compressors.base import Compressor
-from tfqcomm.kernels import numerics, wire
+from tfqcomm.kernels import numerics
 from tfqcomm.kernels.layout import Layout
 
 
@@ -43,7 +43,6 @@ def encode_with_feedback(
     seed: tf.Tensor,
     *,
     factor: float = 1,
-    sent_factor: float = 1,
 ) -> Encoded:
     """Encodes `factor` times a bucket's `message` plus what is owed from before.
 
@@ -51,17 +50,18 @@ def encode_with_feedback(
         message: float32[layout.size].
         residual: the same, or None for no error feedback.
         seed: int32[2].
-        sent_factor: what decoded words are multiplied by before they count as sent.
     """
     if not layout.size:
         return Encoded(tf.zeros([0]), None, tf.constant(True))
-    static = codec, layout, float(factor), float(sent_factor)
     compiled = numerics.fuse if codec.compilable else numerics.op_by_op
-    if residual is None:
-        words, finite = compiled(_encode, layout.size, *static)(message, seed)
-        return Encoded(words, None, finite)
-    kernel = compiled(_encode_and_keep, layout.size, *static)
-    return Encoded(*kernel(message, tf.convert_to_tensor(residual), seed))
+    given = [message] if residual is None else [message, tf.convert_to_tensor(residual)]
+    static = codec, layout, float(factor)
+    words, finite = compiled(_encode, layout.size, *static, _on_gpu(message))(seed, *given)
+    left_out = None
+    if residual is not None:
+        # Apart from the other kernel, in which XLA would compute the words anew for every use.
+        left_out = compiled(_left_out, layout.size, *static)(words, *given)
+    return Encoded(_as(tf.float32, words), left_out, finite)
 
 
 def decode_mean(codec: Compressor, layout: Layout, words: tf.Tensor):
@@ -69,25 +69,37 @@ def decode_mean(codec: Compressor, layout: Layout, words: tf.Tensor):
     if not layout.size:
         return tf.zeros([0]), tf.constant(True)
     compiled = numerics.fuse if codec.compilable else numerics.op_by_op
+    if not _on_gpu(words):  # where XLA takes four times as long if words come as floats
+        words = _as(tf.int32, words)
     return compiled(_decode_mean, layout.size, codec, layout)(words)
 
 
-def _encode(codec, layout, factor, _, message, seed):
-    target = message if factor == 1 else message * factor
+def _encode(codec, layout, factor, floats, seed, *given):
+    target = _target(factor, *given)
     words = codec.encode_bucket(target, layout, seed)
-    return wire.words_to_floats(words), codec.encoded_finite(target, words, layout)
+    finite = codec.encoded_finite(target, words, layout)
+    return _as(tf.float32, words) if floats else words, finite
 
 
-def _encode_and_keep(codec, layout, factor, sent_factor, message, residual, seed):
-    target = (message if factor == 1 else message * factor) + residual
-    words = codec.encode_bucket(target, layout, seed)
-    sent = codec.decode_bucket(words, layout)
-    left_out = target - (sent if sent_factor == 1 else sent * sent_factor)
-    left_out = layout.without_padding(left_out)
-    return wire.words_to_floats(words), left_out, codec.encoded_finite(target, words, layout)
+def _left_out(codec, layout, factor, words, *given):
+    sent = codec.decode_bucket(_as(tf.int32, words), layout)
+    return layout.without_padding(_target(factor, *given) - sent)
 
 
 def _decode_mean(codec, layout, words):
-    words = wire.floats_to_words(words)
+    words = _as(tf.int32, words)
     mean = codec.decode_bucket_mean(words, layout)
     return mean, codec.mean_finite(mean, words, layout)
+
+
+def _target(factor, message, residual=None):
+    target = message if factor == 1 else message * factor
+    return target if residual is None else target + residual
+
+
+def _as(dtype, words):
+    return words if words.dtype == dtype else tf.bitcast(words, dtype)
+
+
+def _on_gpu(tensor):
+    return "GPU" in tensor.device

@@ -31,6 +31,10 @@ class WarmUp:
         self._compressed = compressed
         self._dense = dense
 
+    def unpack(self, flat):
+        """See `Aggregator.unpack`."""
+        return self._compressed.unpack(flat)
+
     def aggregate(self, messages, healthy, step) -> Aggregate:
         """Averages the messages of all replicas: see `Aggregator.aggregate`."""
         compresses = self._compresses()

@@ -90,11 +90,13 @@ class Layout:
         """float32[size] of vectors [n]."""
         if not vectors:
             return tf.zeros([0])
-        parts = []
+        parts, zeros = [], {}
         for vector, n, rows in zip(vectors, self.sizes, self.row_counts, strict=True):
             parts.append(vector)
             if padding := rows * self.row - n:
-                parts.append(tf.zeros([padding], vector.dtype))
+                if padding not in zeros:
+                    zeros[padding] = tf.zeros([padding], vector.dtype)
+                parts.append(zeros[padding])
         flat = tf.concat(parts, 0) if len(parts) > 1 else parts[0]
         return flat[: self.size]
 

@@ -102,12 +102,9 @@ def max_key(x: tf.Tensor) -> tf.Tensor:
     # long. Zeros are the smallest keys.
     keys = tf.pad(keys, [[0, 0], [0, -n % _ROW]]) if n % _ROW else keys
     lanes = tf.reduce_max(tf.reshape(keys, [-1, _ROW // _LANES, _LANES]), axis=1)
-    partial = tf.reduce_max(lanes, axis=-1)
-    if n <= _ROW:
-        return partial
-    # As another type, or XLA would make one reduction of two, a slow one.
-    partial = tf.bitcast(tf.reshape(partial, [rows, -1]), tf.uint32)
-    return tf.bitcast(tf.reduce_max(partial, axis=-1), tf.int32)
+    # Types alternate, or XLA would make one reduction of two, a slow one.
+    partial = tf.bitcast(tf.reduce_max(tf.bitcast(lanes, tf.uint32), axis=-1), tf.int32)
+    return partial if n <= _ROW else tf.reduce_max(tf.reshape(partial, [rows, -1]), axis=-1)
 
 
 def sums(x: tf.Tensor) -> tf.Tensor:

@@ -4,21 +4,33 @@ from __future__ import annotations
 
 import tensorflow as tf
 
-from tfqcomm.kernels import wire
-
 _STEPS = 1 << 16
+_GOLDEN = 0x9E3779B9
 
 
 def draw(seed: tf.Tensor, n: int) -> tf.Tensor:
-    """`n` random integers below 2^16, two from each word of Philox: int32[2] -> uint16[n].
+    """`n` random integers below 2^16, from a counter and a key: int32[2] -> int32[n].
 
-    Random words are dear; 16 bits round without bias to 2^-17.
+    A hash of each element's number instead of a stream: compilers draw where the number is used,
+    on every device the same, and at a sixth of Philox' price. 16 bits round without bias to 2^-17.
     """
-    # Philox by name: the default may differ between devices.
-    words = tf.random.stateless_uniform(
-        [wire.num_words(n, 16)], seed, None, None, tf.int32, alg="philox"
-    )
-    return wire.words_to_halves(words, n, tf.uint16)
+    first, second = tf.unstack(tf.bitcast(seed, tf.uint32))
+    key = _mix(first + tf.constant(_GOLDEN, tf.uint32))
+    start = _mix(tf.bitwise.bitwise_xor(second, key))
+    counter = tf.bitcast(tf.range(n), tf.uint32)
+    words = _mix(tf.bitwise.bitwise_xor(_mix(counter + start), key))
+    return tf.bitcast(_shift(words, 16), tf.int32)
+
+
+def _mix(x):
+    """A bijection of uint32 in which every bit depends on all: the finalizer "lowbias32"."""
+    x = tf.bitwise.bitwise_xor(x, _shift(x, 16)) * tf.constant(0x7FEB352D, tf.uint32)
+    x = tf.bitwise.bitwise_xor(x, _shift(x, 15)) * tf.constant(0x846CA68B, tf.uint32)
+    return tf.bitwise.bitwise_xor(x, _shift(x, 16))
+
+
+def _shift(x, bits):
+    return tf.bitwise.right_shift(x, tf.constant(bits, tf.uint32))
 
 
 def stochastic(y: tf.Tensor, draws: tf.Tensor) -> tf.Tensor:
@@ -29,7 +41,7 @@ def stochastic(y: tf.Tensor, draws: tf.Tensor) -> tf.Tensor:
 
     Args:
         y: float32 tensor, |y| < 2^23.
-        draws: uint16 tensor of the same shape.
+        draws: integers of the same shape, at least 0 and below 2^16.
 
     Returns:
         int32 tensor

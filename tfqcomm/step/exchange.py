@@ -7,7 +7,8 @@
                                        IntegerMean for a scale that all replicas share;
                                        in a warm-up still DenseMean(Identity)
 
-Each group is one payload, so the number of collectives does not grow with the number of layers.
+Each group is cut into buckets of `bucket_mb`, and each of these is one payload: the number of
+collectives does not grow with the number of layers.
 """
 
 from __future__ import annotations
@@ -81,15 +82,13 @@ class GradientExchange:
 
         # Aggregators look at what they encode themselves; somebody has to tell of the rows.
         health = self._health(sparse)
-        means, aggregates, left_out = {}, [], {}
+        means, aggregates, unpacks = {}, [], []
         for aggregator, group, dtype in self._groups(compressed, schedule, dense, compresses):
             vectors = [_vectors(group, replica, dtype) for replica in range(self.transport.local)]
             aggregates.append(aggregator.aggregate(vectors, health, step))
+            unpacks.append((group, aggregator.unpack))
             for message, mean in zip(group, aggregates[-1].means, strict=True):
                 means[message.key] = tf.reshape(mean, message.shape)
-            for replica, of_replica in enumerate(aggregates[-1].left_out):
-                for message, rest in zip(group, of_replica, strict=True):
-                    left_out[replica, message.key] = tf.reshape(rest, message.shape)
         rows = [self._gather_rows(m) for m in sparse]
         means |= {m.key: mean for m, (mean, _) in zip(sparse, rows, strict=True)}
 
@@ -101,6 +100,14 @@ class GradientExchange:
             for aggregate in aggregates:
                 for variable, value in aggregate.updates:
                     variable.assign(value)
+
+        def left_out():
+            found = {}
+            for (group, unpack), aggregate in zip(unpacks, aggregates, strict=True):
+                for replica, flat in enumerate(aggregate.left_out):
+                    for message, rest in zip(group, unpack(flat), strict=True):
+                        found[replica, message.key] = tf.reshape(rest, message.shape)
+            return found
 
         def record():
             gradients = [m for m in messages if m.compressible]
@@ -128,7 +135,7 @@ class GradientExchange:
         """What travels together: (aggregator, messages, type) for each payload."""
         joint = self.options.granularity == "model"
         whole = joint or schedule == "adaptive"  # must not be cut: one selection ranges over all
-        cut = [compressed] if compressed and whole else _cut(compressed)
+        cut = [compressed] if compressed and whole else self._cut(compressed)
         groups = []
         for index, group in enumerate(cut):
             if joint:
@@ -142,10 +149,17 @@ class GradientExchange:
                 aggregator = WarmUp(compresses, aggregator, self._dense_mean(group))
             groups.append((aggregator, group, tf.float32))
         for dtype in (tf.float32, tf.float64):
-            for group in _cut([m for m in dense if m.dtype == dtype]):
+            for group in self._cut([m for m in dense if m.dtype == dtype]):
                 groups.append((self._dense_mean(group), group, dtype))
         # Somebody has to carry the health of the rows.
         return groups or [(self._dense_mean([]), [], tf.float32)]
+
+    def _cut(self, messages: Sequence[Message]) -> list[list[Message]]:
+        """Buckets, in the order in which gradients become ready: that of the last layer first.
+
+        So the first bucket travels while the gradients of the others are computed.
+        """
+        return _cut(messages[::-1], int(self.options.bucket_mb * 2**20 / 4))
 
     def _aggregator(self, schedule, group, joint, index) -> Aggregator:
         residuals = self.ledger.residuals if self.options.feedback else None
@@ -233,11 +247,11 @@ def _norm(gradients: Sequence[Message]) -> tf.Tensor:
     return tf.minimum(norm, tf.float32.max / _factor(gradients)) * _factor(gradients)
 
 
-def _cut(messages: Sequence[Message]) -> list[list[Message]]:
-    """Groups, in order, that are small enough for one payload."""
-    groups, elements = [], 0
+def _cut(messages: Sequence[Message], most: int) -> list[list[Message]]:
+    """Groups, in order, of no more than so many elements, unless one message has more."""
+    most, groups, elements = min(most, MOST_PER_PAYLOAD), [], 0
     for message in messages:
-        if not groups or elements + message.size > MOST_PER_PAYLOAD:
+        if not groups or elements + message.size > most:
             groups.append([])
             elements = 0
         groups[-1].append(message)

@@ -68,15 +68,15 @@ class Reduction:
         means: for each message its mean over all replicas, in the message's shape.
         healthy: bool scalar, the same everywhere: every message of every replica was finite.
         commit: assigns the new residuals; to be called in a healthy step only.
-        left_out: (local replica, key) -> the new residual, in the message's shape; of what was
-            compressed with error feedback.
+        left_out: gives (local replica, key) -> the new residual, in the message's shape; of what
+            was compressed with error feedback.
         record: adds the step to the meter.
     """
 
     means: list[tf.Tensor | tf.IndexedSlices]
     healthy: tf.Tensor
     commit: Callable[[], None]
-    left_out: Mapping[tuple[int, str], tf.Tensor]
+    left_out: Callable[[], Mapping[tuple[int, str], tf.Tensor]]
     record: Callable[[], None]
 
 

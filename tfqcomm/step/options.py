@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import dataclasses
+import math
+import numbers
 
 from tfqcomm import compressors
 from tfqcomm.aggregators import schedule as schedules
@@ -26,6 +28,8 @@ class ExchangeOptions:
         schedule: "auto", "dense", "all_gather" or "two_phase".
         granularity: "tensor" scales and selects within each tensor (the papers), "model" over
             all compressed tensors together.
+        bucket_mb: size, in float32, of what is encoded and sent at once, while the gradients of
+            the next bucket are computed; larger => fewer messages, less at the same time.
         seed: of stochastic codecs.
         verify: compare the replicas' weights after the first step.
     """
@@ -35,6 +39,7 @@ class ExchangeOptions:
     min_size: int = 1024
     schedule: str = "auto"
     granularity: str = "tensor"
+    bucket_mb: float = 16.0
     seed: int = 0
     verify: bool = True
 
@@ -51,6 +56,12 @@ class ExchangeOptions:
                 raise ValueError(
                     f"Argument `{name}` must be a non-negative integer. Received: {name}={value!r}"
                 )
+        real = isinstance(self.bucket_mb, numbers.Real) and not isinstance(self.bucket_mb, bool)
+        if not real or not 0 < self.bucket_mb < math.inf:
+            raise ValueError(
+                "Argument `bucket_mb` must be a positive number. "
+                f"Received: bucket_mb={self.bucket_mb!r}"
+            )
         if not isinstance(self.error_feedback, bool) and self.error_feedback != "auto":
             raise ValueError(
                 "Argument `error_feedback` must be a bool or 'auto'. "

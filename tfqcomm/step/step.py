@@ -162,12 +162,12 @@ def _worker_half(worker, exchange, key, gradients, optimizer, strategy):
 
 def _remember(worker, memory, reduction):
     """Assigns the new state of the worker's half, in a step that is taken."""
+    left_out = reduction.left_out() if memory else {}
     for key, states in memory:
         for replica, state in enumerate(states):
             values = {name: value for name, (_, value) in state.items()}
-            left_out = reduction.left_out.get((replica, key))
-            if left_out is not None:
-                values = worker.worker_sent(values, left_out)
+            if (replica, key) in left_out:
+                values = worker.worker_sent(values, left_out[replica, key])
             for name, (slot, _) in state.items():
                 slot.assign(values[name])
 
