@@ -5,8 +5,9 @@ from __future__ import annotations
 import numpy as np
 import tensorflow as tf
 
+from tfqcomm import checks
 from tfqcomm.compressors import AdaptiveTopK
-from tfqcomm.optimizers.base import CompressedOptimizer, check_fraction, register
+from tfqcomm.optimizers.base import CompressedOptimizer, register
 from tfqcomm.state.ledger import ledger_of
 
 
@@ -79,7 +80,7 @@ class AdaptiveTopKSGD(CompressedOptimizer):
         name: str = "adaptive_top_k_sgd",
         **kwargs,
     ):
-        check_fraction("momentum", momentum)
+        checks.fraction("momentum", momentum)
         if momentum_correction and (nesterov or not error_feedback):
             raise ValueError(
                 "Argument `momentum_correction` needs `error_feedback=True` and `nesterov=False`. "

@@ -114,43 +114,6 @@ class CompressedOptimizer(RememberingOptimizer):
         }
 
 
-def check_fraction(name: str, value: float, *, also: str = "") -> None:
-    """Refuses a decay rate outside [0, 1).
-
-    Args:
-        also: what else is allowed, for the message.
-
-    Raises:
-        ValueError: naming the argument.
-    """
-    if not isinstance(value, (int, float)) or not 0 <= value < 1:
-        raise ValueError(
-            f"Argument `{name}` must be a float in [0, 1){also}. Received: {name}={value!r}"
-        )
-
-
-def check_positive(name: str, value: float) -> None:
-    """Refuses a number that is not above zero.
-
-    Raises:
-        ValueError: naming the argument.
-    """
-    if not isinstance(value, (int, float)) or not value > 0:
-        raise ValueError(f"Argument `{name}` must be a positive float. Received: {name}={value!r}")
-
-
-def check_non_negative(name: str, value: float) -> None:
-    """Refuses a number below zero.
-
-    Raises:
-        ValueError: naming the argument.
-    """
-    if not isinstance(value, (int, float)) or not value >= 0:
-        raise ValueError(
-            f"Argument `{name}` must be a non-negative float. Received: {name}={value!r}"
-        )
-
-
 def per_row(shape: Sequence[int]) -> tuple[int, ...]:
     """Shape of a slot with one number for each row of a variable, so that both are cut alike."""
     return (*shape[:1], *[1 for _ in shape[1:]])

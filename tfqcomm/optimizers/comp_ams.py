@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import tensorflow as tf
 
+from tfqcomm import checks
 from tfqcomm.kernels import numerics
-from tfqcomm.optimizers.base import CompressedOptimizer, check_fraction, check_positive, register
+from tfqcomm.optimizers.base import CompressedOptimizer, register
 
 
 def comp_ams_update(gradient, state, learning_rate, *, beta_1, beta_2, epsilon, epsilon_inside):
@@ -91,9 +92,9 @@ class CompAMS(CompressedOptimizer):
         name: str = "comp_ams",
         **kwargs,
     ):
-        check_fraction("beta_1", beta_1)
-        check_fraction("beta_2", beta_2)
-        check_positive("epsilon", epsilon)
+        checks.fraction("beta_1", beta_1)
+        checks.fraction("beta_2", beta_2)
+        checks.positive("epsilon", epsilon)
         super().__init__(
             learning_rate,
             compressor=compressor,

@@ -7,9 +7,9 @@ import math
 import tensorflow as tf
 from absl import logging
 
-from tfqcomm import _tf_private
+from tfqcomm import _tf_private, checks
 from tfqcomm.kernels import numerics
-from tfqcomm.optimizers.base import CompressedOptimizer, check_fraction, check_positive, register
+from tfqcomm.optimizers.base import CompressedOptimizer, register
 
 _SETTLED = 0.96  # |v_t| / |v_{t - delta}| from which on v is settled: the authors' threshold
 
@@ -124,9 +124,9 @@ class OneBitAdam(CompressedOptimizer):
         name: str = "one_bit_adam",
         **kwargs,
     ):
-        check_fraction("beta_1", beta_1)
-        check_fraction("beta_2", beta_2)
-        check_positive("epsilon", epsilon)
+        checks.fraction("beta_1", beta_1)
+        checks.fraction("beta_2", beta_2)
+        checks.positive("epsilon", epsilon)
         _check_warm_up(warm_up)
         super().__init__(
             learning_rate,

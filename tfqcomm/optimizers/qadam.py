@@ -6,16 +6,9 @@ import math
 
 import tensorflow as tf
 
-from tfqcomm import _tf_private, compressors
+from tfqcomm import _tf_private, checks, compressors
 from tfqcomm.kernels import numerics
-from tfqcomm.optimizers.base import (
-    CompressedOptimizer,
-    check_fraction,
-    check_positive,
-    complete,
-    per_row,
-    register,
-)
+from tfqcomm.optimizers.base import CompressedOptimizer, complete, per_row, register
 
 
 def qadam_message(gradient, state, *, beta_1, beta_2):
@@ -131,10 +124,10 @@ class QAdam(CompressedOptimizer):
         name: str = "qadam",
         **kwargs,
     ):
-        check_fraction("beta_1", beta_1)
+        checks.fraction("beta_1", beta_1)
         if beta_2 != "1-1/t":
-            check_fraction("beta_2", beta_2, also=' or "1-1/t"')
-        check_positive("epsilon", epsilon)
+            checks.fraction("beta_2", beta_2, also=' or "1-1/t"')
+        checks.positive("epsilon", epsilon)
         super().__init__(
             learning_rate,
             compressor=compressor,

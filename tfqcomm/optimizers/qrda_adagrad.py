@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import tensorflow as tf
 
+from tfqcomm import checks
 from tfqcomm.kernels import numerics
 from tfqcomm.optimizers.base import complete, per_row, register
 from tfqcomm.optimizers.proximal import ProximalAdagrad, soft_threshold
@@ -100,10 +101,7 @@ class QRDAAdagrad(ProximalAdagrad):
         name: str = "qrda_adagrad",
         **kwargs,
     ):
-        if center not in CENTERS:
-            raise ValueError(
-                f"Argument `center` must be one of {CENTERS}. Received: center={center!r}"
-            )
+        checks.one_of("center", center, CENTERS)
         super().__init__(
             learning_rate,
             l1,

@@ -8,7 +8,7 @@ from collections.abc import Callable, Sequence
 import keras
 import tensorflow as tf
 
-from tfqcomm import _tf_private
+from tfqcomm import _tf_private, checks
 from tfqcomm.parameter_server import copies, data, optimizers
 from tfqcomm.parameter_server.base_worker import BaseWorker
 from tfqcomm.parameter_server.cluster import connect
@@ -52,11 +52,8 @@ class BaseTrainer(abc.ABC):
                 "Argument `build_model` must be a function that returns a Keras model. "
                 f"Received: build_model={build_model!r}"
             )
-        for name, value in (("workers", workers), ("parameter_servers", parameter_servers)):
-            if type(value) is not int or value < 1:
-                raise ValueError(
-                    f"Argument `{name}` must be a positive integer. Received: {name}={value!r}"
-                )
+        checks.positive_integer("workers", workers)
+        checks.positive_integer("parameter_servers", parameter_servers)
         if tf.distribute.has_strategy():
             raise ValueError(
                 f"A {type(self).__name__} must not be made in the scope of a strategy. "

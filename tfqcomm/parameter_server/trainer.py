@@ -7,6 +7,7 @@ from collections.abc import Callable, Sequence
 import keras
 import tensorflow as tf
 
+from tfqcomm import checks
 from tfqcomm.parameter_server import memory, optimizers
 from tfqcomm.parameter_server.asynchronous import Asynchronous
 from tfqcomm.parameter_server.base_trainer import BaseTrainer
@@ -109,10 +110,7 @@ class Trainer(BaseTrainer):
         parameter_servers: int = 1,
         variable_partitioner: Callable | None = None,
     ):
-        if mode not in MODES:
-            raise ValueError(
-                f"Argument `mode` must be one of {list(MODES)}. Received: mode={mode!r}"
-            )
+        checks.one_of("mode", mode, list(MODES))
         optimizer = keras.optimizers.get(optimizer)
         optimizers.check(optimizer)
         plain = optimizers.inner(optimizer)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 
-from tfqcomm import compressors
+from tfqcomm import checks, compressors
 from tfqcomm.aggregators import schedule as schedules
 from tfqcomm.compressors import damped
 from tfqcomm.compressors.base import Compressor
@@ -46,18 +46,14 @@ class ExchangeOptions:
                 f"Argument `granularity` must be one of {GRANULARITIES}. "
                 f"Received: granularity={self.granularity!r}"
             )
-        for name, value in (("min_size", self.min_size), ("seed", self.seed)):
-            if isinstance(value, bool) or not isinstance(value, int) or value < 0:
-                raise ValueError(
-                    f"Argument `{name}` must be a non-negative integer. Received: {name}={value!r}"
-                )
+        checks.non_negative_integer("min_size", self.min_size)
+        checks.non_negative_integer("seed", self.seed)
         if not isinstance(self.error_feedback, bool) and self.error_feedback != "auto":
             raise ValueError(
                 "Argument `error_feedback` must be a bool or 'auto'. "
                 f"Received: error_feedback={self.error_feedback!r}"
             )
-        if not isinstance(self.verify, bool):
-            raise ValueError(f"Argument `verify` must be a bool. Received: verify={self.verify!r}")
+        checks.boolean("verify", self.verify)
 
     @property
     def feedback(self) -> bool:

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from tfqcomm.optimizers.base import check_positive, register
-from tfqcomm.optimizers.local.local_sgd import LocalSGDOptimizer, check_period
+from tfqcomm import checks
+from tfqcomm.optimizers.base import register
+from tfqcomm.optimizers.local.local_sgd import LocalSGDOptimizer
 from tfqcomm.optimizers.local.pulls import every
 
 
@@ -76,9 +77,9 @@ class ElasticAveragingSGD(LocalSGDOptimizer):
     ):
         super().__init__(learning_rate, momentum, nesterov=nesterov, name=name, **kwargs)
         if alpha is not None:
-            check_positive("alpha", alpha)
-        check_positive("beta", beta)
-        check_period("period", period)
+            checks.positive("alpha", alpha)
+        checks.positive("beta", beta)
+        checks.positive_integer("period", period)
         self.alpha = alpha
         self.beta = beta
         self.period = period

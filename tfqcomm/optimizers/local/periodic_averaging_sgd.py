@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+from tfqcomm import checks
 from tfqcomm.optimizers.base import register
-from tfqcomm.optimizers.local.local_sgd import LocalSGDOptimizer, check_period
+from tfqcomm.optimizers.local.local_sgd import LocalSGDOptimizer
 from tfqcomm.optimizers.local.pulls import every
 
 
@@ -51,7 +52,7 @@ class PeriodicAveragingSGD(LocalSGDOptimizer):
         **kwargs,
     ):
         super().__init__(learning_rate, momentum, nesterov=nesterov, name=name, **kwargs)
-        check_period("period", period)
+        checks.positive_integer("period", period)
         self.period = period
 
     @property
