@@ -1,7 +1,12 @@
 """Signatures are promises: every argument keeps its name, its place and its default."""
 
+import copy
 import inspect
+import json
+import pathlib
+import re
 
+import keras
 import pytest
 
 from tfqcomm import distribute, optimizers
@@ -121,3 +126,50 @@ def test_arguments_keep_their_names_places_and_defaults(name):
     )
     found = defaults(signature, inspect.Parameter.KEYWORD_ONLY)
     assert by_name == {name: found.get(name, "missing") for name in by_name}
+
+
+@pytest.mark.parametrize("name", [*GOLDENS, "CompressedOptimizer"])
+def test_signature_and_docstring_show_every_argument(name):
+    owner = public(name)
+    parameters = inspect.signature(owner).parameters
+    assert all(p.kind not in (p.VAR_KEYWORD, p.VAR_POSITIONAL) for p in parameters.values())
+    if name in optimizers.__all__:
+        assert {"weight_decay", "clipnorm", "use_ema", "name"} <= set(parameters)
+    section = re.search(r"^Args:\n((?: {4}.*\n)+)", inspect.getdoc(owner), re.MULTILINE)[1]
+    described = re.findall(r"^ {4}(\w+(?:,\s+\w+)*):", section, re.MULTILINE)
+    described = re.findall(r"\w+", " ".join(described))
+    assert sorted(described) == sorted(set(parameters) - {"name"})
+
+
+def test_the_same_text_stands_wherever_an_argument_is_shared():
+    texts = [
+        re.search(r"^ {4}granularity: .*(?:\n {8}.*)*", inspect.getdoc(public(name)), re.M)[0]
+        for name, (_, by_name) in GOLDENS.items()
+        if "granularity" in by_name
+    ]
+    assert len(texts) == 7 and len(set(texts)) == 1
+
+
+def test_a_subclass_has_a_signature_of_its_own():
+    class Mine(optimizers.CompAMS):
+        def __init__(self, learning_rate=0.5, **options):
+            super().__init__(learning_rate, **options)
+
+    assert list(inspect.signature(Mine).parameters) == ["learning_rate", "options"]
+    assert Mine(beta_1=0.5, min_size=3, clipnorm=1.0).options.min_size == 3
+
+
+CONFIGS = json.loads((pathlib.Path(__file__).parent / "optimizers/data/configs.json").read_text())
+
+
+@pytest.mark.parametrize("config", CONFIGS, ids=lambda config: config["class_name"])
+def test_configs_of_before_load_and_are_written_alike(config):
+    """They were written when every constructor named all of its arguments."""
+    optimizer = keras.optimizers.deserialize(copy.deepcopy(config))
+    again = json.loads(json.dumps(keras.optimizers.serialize(optimizer)))
+    assert again["config"] == config["config"]
+    assert again["registered_name"] == config["registered_name"]
+
+
+def test_there_is_a_config_of_every_optimizer():
+    assert {config["class_name"] for config in CONFIGS} >= set(GOLDENS) & set(optimizers.__all__)

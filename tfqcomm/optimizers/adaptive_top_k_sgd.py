@@ -7,7 +7,8 @@ import tensorflow as tf
 
 from tfqcomm import checks
 from tfqcomm.compressors import AdaptiveTopK
-from tfqcomm.optimizers.base import CompressedOptimizer, register
+from tfqcomm.optimizers.base import CompressedOptimizer
+from tfqcomm.optimizers.shared_arguments import register
 from tfqcomm.state.ledger import ledger_of
 
 
@@ -39,17 +40,15 @@ class AdaptiveTopKSGD(CompressedOptimizer):
         contraction, norm_decay: see `AdaptiveTopK`.
         warm_up_steps: at the beginning, in which more is kept, as in Deep Gradient Compression:
             see `AdaptiveTopK`.
-        error_feedback: False loses what is not sent.
         momentum_correction: as above; needs error feedback.
-        min_size: tensors with fewer elements, and those of rank <= 1, travel dense, and are not
-            part of the budget; 0 compresses everything.
-        verify: compare the replicas' weights after the first step.
+        **options: shared with all that compress, and with Keras' optimizers.
 
     Raises:
         ValueError: for arguments that do not fit; the message names what does.
 
     Differences from the paper: it minimises an upper bound whose constants are known; here the
-    budget is kept by feedback, and three more rules are offered.
+    budget is kept by feedback, and three more rules are offered. Small and rank <= 1 tensors are no
+    part of the budget unless `min_size=0`.
 
     Example:
     >>> AdaptiveTopKSGD(0.1, budget="500 entries/step", rule="threshold").options.compressor.rule
@@ -60,6 +59,8 @@ class AdaptiveTopKSGD(CompressedOptimizer):
         GLOBECOM 2023, https://arxiv.org/abs/2210.13532
         Lin et al.: Deep Gradient Compression, ICLR 2018, https://arxiv.org/abs/1712.01887
     """
+
+    decides = frozenset({"compressor", "schedule", "granularity", "seed"})
 
     def __init__(
         self,
@@ -73,19 +74,12 @@ class AdaptiveTopKSGD(CompressedOptimizer):
         contraction: float = 1.0,
         norm_decay: float = 1.0,
         warm_up_steps: int = 0,
-        error_feedback: bool | str = "auto",
         momentum_correction: bool = False,
-        min_size: int = 1024,
-        verify: bool = True,
         name: str = "adaptive_top_k_sgd",
-        **kwargs,
+        **options,
     ):
+        self._refuse_unknown(options)
         checks.fraction("momentum", momentum)
-        if momentum_correction and (nesterov or not error_feedback):
-            raise ValueError(
-                "Argument `momentum_correction` needs `error_feedback=True` and `nesterov=False`. "
-                f"Received: error_feedback={error_feedback}, nesterov={nesterov}"
-            )
         compressor = AdaptiveTopK(
             budget,
             rule=rule,
@@ -97,15 +91,14 @@ class AdaptiveTopKSGD(CompressedOptimizer):
         super().__init__(
             learning_rate,
             compressor=compressor,
-            error_feedback=error_feedback,
-            min_size=min_size,
-            schedule="auto",
-            granularity="tensor",
-            seed=0,
-            verify=verify,
             name=name,
-            **kwargs,
+            **options,
         )
+        if momentum_correction and (nesterov or not self.options.feedback):
+            raise ValueError(
+                "Argument `momentum_correction` needs `error_feedback=True` and `nesterov=False`. "
+                f"Received: error_feedback={self.options.error_feedback}, nesterov={nesterov}"
+            )
         self.momentum = momentum
         self.nesterov = nesterov
         self.momentum_correction = momentum_correction
@@ -151,12 +144,9 @@ class AdaptiveTopKSGD(CompressedOptimizer):
 
     def get_config(self):
         """Serializable arguments."""
-        config = super().get_config()
-        for name in ("compressor", "schedule", "granularity", "seed"):
-            del config[name]
         compressor = self.options.compressor
         return {
-            **config,
+            **super().get_config(),
             "momentum": self.momentum,
             "nesterov": self.nesterov,
             "budget": compressor.budget,

@@ -28,12 +28,12 @@ class ProximalAdagrad(CompressedOptimizer):
         delta: float,
         *,
         l1_on_vectors: bool,
-        **kwargs,
+        **options,
     ):
         checks.non_negative("l1", l1)
         checks.positive("delta", delta)
         checks.boolean("l1_on_vectors", l1_on_vectors)
-        super().__init__(learning_rate, **kwargs)
+        super().__init__(learning_rate, **options)
         self.l1 = l1
         self.delta = delta
         self.l1_on_vectors = l1_on_vectors

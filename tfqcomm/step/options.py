@@ -16,17 +16,22 @@ GRANULARITIES = ("tensor", "model")
 class ExchangeOptions:
     """Checked once, at construction.
 
+    Constructors that take these as `**options` show them in their own docstrings, as they are
+    described here: see `shared_arguments`.
+
     Attributes:
-        compressor: the codec, its name or its config.
-        error_feedback: add what compression left out to the next message. "auto" does so for
-            codecs that contract; True also for others, whose decoded messages are then scaled down
-            until they do; see `codec`.
-        min_size: tensors with fewer elements, and those of rank <= 1, travel dense; higher =>
-            less compression. 0 compresses everything, as the papers do.
-        schedule: "auto", "dense", "all_gather" or "two_phase".
-        granularity: "tensor" scales and selects within each tensor (the papers), "model" over
-            all compressed tensors together.
-        seed: of stochastic codecs.
+        compressor: a `tfqcomm.compressors.Compressor`, its name or its config.
+        error_feedback: add what compression left out to the next message. "auto" does so where it
+            converges: for compressors whose error is always smaller than what they compress. True
+            does so for the others, too ("qsgd" with few bits, "ternary"), and scales what they
+            decode down until it converges; False loses what compression leaves out.
+        min_size: tensors with fewer elements, and those of rank <= 1, travel dense, fused into one
+            buffer; higher => less compression. 0 compresses everything, as the papers do.
+        schedule: "auto" (the one that sends the fewest bytes), "dense", "all_gather" or
+            "two_phase".
+        granularity: what a scale, a threshold or a top-k ranges over: "tensor" for each by itself,
+            as in the papers, or "model" for all compressed tensors together.
+        seed: of stochastic compressors.
         verify: compare the replicas' weights after the first step.
     """
 
@@ -73,6 +78,11 @@ class ExchangeOptions:
     def reaches(self, shape: tuple[int, ...], size: int) -> bool:
         """Whether a tensor of this shape is large enough to be compressed."""
         return self.min_size == 0 or (len(shape) > 1 and size >= self.min_size)
+
+    def get_config(self) -> dict:
+        """Arguments that make the same options, serializable."""
+        values = {field.name: getattr(self, field.name) for field in dataclasses.fields(self)}
+        return {**values, "compressor": compressors.serialize(self.compressor)}
 
     def facts(self) -> dict[str, str]:
         """What all workers must have in common, by name."""

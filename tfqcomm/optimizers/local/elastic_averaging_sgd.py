@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 from tfqcomm import checks
-from tfqcomm.optimizers.base import register
 from tfqcomm.optimizers.local.local_sgd import LocalSGDOptimizer
 from tfqcomm.optimizers.local.pulls import every
+from tfqcomm.optimizers.shared_arguments import register
 
 
 def elastic_averaging_pull(vectors, mean, center, alpha, workers):
@@ -47,6 +47,7 @@ class ElasticAveragingSGD(LocalSGDOptimizer):
         beta: as the paper parametrizes it, used where `alpha` is None. 0.9 and 0.43 are common.
         period: steps between two pulls; higher => less traffic.
         nesterov: look ahead, as in Keras' SGD.
+        **options: shared with Keras' optimizers.
 
     Raises:
         ValueError: for arguments that do not fit; the message names what does.
@@ -73,9 +74,9 @@ class ElasticAveragingSGD(LocalSGDOptimizer):
         period: int = 64,
         nesterov: bool = False,
         name: str = "elastic_averaging_sgd",
-        **kwargs,
+        **options,
     ):
-        super().__init__(learning_rate, momentum, nesterov=nesterov, name=name, **kwargs)
+        super().__init__(learning_rate, momentum, nesterov=nesterov, name=name, **options)
         if alpha is not None:
             checks.positive("alpha", alpha)
         checks.positive("beta", beta)

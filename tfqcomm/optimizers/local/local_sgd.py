@@ -44,14 +44,14 @@ class LocalSGDOptimizer(RememberingOptimizer):
         learning_rate: float or `keras.optimizers.schedules.LearningRateSchedule`.
         momentum: in [0, 1); the buffers are local and untouched by pulls.
         nesterov: look ahead, as in Keras.
-        **kwargs: of `keras.optimizers.Optimizer`. Clipping acts on a replica's own gradient;
+        **options: of `keras.optimizers.Optimizer`. Clipping acts on a replica's own gradient;
             weight decay is Keras' decoupled one, in every local step.
     """
 
     synchronous = False  # between pulls replicas neither wait for one another nor equal one another
 
-    def __init__(self, learning_rate, momentum: float, *, nesterov: bool, **kwargs):
-        super().__init__(learning_rate=learning_rate, **kwargs)
+    def __init__(self, learning_rate, momentum: float, *, nesterov: bool, **options):
+        super().__init__(learning_rate, **options)
         checks.fraction("momentum", momentum)
         checks.boolean("nesterov", nesterov)
         self.momentum = momentum
