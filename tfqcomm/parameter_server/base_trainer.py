@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import abc
+import functools
 from collections.abc import Callable, Sequence
 
 import keras
@@ -16,7 +17,7 @@ from tfqcomm.parameter_server.flat import assign_flat
 from tfqcomm.parameter_server.fleet import Fleet
 from tfqcomm.parameter_server.local_state import LocalState
 from tfqcomm.parameter_server.loss_scale import LossScale
-from tfqcomm.state.ledger import ledger_for, ledger_of
+from tfqcomm.state.ledger import ledger_of, new_ledger
 from tfqcomm.state.traffic import Meter, Route
 from tfqcomm.transport.local import LocalTransport
 
@@ -184,6 +185,7 @@ class BaseTrainer(abc.ABC):
         finally:
             driver.close()
         callback_list.on_train_end(logs)
+        ledger_of(self._inner_optimizer).end_serving()
         return self.model.history
 
     def evaluate(self, *args, **kwargs):
@@ -209,6 +211,7 @@ class BaseTrainer(abc.ABC):
         for worker, maker in zip(self._fleet.workers, makers, strict=True):
             worker.dataset_fn = maker
             self._fleet.attempt(worker, worker.read)
+        self._serve()  # if the chief took steps itself
 
     def _send(self) -> None:
         """Gives servers and workers what the chief has."""
@@ -241,8 +244,9 @@ class BaseTrainer(abc.ABC):
             routes: of the model's trainable variables.
             **memories: of the workers; see `Ledger.serve`.
         """
-        ledger = ledger_for(self._inner_optimizer, LocalTransport())
-        ledger.serve(routes, **memories)
+        ledger = new_ledger(self._inner_optimizer, LocalTransport())
+        self._serve = functools.partial(ledger.serve, routes, **memories)
+        self._serve()
         return ledger.meter
 
     def _epoch(self, driver, steps, callback_list) -> dict[str, float]:
