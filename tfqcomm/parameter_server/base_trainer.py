@@ -13,6 +13,7 @@ from tfqcomm import _tf_private, checks
 from tfqcomm.parameter_server import copies, data, optimizers
 from tfqcomm.parameter_server.base_worker import BaseWorker
 from tfqcomm.parameter_server.cluster import connect
+from tfqcomm.parameter_server.driver import Copy, Driver, Memories
 from tfqcomm.parameter_server.flat import assign_flat
 from tfqcomm.parameter_server.fleet import Fleet
 from tfqcomm.parameter_server.local_state import LocalState
@@ -76,7 +77,9 @@ class BaseTrainer(abc.ABC):
         self._fleet: Fleet | None = None
 
     @abc.abstractmethod
-    def _make(self, makers: Sequence[Callable], loss_scale: LossScale):
+    def _make(
+        self, makers: Sequence[Callable], loss_scale: LossScale
+    ) -> tuple[Fleet, Copy, Memories, Meter]:
         """Servers and workers, for the first `fit`, with the model's present weights.
 
         Args:
@@ -84,13 +87,13 @@ class BaseTrainer(abc.ABC):
             loss_scale: by which they multiply losses.
 
         Returns:
-            The fleet; what moves weights between it and `model`, like `ChiefCopy`; what keeps
-            the workers' memories for a backup; and the meter of the optimizer's traffic.
+            The fleet; what moves weights between it and `model`; the workers' memories; and the
+            meter of the optimizer's traffic.
         """
 
     @abc.abstractmethod
-    def _driver(self):
-        """What lets the workers take steps: see `Synchronous`."""
+    def _driver(self) -> Driver:
+        """What lets the workers take steps, for one `fit`."""
 
     @property
     def _applied_per_iteration(self) -> int:

@@ -15,11 +15,6 @@ class Synchronous:
     def __init__(self, fleet: Fleet):
         self._fleet = fleet
 
-    @staticmethod
-    def share(workers: int) -> float:
-        """The weight of a step's mean message."""
-        return 1.0
-
     def begin_epoch(self, rounds: int) -> None:
         """Called before the rounds of an epoch."""
 

@@ -12,13 +12,14 @@ from tfqcomm.parameter_server import memory, optimizers
 from tfqcomm.parameter_server.asynchronous import Asynchronous
 from tfqcomm.parameter_server.base_trainer import BaseTrainer
 from tfqcomm.parameter_server.chief import ChiefCopy
+from tfqcomm.parameter_server.free_running import FreeRunning
 from tfqcomm.parameter_server.partition import partition
 from tfqcomm.parameter_server.payload import Format, weight_codec
 from tfqcomm.parameter_server.synchronous import Synchronous
 from tfqcomm.parameter_server.worker import Program, Worker
 from tfqcomm.state.traffic import Route
 
-MODES = {"sync": Synchronous, "async": Asynchronous}
+MODES = ("sync", "async")
 
 
 class Trainer(BaseTrainer):
@@ -110,7 +111,7 @@ class Trainer(BaseTrainer):
         parameter_servers: int = 1,
         variable_partitioner: Callable | None = None,
     ):
-        checks.one_of("mode", mode, list(MODES))
+        checks.one_of("mode", mode, MODES)
         optimizer = keras.optimizers.get(optimizer)
         optimizers.check(optimizer)
         plain = optimizers.inner(optimizer)
@@ -130,7 +131,7 @@ class Trainer(BaseTrainer):
         optimizers.options_of(optimizer, 1, **self._arguments)  # says what is wrong with them
         self._weight_codec = weight_codec(weight_compressor, plain)
         self._mode = mode
-        self._bound = {} if max_staleness is None else {"max_staleness": max_staleness}
+        self._max_staleness = max_staleness
         self._partitioner = variable_partitioner
         super().__init__(
             build_model,
@@ -164,7 +165,7 @@ class Trainer(BaseTrainer):
             cluster.servers,
             lambda own, statistics: Format(own, statistics, options, self._weight_codec),
             workers,
-            MODES[self._mode].share(workers),
+            1.0 if self._mode == "sync" else 1.0 / workers,
         )
         program = Program(model, copy.servers, pieces, loss_scale)
         fleet = self._make_fleet(Worker, program, copy.servers, makers, loss_scale)
@@ -180,7 +181,9 @@ class Trainer(BaseTrainer):
         return fleet, copy, memories, meter
 
     def _driver(self):
-        return MODES[self._mode](self._fleet, **self._bound)
+        if self._mode == "sync":
+            return Synchronous(self._fleet)
+        return FreeRunning(self._fleet, Asynchronous(self._fleet, self._max_staleness))
 
     def _route(self, program: Program, variable: int) -> tuple[str, str]:
         large = any(p.variable == variable for p in program.large)

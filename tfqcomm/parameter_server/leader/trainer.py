@@ -9,9 +9,10 @@ import tensorflow as tf
 
 from tfqcomm.parameter_server import optimizers
 from tfqcomm.parameter_server.base_trainer import BaseTrainer
+from tfqcomm.parameter_server.free_running import FreeRunning
 from tfqcomm.parameter_server.leader.average import ChiefAverage, Momenta
 from tfqcomm.parameter_server.leader.board import Buffer, LeaderBoard
-from tfqcomm.parameter_server.leader.driver import LeaderDriver
+from tfqcomm.parameter_server.leader.errands import LeaderErrands
 from tfqcomm.parameter_server.leader.server import LeaderServer
 from tfqcomm.parameter_server.leader.worker import LeaderProgram, LeaderWorker
 from tfqcomm.parameter_server.partition import partition
@@ -160,9 +161,8 @@ class LeaderTrainer(BaseTrainer):
         # A number, or how to make a schedule.
         rate = self._inner_optimizer.get_config()["learning_rate"]
         schedule = keras.optimizers.schedules.deserialize(rate) if isinstance(rate, dict) else None
-        return LeaderDriver(
-            self._fleet, self._board, schedule and (lambda step: float(schedule(step)))
-        )
+        rate_at = schedule and (lambda step: float(schedule(step)))
+        return FreeRunning(self._fleet, LeaderErrands(self._fleet, self._board, rate_at))
 
     @property
     def _applied_per_iteration(self) -> int:
