@@ -12,6 +12,48 @@ from tfqcomm.optimizers.shared_arguments import register
 from tfqcomm.state.ledger import ledger_of
 
 
+def corrected_message(gradient, state, *, momentum):
+    """The worker's half with momentum correction (arXiv 1712.01887, equation 5).
+
+    Args:
+        gradient: the worker's own, `g_i`.
+        state: "momentum", `u_i`, of the gradient's shape.
+
+    Returns:
+        The message before compression, and the new state.
+    """
+    u = momentum * state["momentum"] + gradient
+    return u, {"momentum": u}
+
+
+def masked_momentum(state, left_out):
+    """Factor masking (arXiv 1712.01887, equation 7): what was sent is forgotten.
+
+    Args:
+        state: of `corrected_message`.
+        left_out: the residual, zero where the entry was sent.
+
+    Returns:
+        The state to keep.
+    """
+    u = state["momentum"]
+    return {"momentum": tf.where(tf.equal(left_out, 0), tf.zeros_like(u), u)}
+
+
+def adaptive_top_k_sgd_update(gradient, velocity, learning_rate, *, momentum, nesterov):
+    """The server's half: heavy-ball or Nesterov momentum, as `keras.optimizers.SGD` has it.
+
+    Args:
+        gradient: mean message, `g`.
+        velocity: of the gradient's shape.
+
+    Returns:
+        What to add to the variable, and the new velocity.
+    """
+    v = momentum * velocity - learning_rate * gradient
+    return (momentum * v - learning_rate * gradient if nesterov else v), v
+
+
 @register
 class AdaptiveTopKSGD(CompressedOptimizer):
     """SGD on top-k gradients, k chosen at every step under a communication budget.
@@ -113,14 +155,12 @@ class AdaptiveTopKSGD(CompressedOptimizer):
         return budget.kept if budget else np.zeros([0], np.int32)
 
     def worker_step(self, gradient, state, iteration):
-        """Momentum correction (arXiv 1712.01887, equation 5): the worker's momentum is sent."""
-        u = self.momentum * state["momentum"] + gradient
-        return u, {"momentum": u}
+        """Momentum correction: the worker's momentum is sent."""
+        return corrected_message(gradient, state, momentum=self.momentum)
 
     def worker_sent(self, state, left_out):
-        """Factor masking (arXiv 1712.01887, equation 7): what was sent is forgotten."""
-        u = state["momentum"]
-        return {"momentum": tf.where(tf.equal(left_out, 0), tf.zeros_like(u), u)}
+        """Factor masking: what was sent is forgotten."""
+        return masked_momentum(state, left_out)
 
     def build(self, variables):
         """Creates the velocity of each variable."""
@@ -134,12 +174,19 @@ class AdaptiveTopKSGD(CompressedOptimizer):
     def update_step(self, gradient, variable, learning_rate):
         """The server's half, for one variable: `gradient` is the mean message."""
         gradient = tf.convert_to_tensor(gradient)
-        step = -tf.cast(learning_rate, variable.dtype) * gradient
-        if self._velocities is not None:
-            slot = self._velocities[self.index_of(variable)]
-            velocity = self.momentum * tf.convert_to_tensor(slot) + step
-            self.assign(slot, velocity)
-            step = self.momentum * velocity + step if self.nesterov else velocity
+        rate = tf.cast(learning_rate, variable.dtype)
+        if self._velocities is None:
+            self.assign_sub(variable, rate * gradient)
+            return
+        slot = self._velocities[self.index_of(variable)]
+        step, velocity = adaptive_top_k_sgd_update(
+            gradient,
+            tf.convert_to_tensor(slot),
+            rate,
+            momentum=self.momentum,
+            nesterov=self.nesterov,
+        )
+        self.assign(slot, velocity)
         self.assign_add(variable, step)
 
     def get_config(self):

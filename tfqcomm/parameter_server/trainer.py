@@ -11,7 +11,7 @@ from tfqcomm import checks
 from tfqcomm.parameter_server import memory, optimizers
 from tfqcomm.parameter_server.asynchronous import Asynchronous
 from tfqcomm.parameter_server.base_trainer import BaseTrainer
-from tfqcomm.parameter_server.chief import ChiefCopy
+from tfqcomm.parameter_server.chief import ChiefCopy, make_servers
 from tfqcomm.parameter_server.free_running import FreeRunning
 from tfqcomm.parameter_server.partition import partition
 from tfqcomm.parameter_server.payload import Format, weight_codec
@@ -159,7 +159,7 @@ class Trainer(BaseTrainer):
         options = optimizers.options_of(self.optimizer, 1, **self._arguments)
         large = sum(p.size for p in pieces if options.reaches(p.shape, p.size))
         options = optimizers.options_of(self.optimizer, large, **self._arguments)
-        copy = ChiefCopy(
+        servers = make_servers(
             model,
             pieces,
             cluster.servers,
@@ -167,8 +167,8 @@ class Trainer(BaseTrainer):
             workers,
             1.0 if self._mode == "sync" else 1.0 / workers,
         )
-        program = Program(model, copy.servers, pieces, loss_scale)
-        fleet = self._make_fleet(Worker, program, copy.servers, makers, loss_scale)
+        program = Program(model, servers, pieces, loss_scale)
+        fleet = self._make_fleet(Worker, program, servers, makers, loss_scale)
         memories = memory.Memories(fleet, program)
         meter = self._register(
             [
@@ -178,7 +178,7 @@ class Trainer(BaseTrainer):
             residuals=memory.Residuals(memories),
             worker_state=memory.WorkerState(memories),
         )
-        return fleet, copy, memories, meter
+        return fleet, ChiefCopy(model, pieces, servers), memories, meter
 
     def _driver(self):
         if self._mode == "sync":
