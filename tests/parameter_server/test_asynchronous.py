@@ -9,8 +9,8 @@ import pytest
 
 from tests.multi_process import run_workers
 from tests.parameter_server import runs
-from tfqcomm.parameter_server.asynchronous import Asynchronous
 from tfqcomm.parameter_server.free_running import FreeRunning
+from tfqcomm.parameter_server.messages.asynchronous import Asynchronous
 
 WORKERS, EPOCHS = 4, 4
 MESSAGES = WORKERS * runs.STEPS  # of an epoch

@@ -57,7 +57,7 @@ class ChiefAverage:
 class Momenta:
     """Stands in for the worker state of an all-reduce exchange, with the same keys.
 
-    It reaches the workers by a weak reference: see `memory`.
+    It reaches the workers by a weak reference: see `messages.memory`.
     """
 
     def __init__(self, fleet: Fleet):

@@ -8,15 +8,16 @@ import keras
 import tensorflow as tf
 
 from tfqcomm import checks
-from tfqcomm.parameter_server import memory, optimizers
-from tfqcomm.parameter_server.asynchronous import Asynchronous
+from tfqcomm.parameter_server import optimizers
 from tfqcomm.parameter_server.base_trainer import BaseTrainer
-from tfqcomm.parameter_server.chief import ChiefCopy, make_servers
 from tfqcomm.parameter_server.free_running import FreeRunning
+from tfqcomm.parameter_server.messages import memory
+from tfqcomm.parameter_server.messages.asynchronous import Asynchronous
+from tfqcomm.parameter_server.messages.chief import ChiefCopy, make_servers
+from tfqcomm.parameter_server.messages.synchronous import Synchronous
+from tfqcomm.parameter_server.messages.worker import Program, Worker
 from tfqcomm.parameter_server.partition import partition
 from tfqcomm.parameter_server.payload import Format, weight_codec
-from tfqcomm.parameter_server.synchronous import Synchronous
-from tfqcomm.parameter_server.worker import Program, Worker
 from tfqcomm.state.traffic import Route
 
 MODES = ("sync", "async")

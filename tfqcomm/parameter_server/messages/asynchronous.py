@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from tfqcomm.parameter_server.fleet import Fleet
 from tfqcomm.parameter_server.free_running import FreeRunning
-from tfqcomm.parameter_server.worker import Worker
+from tfqcomm.parameter_server.messages.worker import Worker
 
 
 class Asynchronous:

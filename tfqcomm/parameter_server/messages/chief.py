@@ -10,9 +10,9 @@ import numpy as np
 from tfqcomm import _tf_private
 from tfqcomm.parameter_server import optimizers
 from tfqcomm.parameter_server.flat import assign_flat, flat_values
+from tfqcomm.parameter_server.messages.server import Server
 from tfqcomm.parameter_server.partition import Piece
 from tfqcomm.parameter_server.payload import Format
-from tfqcomm.parameter_server.server import Server
 
 
 class ChiefCopy:

@@ -13,7 +13,7 @@ from collections.abc import Mapping
 import numpy as np
 
 from tfqcomm.parameter_server.fleet import Fleet
-from tfqcomm.parameter_server.worker import Program
+from tfqcomm.parameter_server.messages.worker import Program
 
 
 class Memories:
