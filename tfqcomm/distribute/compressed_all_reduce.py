@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import tensorflow as tf
 
+from tfqcomm import compressors
 from tfqcomm.compressors.base import Compressor
 from tfqcomm.distribute import interception, keras_loop
 from tfqcomm.step.options import ExchangeOptions
@@ -44,6 +45,6 @@ class CompressedAllReduce(tf.distribute.ReductionToOneDevice):
     ):
         refuse_unknown(type(self), options, exchange_arguments(), TypeError)
         super().__init__()
-        self.options = ExchangeOptions(compressor, **options)
+        self.options = ExchangeOptions(compressors.get(compressor), **options)
         interception.install()
         keras_loop.install()

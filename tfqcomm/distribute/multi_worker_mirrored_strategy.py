@@ -6,7 +6,7 @@ import contextlib
 
 import tensorflow as tf
 
-from tfqcomm import _tf_private
+from tfqcomm import _tf_private, compressors
 from tfqcomm.compressors.base import Compressor
 from tfqcomm.distribute import interception, joining, keras_loop
 from tfqcomm.distribute.new_variables import NewVariables
@@ -51,6 +51,8 @@ class MultiWorkerMirroredStrategy(tf.distribute.MultiWorkerMirroredStrategy):
             they make different variables, or train with other settings or from other weights.
     """
 
+    new_variables: NewVariables
+
     @joining.checked
     def __init__(
         self,
@@ -63,7 +65,7 @@ class MultiWorkerMirroredStrategy(tf.distribute.MultiWorkerMirroredStrategy):
         **options,
     ):
         refuse_unknown(type(self), options, exchange_arguments(), TypeError)
-        self.options = ExchangeOptions(compressor, **options)
+        self.options = ExchangeOptions(compressors.get(compressor), **options)
         interception.install()
         keras_loop.install()
         defaults = tf.distribute.experimental.CommunicationOptions(timeout_seconds=timeout_seconds)

@@ -6,6 +6,7 @@ import numpy as np
 import tensorflow as tf
 
 from tfqcomm import checks
+from tfqcomm.aggregators.budget import Budget
 from tfqcomm.compressors import AdaptiveTopK
 from tfqcomm.optimizers.base import CompressedOptimizer
 from tfqcomm.optimizers.shared_arguments import register
@@ -152,7 +153,7 @@ class AdaptiveTopKSGD(CompressedOptimizer):
         """Entries kept at each step so far, k_t; the last 10,000 without `total_steps`."""
         ledger = ledger_of(self)
         budget = ledger.kept.get("budget") if ledger else None
-        return budget.kept if budget else np.zeros([0], np.int32)
+        return budget.kept if isinstance(budget, Budget) else np.zeros([0], np.int32)
 
     def worker_step(self, gradient, state, iteration):
         """Momentum correction: the worker's momentum is sent."""

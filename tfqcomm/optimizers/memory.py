@@ -74,7 +74,8 @@ class _Memory(tf.train.experimental.PythonState):
         file = io.BytesIO()
         with tf.init_scope():
             # A SavedModel is written inside a graph, and nobody goes on training from it.
-            np.savez(file, **(memory_of(self._optimizer()) if tf.executing_eagerly() else {}))
+            memory = memory_of(self._optimizer()) if tf.executing_eagerly() else {}
+            np.savez(file, **memory)  # type: ignore[arg-type]  # none is called `allow_pickle`
         return file.getvalue()
 
     def deserialize(self, string_value: bytes) -> None:

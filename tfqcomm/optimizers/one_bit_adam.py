@@ -150,7 +150,7 @@ class OneBitAdam(CompressedOptimizer):
         """Steps of the warm-up, once it is over; None before (eager)."""
         if not self.built or not bool(self.compresses()):
             return None
-        return int(self._settled_at.numpy()) if self.warm_up == "auto" else self.warm_up
+        return self.warm_up if isinstance(self.warm_up, int) else int(self._settled_at.numpy())
 
     def server_state(self, index):
         """All workers share m, and each adds its own gradient to it."""

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import inspect
 import textwrap
+from collections.abc import Mapping
+from typing import Protocol, TypeVar
 
 import keras
 
@@ -15,7 +17,7 @@ def _keras_arguments() -> dict[str, inspect.Parameter]:
 
     Its own constructor passes everything on to a base class, which Keras does not export.
     """
-    found = {}
+    found: dict[str, inspect.Parameter] = {}
     for owner in reversed(keras.optimizers.Optimizer.__mro__):
         if "__init__" in vars(owner) and owner is not object:
             found |= inspect.signature(owner.__init__).parameters
@@ -29,7 +31,15 @@ def _keras_arguments() -> dict[str, inspect.Parameter]:
 KERAS_ARGUMENTS = _keras_arguments()
 
 
-def shown(optimizer: type) -> type:
+class _Shares(Protocol):
+    @classmethod
+    def shared_arguments(cls) -> Mapping[str, inspect.Parameter]: ...
+
+
+Optimizer = TypeVar("Optimizer", bound=_Shares)
+
+
+def shown(optimizer: type[Optimizer]) -> type[Optimizer]:
     """Decorates an optimizer whose `**options` are to be written out: see `show`."""
     names = [name for name in KERAS_ARGUMENTS if name != "name"]
     of_keras = textwrap.fill(
@@ -41,6 +51,6 @@ def shown(optimizer: type) -> type:
     return optimizer
 
 
-def register(optimizer: type) -> type:
+def register(optimizer: type[Optimizer]) -> type[Optimizer]:
     """Decorates an optimizer of this package: makes it known to Keras, and its arguments to all."""
     return keras.saving.register_keras_serializable(package="tfqcomm")(shown(optimizer))

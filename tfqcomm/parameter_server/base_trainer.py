@@ -18,7 +18,7 @@ from tfqcomm.parameter_server.flat import assign_flat
 from tfqcomm.parameter_server.fleet import Fleet
 from tfqcomm.parameter_server.local_state import LocalState
 from tfqcomm.parameter_server.loss_scale import LossScale
-from tfqcomm.state.ledger import ledger_of, new_ledger
+from tfqcomm.state.ledger import new_ledger
 from tfqcomm.state.traffic import Meter, Route
 from tfqcomm.transport.local import LocalTransport
 
@@ -35,6 +35,11 @@ class BaseTrainer(abc.ABC):
     Attributes:
         model: a plain Keras model, as of the end of the last epoch.
     """
+
+    _fleet: Fleet
+    _copy: Copy
+    _memories: Memories
+    _meter: Meter
 
     def __init__(
         self,
@@ -74,7 +79,7 @@ class BaseTrainer(abc.ABC):
             weighted_metrics=weighted_metrics,
             jit_compile=False,
         )
-        self._fleet: Fleet | None = None
+        self._ready = False  # whether there are servers and workers
 
     @abc.abstractmethod
     def _make(
@@ -112,7 +117,7 @@ class BaseTrainer(abc.ABC):
     @property
     def workers(self) -> list[dict[str, int]]:
         """What each worker has done, sent and received so far."""
-        return [worker.summary() for worker in (self._fleet.workers if self._fleet else [])]
+        return [worker.summary() for worker in (self._fleet.workers if self._ready else [])]
 
     def fit(
         self,
@@ -188,18 +193,18 @@ class BaseTrainer(abc.ABC):
         finally:
             driver.close()
         callback_list.on_train_end(logs)
-        ledger_of(self._inner_optimizer).end_serving()
+        self._ledger.end_serving()
         return self.model.history
 
     def evaluate(self, *args, **kwargs):
         """`keras.Model.evaluate` of `model`, on the chief, with the servers' weights."""
-        if self._fleet is not None:
+        if self._ready:
             self._fetch()
         return self.model.evaluate(*args, **kwargs)
 
     def _prepare(self, makers: list[Callable], spec) -> None:
         """Makes servers and workers for the first `fit`; for a later one, new data."""
-        if self._fleet is None:
+        if not self._ready:
             _tf_private.build_from_spec(self.model, spec)
             self.model.reset_metrics()  # of an `evaluate` before: workers begin with their states
             copies.check_weights(self.model)
@@ -208,6 +213,7 @@ class BaseTrainer(abc.ABC):
             made = self._make(makers, LossScale(self.optimizer))
             self._fleet, self._copy, self._memories, self._meter = made
             self._local = LocalState(self._fleet)
+            self._ready = True
             self._trained = (self.optimizer, *self.model.trainable_variables)
             return
         copies.check_unchanged(self._trained, (self.optimizer, *self.model.trainable_variables))
@@ -247,18 +253,17 @@ class BaseTrainer(abc.ABC):
             routes: of the model's trainable variables.
             **memories: of the workers; see `Ledger.serve`.
         """
-        ledger = new_ledger(self._inner_optimizer, LocalTransport())
-        self._serve = functools.partial(ledger.serve, routes, **memories)
+        self._ledger = new_ledger(self._inner_optimizer, LocalTransport())
+        self._serve = functools.partial(self._ledger.serve, routes, **memories)
         self._serve()
-        return ledger.meter
+        return self._ledger.meter
 
     def _epoch(self, driver, steps, callback_list) -> dict[str, float]:
         logs = {}
         self.model.reset_metrics()
         for worker in self._fleet.workers:
             worker.reset_metrics()
-        ledger = ledger_of(self._inner_optimizer)
-        ledger.refresh = self._capture  # for backups within the epoch
+        self._ledger.refresh = self._capture  # for backups within the epoch
         learning_rate = self._copy.send_learning_rate(None)  # before the first step begins
         driver.begin_epoch(steps)
         try:
@@ -275,7 +280,7 @@ class BaseTrainer(abc.ABC):
                 if self.model.stop_training:
                     break
         finally:
-            ledger.refresh = None
+            self._ledger.refresh = None
             self._memories.release()
         driver.end_epoch()
         self._count()

@@ -19,8 +19,8 @@ class Errands(Protocol):
     def before_step(self, worker) -> None:
         """Called when the worker is about to take a step."""
 
-    def after_step(self, worker, steps: FreeRunning) -> None:
-        """Called when it has taken it; calls `steps.count` once."""
+    def after_step(self, worker, report, steps: FreeRunning) -> None:
+        """Called with what its step returned; calls `steps.count` once."""
 
     def lost(self, worker) -> None:
         """Called with `changed` held: it was lost in its step, which another is to take."""
@@ -126,7 +126,7 @@ class FreeRunning:
             while self._take(worker):
                 report = self._fleet.attempt(worker, worker.step)
                 if report is not None:
-                    self._errands.after_step(worker, self)
+                    self._errands.after_step(worker, report, self)
                 with self.changed:
                     if report is None:
                         self._to_start += self._open  # by another, or by this one when it is back

@@ -35,7 +35,7 @@ class ExchangeOptions:
         verify: compare the replicas' weights after the first step.
     """
 
-    compressor: Compressor | str | dict | None
+    compressor: Compressor  # once it is made: `compressors.get` takes its name or config, too
     error_feedback: bool | str = "auto"
     min_size: int = 1024
     schedule: str = "auto"
@@ -64,7 +64,7 @@ class ExchangeOptions:
     def feedback(self) -> bool:
         """Whether there is error feedback: what `error_feedback` comes to."""
         automatic = self.error_feedback == "auto"
-        return self.compressor.contracts if automatic else self.error_feedback
+        return self.compressor.contracts if automatic else bool(self.error_feedback)
 
     @property
     def codec(self) -> Compressor:

@@ -51,7 +51,7 @@ def show(owner: type, shared: Parameters, texts: Mapping[str, str], rest: str = 
     """
     init = vars(owner).get("__init__")
     own = inspect.signature(init).parameters if init else {}
-    if "options" not in own:
+    if init is None or "options" not in own:
         return
     named = [parameter for name, parameter in own.items() if name != "options"]
     added = [parameter for name, parameter in shared.items() if name not in own]

@@ -8,6 +8,7 @@ from collections.abc import Callable
 from tfqcomm.parameter_server.fleet import Fleet
 from tfqcomm.parameter_server.free_running import FreeRunning
 from tfqcomm.parameter_server.leader.board import LeaderBoard
+from tfqcomm.parameter_server.leader.report import LocalReport
 from tfqcomm.parameter_server.leader.worker import LeaderWorker
 
 
@@ -24,7 +25,10 @@ class LeaderErrands:
     """
 
     def __init__(
-        self, fleet: Fleet, board: LeaderBoard, schedule: Callable[[int], float] | None = None
+        self,
+        fleet: Fleet[LeaderWorker],
+        board: LeaderBoard,
+        schedule: Callable[[int], float] | None = None,
     ):
         self._fleet = fleet
         self._board = board
@@ -36,20 +40,20 @@ class LeaderErrands:
             steps = self._fleet.applied // len(self._fleet.workers)
             worker.learning_rate = self._schedule(steps)
 
-    def after_step(self, worker: LeaderWorker, steps: FreeRunning) -> None:
+    def after_step(self, worker: LeaderWorker, report: LocalReport, steps: FreeRunning) -> None:
         """Counts the step, and does what the board asks for."""
         fleet, board = self._fleet, self._board
         with steps.changed:
-            if worker.report.healthy:
+            if report.healthy:
                 fleet.take([worker])
             else:
                 fleet.skip([worker])
-            errand = board.after_step(worker.index, worker.report.mean_loss)
+            errand = board.after_step(worker.index, report.mean_loss)
             steps.count(errand.ages)
-        shown = False
+        shown, room = False, errand.show
         try:
-            if errand.show is not None:  # as they are before the pull
-                shown = bool(fleet.attempt(worker, lambda: worker.show(errand.show)))
+            if room is not None:  # as they are before the pull
+                shown = bool(fleet.attempt(worker, lambda: worker.show(room)))
             if errand.pulls:
                 fleet.attempt(worker, lambda: worker.pull(errand.pulls))
         finally:

@@ -7,6 +7,7 @@ from collections.abc import Callable, Sequence
 import keras
 import tensorflow as tf
 
+from tfqcomm import compressors
 from tfqcomm.parameter_server import optimizers
 from tfqcomm.parameter_server.base_trainer import BaseTrainer
 from tfqcomm.parameter_server.free_running import FreeRunning
@@ -97,7 +98,7 @@ class LeaderTrainer(BaseTrainer):
     ):
         optimizer = keras.optimizers.get(optimizer)
         optimizers.check_leader(optimizer)
-        self._options = ExchangeOptions(None, min_size=min_size)
+        self._options = ExchangeOptions(compressors.get(None), min_size=min_size)
         self._weight_codec = weight_codec(weight_compressor, optimizers.inner(optimizer))
         self._partitioner = variable_partitioner
         super().__init__(
@@ -120,7 +121,7 @@ class LeaderTrainer(BaseTrainer):
     @property
     def workers(self) -> list[dict[str, int]]:
         """What each worker has done, sent and received so far."""
-        times_led = self._board.times_led if self._fleet else []
+        times_led = self._board.times_led if self._ready else []
         return [
             {**worker, "times_led": times}
             for worker, times in zip(super().workers, times_led, strict=True)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from tfqcomm.parameter_server.fleet import Fleet
 from tfqcomm.parameter_server.free_running import FreeRunning
+from tfqcomm.parameter_server.messages.report import Report
 from tfqcomm.parameter_server.messages.worker import Worker
 
 
@@ -21,21 +22,21 @@ class Asynchronous:
         max_staleness: the bound b; None for none.
     """
 
-    def __init__(self, fleet: Fleet, max_staleness: int | None = None):
+    def __init__(self, fleet: Fleet[Worker], max_staleness: int | None = None):
         self._fleet = fleet
         self._bound = max_staleness
 
     def before_step(self, worker: Worker) -> None:
         """Nothing: a step pulls the weights itself."""
 
-    def after_step(self, worker: Worker, steps: FreeRunning) -> None:
+    def after_step(self, worker: Worker, report: Report, steps: FreeRunning) -> None:
         """Applies its message, when the bound allows it."""
         with steps.changed:
             staleness = []
-            if worker.report.healthy:
+            if report.healthy:
                 while not self._may_go(worker, steps):
                     steps.changed.wait()
-                staleness = [self._fleet.applied - worker.report.version]
+                staleness = [self._fleet.applied - report.version]
                 self._fleet.apply([worker])
             else:
                 self._fleet.skip([worker])

@@ -52,16 +52,14 @@ class ChiefCopy:
 
     def fetch(self) -> None:
         """Takes what the servers have."""
-        weights = [[] for _ in self._slots]
-        slots = [[[] for _ in found] for found in self._slots]
+        weights: list[list[np.ndarray]] = [[] for _ in self._slots]
+        slots: list[list[list[np.ndarray]]] = [[[] for _ in own] for own in self._slots]
         values = {}
         for server in self._servers:
-            found = optimizers.slots_of(server.optimizer)[1]
+            of_piece = optimizers.slots_of(server.optimizer)[1]
             for piece, variable in zip(server.format.pieces, server.variables, strict=True):
-                values[piece] = [
-                    variable.numpy(),
-                    *(v.numpy() for v in found.get(piece.name, [])),
-                ]
+                rest = of_piece.get(piece.name, [])
+                values[piece] = [variable.numpy(), *(v.numpy() for v in rest)]
         for piece in self._pieces:  # in the order of their rows
             weight, *rest = values[piece]
             weights[piece.variable].append(weight)
@@ -69,8 +67,8 @@ class ChiefCopy:
                 parts.append(value)
         for variable, parts in zip(self._weights, weights, strict=True):
             variable.assign(_whole(parts))
-        for variables, found in zip(self._slots, slots, strict=True):
-            for variable, parts in zip(variables, found, strict=True):
+        for variables, wholes in zip(self._slots, slots, strict=True):
+            for variable, parts in zip(variables, wholes, strict=True):
                 variable.assign(_whole(parts))
         shared = optimizers.slots_of(self._servers[0].optimizer)[0]
         for here, there in zip(self._shared, shared, strict=True):
