@@ -39,7 +39,7 @@ def partition(sizes: Sequence[int], owners: int) -> list[list[Segment]]:
     At most one tensor is cut at each boundary, so there are no more than T + W - 1 segments.
     """
     total = sum(sizes)
-    chunks = [[] for _ in range(owners)]
+    chunks: list[list[Segment]] = [[] for _ in range(owners)]
     begin = 0
     for tensor, size in enumerate(sizes):
         for owner in range(owners):

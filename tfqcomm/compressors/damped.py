@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+from typing import Any
 
 import tensorflow as tf
 
@@ -41,7 +42,7 @@ class Damped(Compressor):
     def num_words(self, n: int) -> int:
         return self.codec.num_words(n)
 
-    def error_bound(self, n: int) -> float:
+    def error_bound(self, n: int) -> float | None:
         return self.codec.damped_error_bound(n)
 
     def encode_implementation(self, x, seed):
@@ -50,17 +51,22 @@ class Damped(Compressor):
     def decode_implementation(self, words, n):
         return self.codec.decode(words, n) * tf.constant(self._factor(n))
 
+    @property
+    def _levels(self) -> Any:
+        """C, where it is `integer`: its levels may share a scale."""
+        return self.codec
+
     def scale(self, x: tf.Tensor) -> tf.Tensor:
         """That of C, if it is a codec whose scale replicas may share."""
-        return self.codec.scale(x)
+        return self._levels.scale(x)
 
     def levels(self, x: tf.Tensor, scale: tf.Tensor, seed: tf.Tensor) -> tf.Tensor:
         """Those of C."""
-        return self.codec.levels(x, scale, seed)
+        return self._levels.levels(x, scale, seed)
 
     def value_of_one(self, scale: tf.Tensor, n: int) -> tf.Tensor:
         """What a level of 1 decodes to."""
-        return self.codec.value_of_one(scale, n) * tf.constant(self._factor(n))
+        return self._levels.value_of_one(scale, n) * tf.constant(self._factor(n))
 
     def _factor(self, n):
         return self.codec.damping(n) if n else 1.0

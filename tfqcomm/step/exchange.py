@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import zlib
 from collections.abc import Callable, Sequence
+from typing import cast
 
 import tensorflow as tf
 from absl import logging
@@ -27,6 +28,7 @@ from tfqcomm.aggregators.dense import DenseMean
 from tfqcomm.aggregators.integer import IntegerMean
 from tfqcomm.aggregators.two_phase import TwoPhaseMean
 from tfqcomm.aggregators.warm_up import WarmUp
+from tfqcomm.compressors.adaptive_top_k import AdaptiveTopK
 from tfqcomm.compressors.identity import Identity
 from tfqcomm.kernels import numerics
 from tfqcomm.state.ledger import Ledger
@@ -37,7 +39,7 @@ from tfqcomm.step.options import ExchangeOptions
 
 MOST_PER_PAYLOAD = 2**30  # elements: TensorFlow's slices and splits count in int32
 
-_AGGREGATORS = {
+_AGGREGATORS: dict[str, Callable[..., Aggregator]] = {
     "dense": DenseMean,
     "all_gather": AllGatherMean,
     "two_phase": TwoPhaseMean,
@@ -176,7 +178,8 @@ class GradientExchange:
         return DenseMean(Identity(), self.transport, None, *_keys_and_sizes(group), joint=True)
 
     def _budget_for(self, n: int) -> Budget:
-        budget = self.ledger.keep("budget", lambda: Budget(self.options.compressor, n))
+        compressor = cast(AdaptiveTopK, self.options.compressor)
+        budget = self.ledger.keep("budget", lambda: Budget(compressor, n))
         if budget.n != n:
             raise ValueError(
                 "An optimizer with adaptive top-k must train the same variables at every step. "
@@ -225,7 +228,8 @@ def _keys_and_sizes(messages: Sequence[Message]) -> tuple[list[str], list[int]]:
 
 def _cut(messages: Sequence[Message]) -> list[list[Message]]:
     """Groups, in order, that are small enough for one payload."""
-    groups, elements = [], 0
+    groups: list[list[Message]] = []
+    elements = 0
     for message in messages:
         if not groups or elements + message.size > MOST_PER_PAYLOAD:
             groups.append([])
