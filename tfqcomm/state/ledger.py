@@ -15,7 +15,7 @@ from __future__ import annotations
 
 import weakref
 from collections.abc import Callable, Mapping, Sequence
-from typing import Protocol
+from typing import Protocol, TypeVar, cast
 
 import numpy as np
 import tensorflow as tf
@@ -37,6 +37,9 @@ class Keeper(Protocol):
 
     def load_state(self, state: Arrays) -> None:
         """Inverse of `state`; what is missing stays as it is."""
+
+
+Kept = TypeVar("Kept", bound=Keeper)
 
 
 class Ledger:
@@ -69,12 +72,12 @@ class Ledger:
         self.refresh: Callable[[], None] | None = None
         self._saved: dict[str, dict[str, np.ndarray]] = {}  # part -> for one yet to be made
 
-    def keep(self, part: str, make: Callable[[], Keeper]) -> Keeper:
+    def keep(self, part: str, make: Callable[[], Kept]) -> Kept:
         """The keeper of a part, made at its first use and given what was saved of it before."""
         if part not in self.kept:
             self.kept[part] = make()
             self.kept[part].load_state(self._saved.get(part, {}))
-        return self.kept[part]
+        return cast(Kept, self.kept[part])
 
     def serve(
         self,
@@ -165,7 +168,7 @@ class _Book:
         self.remembered: dict[str, np.ndarray] | None = None  # saved with the optimizer
 
 
-_books = weakref.WeakKeyDictionary()  # optimizer -> _Book
+_books: weakref.WeakKeyDictionary = weakref.WeakKeyDictionary()  # optimizer -> _Book
 
 
 def _book(optimizer) -> _Book:
