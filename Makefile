@@ -35,7 +35,7 @@ help:
 	@echo "make test       the tests, without the slow ones [PYTEST_ARGS='-k top_k']"
 	@echo "make test-slow  the slow tests and those that need network namespaces"
 	@echo "make test-oldest  a part of the tests on the oldest TensorFlow and Keras that are allowed"
-	@echo "make lint       ruff check and ruff format --check; make format repairs"
+	@echo "make lint       ruff check, ruff format --check, and mypy for the package; make format repairs"
 	@echo "make bench      time of every codec"
 	@echo "make docs       the pages of docs/ and the API reference, in site/"
 	@echo "make dist       sdist and wheel in dist/, checked; the wheel is tried in an empty environment"
@@ -74,6 +74,7 @@ test-oldest: $(OLDEST_INSTALLED)
 lint: $(INSTALLED)
 	$(VENV)/bin/ruff check .
 	$(VENV)/bin/ruff format --check .
+	$(VENV)/bin/mypy
 
 format: $(INSTALLED)
 	$(VENV)/bin/ruff check --fix .
@@ -107,5 +108,5 @@ dist: $(DIST)/.installed
 		$(CURDIR)/examples/multi_worker.py
 
 clean:
-	rm -rf $(VENV) $(OLDEST) $(DOCS) $(DIST) $(WHEEL) runs build dist site *.egg-info .pytest_cache .ruff_cache
+	rm -rf $(VENV) $(OLDEST) $(DOCS) $(DIST) $(WHEEL) runs build dist site *.egg-info .pytest_cache .ruff_cache .mypy_cache
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +

@@ -16,10 +16,10 @@ import tfqcomm
 class CompressedLion(tfqcomm.optimizers.CompressedOptimizer):
     """variable -= learning_rate * sign(beta_1 m + (1 - beta_1) g), g the mean of all messages."""
 
-    def __init__(self, learning_rate=1e-3, beta_1=0.9, beta_2=0.99, **options):
-        defaults = {"compressor": "top_k", "error_feedback": "auto", "min_size": 1024, "seed": 0}
-        defaults |= {"schedule": "auto", "granularity": "tensor", "verify": True}
-        super().__init__(learning_rate, **{**defaults, **options})
+    def __init__(
+        self, learning_rate=1e-3, beta_1=0.9, beta_2=0.99, *, compressor="top_k", **options
+    ):
+        super().__init__(learning_rate, compressor=compressor, **options)
         self.beta_1, self.beta_2 = beta_1, beta_2
 
     def build(self, variables):

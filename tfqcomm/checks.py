@@ -1,4 +1,4 @@
-"""What several codecs ask of their arguments, in Keras' wording."""
+"""What several constructors ask of their arguments, in Keras' wording."""
 
 from __future__ import annotations
 
@@ -33,6 +33,48 @@ def boolean(name: str, value) -> None:
         raise ValueError(f"Argument `{name}` must be a bool. Received: {name}={value!r}")
 
 
+def fraction(name: str, value, *, also: str = "") -> None:
+    """Accepts a decay rate in [0, 1).
+
+    Args:
+        also: what else is allowed, for the message.
+    """
+    if not _is_float(value) or not 0 <= value < 1:
+        raise ValueError(
+            f"Argument `{name}` must be a float in [0, 1){also}. Received: {name}={value!r}"
+        )
+
+
+def positive(name: str, value) -> None:
+    """Accepts a number above zero."""
+    if not _is_float(value) or not value > 0:
+        raise ValueError(f"Argument `{name}` must be a positive float. Received: {name}={value!r}")
+
+
+def non_negative(name: str, value) -> None:
+    """Accepts zero or a number above it."""
+    if not _is_float(value) or not value >= 0:
+        raise ValueError(
+            f"Argument `{name}` must be a non-negative float. Received: {name}={value!r}"
+        )
+
+
+def positive_integer(name: str, value) -> None:
+    """Accepts an integer above zero, of Python's own type: it may stand in a config."""
+    if type(value) is not int or value < 1:
+        raise ValueError(
+            f"Argument `{name}` must be a positive integer. Received: {name}={value!r}"
+        )
+
+
+def non_negative_integer(name: str, value) -> None:
+    """Accepts zero or an integer above it, of Python's own type."""
+    if type(value) is not int or value < 0:
+        raise ValueError(
+            f"Argument `{name}` must be a non-negative integer. Received: {name}={value!r}"
+        )
+
+
 def positive_integer_or_none(name: str, value) -> None:
     """Accepts None or an integer above zero."""
     if value is not None and (not _is_integer(value) or value < 1):
@@ -52,3 +94,7 @@ def integer_between(name: str, value, lowest: int, highest: int) -> None:
 
 def _is_integer(value) -> bool:
     return isinstance(value, numbers.Integral) and not isinstance(value, bool)
+
+
+def _is_float(value) -> bool:
+    return isinstance(value, (int, float))  # NaN, too, which compares false

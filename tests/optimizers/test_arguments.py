@@ -4,7 +4,7 @@ import pytest
 
 from tfqcomm import compressors
 from tfqcomm.distribute import CompressedAllReduce
-from tfqcomm.optimizers import CompAMS
+from tfqcomm.optimizers import AdaptiveTopKSGD, CompAMS
 from tfqcomm.step import ExchangeOptions
 
 EXCHANGE_ERRORS = [  # of everything that compresses
@@ -36,6 +36,10 @@ COMP_AMS_ERRORS = [
     ({"epsilon": None}, "Argument `epsilon` must be a positive float. Received: epsilon=None"),
     ({"learning_rate": "fast"}, "Argument `learning_rate` should be float.*learning_rate=fast"),
     ({"momentum": 0.9}, r"Argument\(s\) not recognized: {'momentum': 0.9}"),
+    (
+        {"min_sise": 9},
+        "Those of CompAMS are learning_rate, .*min_size.* clipnorm,.*min_sise=9",
+    ),
     ({"clipnorm": 1.0, "clipvalue": 1.0}, "Only one of `clipnorm`, `clipvalue` and"),
 ]
 
@@ -70,6 +74,19 @@ def test_a_compressor_in_any_form(make, compressor):
     made = make(compressor=compressor)
     options = made if make is ExchangeOptions else made.options
     assert options.compressor == compressors.TopK(0.01)
+
+
+@pytest.mark.parametrize("name", ["compressor", "schedule", "granularity", "seed"])
+def test_what_an_algorithm_decides_is_no_argument(name):
+    with pytest.raises(
+        ValueError, match=rf"not recognized: {{'{name}': 'auto'.* budget,.* verify,"
+    ):
+        AdaptiveTopKSGD(0.1, **{name: "auto"})
+
+
+def test_an_unknown_argument_of_a_strategy():
+    with pytest.raises(TypeError, match="not recognized: {'budget': 3}.* compressor, .* verify."):
+        CompressedAllReduce("top_k", budget=3)
 
 
 def test_everything_but_the_compressor_is_keyword_only():

@@ -649,6 +649,40 @@ def freed() -> int:
     return sum(model() is not None for model in models)
 
 
+# ----------------------------------------------------------------------------- Taking turns
+
+
+def taking_turns() -> dict:
+    """For each optimizer how far `fit` by turns of a trainer and of its model is from one process.
+
+    Twice, since the second `fit` of the model takes the steps that the first has traced.
+    """
+    arrays, found = make_data(), {}
+    some = {"compressor": tfqcomm.compressors.TopK(0.2), "min_size": 8, "schedule": "all_gather"}
+    optimizers = {
+        "CompAMS": lambda: tfqcomm.optimizers.CompAMS(1e-2, **some),
+        "QAdam": lambda: tfqcomm.optimizers.QAdam(1e-2, beta_2="1-1/t", **some),
+        "LeaderSGD": lambda: tfqcomm.optimizers.LeaderSGD(0.05, 0.9),
+    }
+    dataset = tf.data.Dataset.from_tensor_slices(joined(arrays)).batch(2 * BATCH)
+    for name, optimizer in optimizers.items():
+        one = in_one_process(dense_model, optimizer, arrays, epochs=4, loss="mse")
+        kind = LeaderTrainer if name == "LeaderSGD" else Trainer
+        trainer = on_servers(dense_model, optimizer, arrays, trainer=kind, loss="mse")
+        trainer.model.fit(dataset, shuffle=False, verbose=0)
+        trainer.fit(dataset_fn(arrays, 1), verbose=0)
+        trainer.model.fit(dataset, shuffle=False, verbose=0)
+        weights = one.get_weights()
+        memory = [ledger_of(model.optimizer).state() for model in (one, trainer.model)]
+        found[name] = {
+            "moved": difference(weights, dense_model().get_weights()),
+            "turns": difference(weights, trainer.model.get_weights()),
+            "memory": difference(*([m[key] for key in sorted(memory[0])] for m in memory)),
+            "keys": sorted(memory[0]) == sorted(memory[1]),
+        }
+    return found
+
+
 def everything() -> dict:
     os.environ.pop("TF_CONFIG", None)  # that of the test's own harness
     messages: list[str] = []
@@ -674,6 +708,7 @@ def everything() -> dict:
         "layers": layers(),
         "torn backups": torn_backups(),
         "freed": freed(),
+        "taking turns": taking_turns(),
     }
 
 

@@ -7,8 +7,8 @@ import tensorflow as tf
 from tfqcomm import compressors, optimizers
 from tfqcomm.parameter_server import SparseWeights, Trainer
 from tfqcomm.parameter_server.data import datasets, inspect_dataset, steps_of_epoch
+from tfqcomm.parameter_server.messages.trainer import check_staleness
 from tfqcomm.parameter_server.optimizers import options_of
-from tfqcomm.parameter_server.trainer import check_staleness
 
 
 def build_model():

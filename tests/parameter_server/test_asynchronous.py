@@ -9,7 +9,8 @@ import pytest
 
 from tests.multi_process import run_workers
 from tests.parameter_server import runs
-from tfqcomm.parameter_server.asynchronous import Asynchronous
+from tfqcomm.parameter_server.free_running import FreeRunning
+from tfqcomm.parameter_server.messages.asynchronous import Asynchronous
 
 WORKERS, EPOCHS = 4, 4
 MESSAGES = WORKERS * runs.STEPS  # of an epoch
@@ -113,7 +114,7 @@ class FakeFleet:
 @pytest.mark.parametrize("bound", [None, 2, 3, 5])
 def test_a_straggler_delays_only_as_far_as_the_bound_asks(bound):
     fleet = FakeFleet([0.002, 0.002, 0.03])
-    driver = Asynchronous(fleet, bound)
+    driver = FreeRunning(fleet, Asynchronous(fleet, bound))
     driver.begin_epoch(30)
     for _ in range(30):
         driver.round()
@@ -129,7 +130,7 @@ def test_a_straggler_delays_only_as_far_as_the_bound_asks(bound):
 
 def test_a_lost_message_is_replaced_by_another():
     fleet = FakeFleet([0.001] * 3, losses=4)
-    driver = Asynchronous(fleet, 2)
+    driver = FreeRunning(fleet, Asynchronous(fleet, 2))
     driver.begin_epoch(20)
     for _ in range(20):
         driver.round()
@@ -162,7 +163,7 @@ def end_an_epoch(workers):
     """Ends it while the first worker is in its step; returns what that waits for."""
     fleet = FakeFleet([])
     fleet.workers = workers
-    driver = Asynchronous(fleet)
+    driver = FreeRunning(fleet, Asynchronous(fleet))
     driver.begin_epoch(1)
     workers[0].begun.wait(10)
     thread = threading.Timer(0.1, workers[0].end.set)

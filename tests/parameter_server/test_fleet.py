@@ -12,7 +12,7 @@ import tensorflow as tf
 from tfqcomm import _tf_private
 from tfqcomm.parameter_server import fleet as fleets
 from tfqcomm.parameter_server.loss_scale import LossScale
-from tfqcomm.parameter_server.memory import Memories, WorkerState
+from tfqcomm.parameter_server.messages.memory import Memories, WorkerState
 from tfqcomm.parameter_server.partition import Piece
 
 

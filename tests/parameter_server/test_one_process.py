@@ -141,6 +141,14 @@ def test_backups_within_an_asynchronous_epoch_are_of_one_version():
     assert result["versions"] == sorted(result["versions"])
 
 
+@pytest.mark.parametrize("name", ["CompAMS", "QAdam", "LeaderSGD"])
+def test_a_trainer_and_its_model_may_train_by_turns(name):
+    """`model.fit` after `fit` ended in an AttributeError: what workers have was no use to it."""
+    result = dict(found()["taking turns"][name])
+    assert result.pop("keys")
+    assert_same(result)
+
+
 def test_trainers_are_freed():
     assert found()["freed"] == 0
 

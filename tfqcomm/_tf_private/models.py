@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import inspect
 import weakref
+from typing import TypeAlias
 
 import keras
 import tensorflow as tf
@@ -12,9 +13,10 @@ from keras.src.trainers.data_adapters import tf_dataset_adapter
 
 from tfqcomm._tf_private.hooks import is_wrapped, wrap
 
-_models = weakref.WeakKeyDictionary()  # optimizer -> weak reference to the model it trains
-_called = weakref.WeakKeyDictionary()  # layer -> None; in the order of first calls, as everywhere
-_trained = weakref.WeakKeyDictionary()  # optimizer -> weak references to those it trains
+_Weak: TypeAlias = weakref.WeakKeyDictionary
+_models: _Weak = _Weak()  # optimizer -> weak reference to the model it trains
+_called: _Weak = _Weak()  # layer -> None; in the order of first calls, as everywhere
+_trained: _Weak = _Weak()  # optimizer -> weak references to those it trains
 
 
 def remember_models() -> None:

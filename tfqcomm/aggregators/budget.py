@@ -16,6 +16,8 @@ is left at one step.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+
 import numpy as np
 import tensorflow as tf
 
@@ -69,7 +71,7 @@ class Budget:
         """What a backup keeps."""
         return {name: variable.numpy() for name, variable in self._variables.items()}
 
-    def load_state(self, state: dict[str, np.ndarray]) -> None:
+    def load_state(self, state: Mapping[str, np.ndarray]) -> None:
         """Inverse of `state`; now, not in every step of a graph that is being traced."""
         with tf.init_scope():
             for name, value in state.items():

@@ -132,7 +132,7 @@ class BackupAndRestore(keras.callbacks.Callback):
             archive.writestr(_WEIGHTS, self._weights_to_bytes())
             for name, state in states.items():
                 with archive.open(name, "w", force_zip64=True) as file:
-                    np.savez(file, **state)
+                    np.savez(file, **state)  # type: ignore[arg-type]  # of no such name
         os.replace(partial, self.path)
 
     def _restore(self, archive: zipfile.ZipFile) -> None:

@@ -69,7 +69,7 @@ class Cluster:
             ) from None
         if not isinstance(config, dict):
             raise ValueError(f"TF_CONFIG must be an object. {_EXAMPLE}. Received: {text}")
-        cluster, task = config.get("cluster"), config.get("task")
+        cluster, task = config.get("cluster") or {}, config.get("task") or {}
         if not cluster and not task:
             return None  # what a process alone may be given
         for name, value in {"cluster": cluster, "task": task}.items():
@@ -89,8 +89,8 @@ class Cluster:
     @classmethod
     def _from_keras_variables(cls) -> Cluster:
         received = {name: os.environ.get(name) for name in KERAS_VARIABLES}
-        addresses, count, index = received.values()
-        addresses = [part.strip() for part in (addresses or "").split(",") if part.strip()]
+        listed, count, index = received.values()
+        addresses = [part.strip() for part in (listed or "").split(",") if part.strip()]
         if not addresses or not index:
             raise ValueError(
                 f"{KERAS_VARIABLES[0]} and {KERAS_VARIABLES[2]} must both be set: the addresses of "

@@ -105,15 +105,16 @@ class AdaptiveTopK(Compressor):
     def entries_per_step(self, n: int) -> float:
         """What the budget allows on average, of `n` entries."""
         value, unit = _parse(self.budget)
+        steps = self.steps or 1  # which a budget in total has
         header_bits = 32 * (1 + (math.ceil(n / 65536) if n > 65536 else 0))
         if unit == "ratio":
             entries = value * n
         elif unit == "bytes/step":
             entries = (8 * value - header_bits) / BITS_PER_ENTRY
         elif unit == "Mbit":
-            entries = (1e6 * value / self.steps - header_bits) / BITS_PER_ENTRY
+            entries = (1e6 * value / steps - header_bits) / BITS_PER_ENTRY
         else:
-            entries = value / (self.steps if unit == "entries" else 1)
+            entries = value / (steps if unit == "entries" else 1)
         return min(max(entries, 1.0), float(n))
 
     def num_kept(self, n: int) -> int:
@@ -137,7 +138,7 @@ class AdaptiveTopK(Compressor):
 
 def _parse(budget) -> tuple[float, str]:
     """A number and its unit, "ratio" for a bare one."""
-    if isinstance(budget, numbers.Real) and not isinstance(budget, bool) and 0 < budget <= 1:
+    if isinstance(budget, numbers.Real) and not isinstance(budget, bool) and 0 < float(budget) <= 1:
         return float(budget), "ratio"
     if isinstance(budget, str):
         match = _BUDGET.fullmatch(budget)

@@ -54,7 +54,7 @@ class Damped(Compressor):
     def num_words(self, n: int) -> int:
         return self.codec.num_words(n)
 
-    def error_bound(self, n: int) -> float:
+    def error_bound(self, n: int) -> float | None:
         return self.codec.damped_error_bound(n)
 
     def row(self, elements):

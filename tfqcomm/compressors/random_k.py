@@ -55,7 +55,7 @@ class RandomK(Compressor):
         checks.boolean("scaled", self.scaled)
 
     @property
-    def unbiased(self) -> bool:
+    def unbiased(self) -> bool:  # type: ignore[override]  # it depends on an argument
         """Whether the mean of `decode(encode(x, seed))` over seeds is x: scaled."""
         return self.scaled
 

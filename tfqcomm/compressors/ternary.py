@@ -84,12 +84,12 @@ class Ternary(Quantizer):
         object.__setattr__(self, "clip", float(self.clip))
 
     @property
-    def unbiased(self) -> bool:
+    def unbiased(self) -> bool:  # type: ignore[override]  # it depends on an argument
         """Whether the mean of `decode(encode(x, seed))` over seeds is x: without clipping."""
         return self.clip is None
 
     @property
-    def integer(self) -> bool:
+    def integer(self) -> bool:  # type: ignore[override]  # it depends on an argument
         """Whether replicas of an exchange share the scale and sum their levels."""
         return self.shared_scale
 
@@ -109,7 +109,7 @@ class Ternary(Quantizer):
         # ones of about sqrt(clip / sqrt(n)) times the root of the mean square.
         return min(1 / (1 + self.error_bound(n)), 2 / math.sqrt(self.clip * math.sqrt(n)))
 
-    def damped_error_bound(self, n: int) -> float:
+    def damped_error_bound(self, n: int) -> float | None:
         if self.clip is None:
             return super().damped_error_bound(n)
         return 1 - self.damping(n) * min(1.0, self.clip / math.sqrt(2 * n))

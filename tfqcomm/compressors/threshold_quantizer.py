@@ -71,7 +71,7 @@ class ThresholdQuantizer(Quantizer):
     def error_bound(self, n: int) -> float:
         if self.threshold == "optimal":
             return 1 - 1 / (1.25 + math.log(n) / 4)  # above h_n, by at most 1/4
-        t = _SCALED if self.threshold == "scaled" else self.threshold
+        t = _SCALED if self.threshold == "scaled" else float(self.threshold)
         return 1 - (4 * t * (1 - t) if t > 0.5 else 1) / n
 
     def encode_bucket(self, x, layout, seed):

@@ -4,11 +4,18 @@ from __future__ import annotations
 
 import tensorflow as tf
 
+from tfqcomm import compressors
 from tfqcomm.compressors.base import Compressor
 from tfqcomm.distribute import interception, keras_loop
 from tfqcomm.step.options import ExchangeOptions
+from tfqcomm.step.shared_arguments import (
+    exchange_arguments,
+    refuse_unknown,
+    takes_exchange_options,
+)
 
 
+@takes_exchange_options
 class CompressedAllReduce(tf.distribute.ReductionToOneDevice):
     """Cross-device ops that compress the gradients of any Keras optimizer.
 
@@ -21,17 +28,7 @@ class CompressedAllReduce(tf.distribute.ReductionToOneDevice):
 
     Args:
         compressor: a `tfqcomm.compressors.Compressor`, its name or its config.
-        error_feedback: add what compression left out to the next gradient. "auto" does so where it
-            converges: for compressors whose error is always smaller than what they compress. True
-            does so for the others, too ("qsgd" with few bits, "ternary"), and scales what they
-            decode down until it converges; False loses what compression leaves out.
-        min_size: tensors with fewer elements, and those of rank <= 1, travel dense (fused into
-            one buffer); higher => less compression; 0 compresses everything.
-        schedule: "auto" (the one that sends the fewest bytes), "dense", "all_gather" or
-            "two_phase".
-        granularity: "tensor" or "model": what a scale or a top-k ranges over.
-        seed: of stochastic compressors.
-        verify: compare the replicas' weights after the first step.
+        **options: shared with all that compress.
 
     Raises:
         ValueError: for arguments that do not fit; the message names what does.
@@ -44,23 +41,10 @@ class CompressedAllReduce(tf.distribute.ReductionToOneDevice):
     def __init__(
         self,
         compressor: Compressor | str | dict,
-        *,
-        error_feedback: bool | str = "auto",
-        min_size: int = 1024,
-        schedule: str = "auto",
-        granularity: str = "tensor",
-        seed: int = 0,
-        verify: bool = True,
+        **options,
     ):
+        refuse_unknown(type(self), options, exchange_arguments(), TypeError)
         super().__init__()
-        self.options = ExchangeOptions(
-            compressor,
-            error_feedback=error_feedback,
-            min_size=min_size,
-            schedule=schedule,
-            granularity=granularity,
-            seed=seed,
-            verify=verify,
-        )
+        self.options = ExchangeOptions(compressors.get(compressor), **options)
         interception.install()
         keras_loop.install()

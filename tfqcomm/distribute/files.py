@@ -98,7 +98,8 @@ Claim = list[tuple[str, list[str]]]  # of a worker: the kind of each callback, t
 
 
 def _claims_of_all(writers, transport) -> list[Claim]:
-    mine = [(_kind(callback).__name__, _names(_path(callback))) for callback in writers]
+    kinds = [(kind, callback) for callback in writers if (kind := _kind(callback))]
+    mine = [(kind.__name__, _names(_path(callback))) for kind, callback in kinds]
     return [json.loads(data) for data in _gather(transport, json.dumps(mine).encode())]
 
 
@@ -248,7 +249,7 @@ def _pack(backups: list[Files]) -> bytes:
 
 def _unpack(archive: bytes) -> list[Files]:
     with zipfile.ZipFile(io.BytesIO(archive)) as reader:
-        backups = [{} for _ in range(int(reader.comment))]
+        backups: list[Files] = [{} for _ in range(int(reader.comment))]
         for path in reader.namelist():
             index, name = path.split("/", 1)
             backups[int(index)][name] = reader.read(path)

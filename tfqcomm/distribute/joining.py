@@ -8,13 +8,14 @@ import json
 import os
 import sys
 from collections.abc import Callable, Iterator
+from typing import TypeAlias
 
 import tensorflow as tf
 from absl import logging
 
 from tfqcomm.cluster import Cluster, RollCall, from_parts, loopback_only
 
-Resolver = tf.distribute.cluster_resolver.ClusterResolver
+Resolver: TypeAlias = tf.distribute.cluster_resolver.ClusterResolver
 
 _TOO_LATE = (
     "tfqcomm.distribute.MultiWorkerMirroredStrategy must be made before anything else of "

@@ -170,7 +170,7 @@ class TrainFunction:
         # Replicas that train alone keep their logs to themselves, too.
         self._synchronous = getattr(model.optimizer, "synchronous", True)
         self._among = transport if self._synchronous else LocalTransport(transport.devices)
-        self._ahead = weakref.WeakKeyDictionary()  # iterator -> Ahead
+        self._ahead: weakref.WeakKeyDictionary = weakref.WeakKeyDictionary()  # iterator -> Ahead
         self._told = False  # that a worker had no data left
         self._peek, self._execute = _tf_private.next_batch, self._execution
         if not model.run_eagerly:

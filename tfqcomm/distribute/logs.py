@@ -57,7 +57,7 @@ def agreed(transport: Transport, results):
     one's own returns beside them is each worker's.
     """
     leaves = [np.asarray(value, np.float64) for value in tf.nest.flatten(results)]
-    own = np.concatenate([leaf.ravel() for leaf in leaves] or [np.zeros([0])])
+    own = np.concatenate([np.zeros([0]), *(leaf.ravel() for leaf in leaves)])
     if not own.size:
         return results
     with _tf_private.doing("the results of evaluate"):

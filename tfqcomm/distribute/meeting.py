@@ -47,7 +47,7 @@ class Epoch:
 
 
 UNKNOWN = np.iinfo(np.int64).max
-_epochs = weakref.WeakKeyDictionary()  # model -> Epoch
+_epochs: weakref.WeakKeyDictionary = weakref.WeakKeyDictionary()  # model -> Epoch
 
 
 def epoch_of(model: keras.Model) -> Epoch:

@@ -6,16 +6,22 @@ import contextlib
 
 import tensorflow as tf
 
-from tfqcomm import _tf_private
+from tfqcomm import _tf_private, compressors
 from tfqcomm.compressors.base import Compressor
 from tfqcomm.distribute import interception, joining, keras_loop
 from tfqcomm.distribute.new_variables import NewVariables
 from tfqcomm.distribute.scopes import expect_models_of
 from tfqcomm.step import empty_shares
 from tfqcomm.step.options import ExchangeOptions
+from tfqcomm.step.shared_arguments import (
+    exchange_arguments,
+    refuse_unknown,
+    takes_exchange_options,
+)
 from tfqcomm.transport.of_strategy import transport_for
 
 
+@takes_exchange_options
 class MultiWorkerMirroredStrategy(tf.distribute.MultiWorkerMirroredStrategy):
     """Synchronous training on several machines, with compressed gradients.
 
@@ -30,17 +36,6 @@ class MultiWorkerMirroredStrategy(tf.distribute.MultiWorkerMirroredStrategy):
     Args:
         compressor: a `tfqcomm.compressors.Compressor`, its name or its config; None compresses
             nothing.
-        error_feedback: add what compression left out to the next gradient. "auto" does so where it
-            converges: for compressors whose error is always smaller than what they compress. True
-            does so for the others, too ("qsgd" with few bits, "ternary"), and scales what they
-            decode down until it converges; False loses what compression leaves out.
-        min_size: tensors with fewer elements, and those of rank <= 1, travel dense (fused into
-            one buffer); higher => less compression; 0 compresses everything.
-        schedule: "auto" (the one that sends the fewest bytes), "dense", "all_gather" or
-            "two_phase".
-        granularity: "tensor" or "model": what a scale or a top-k ranges over.
-        seed: of stochastic compressors.
-        verify: compare the replicas' weights after the first step.
         timeout_seconds: how long a worker waits for the others, at the start and in a collective,
             before it is an error that says what each is doing. Raise it when single steps of some
             workers take longer, for instance to save. Workers that have died, or wait for one
@@ -49,37 +44,28 @@ class MultiWorkerMirroredStrategy(tf.distribute.MultiWorkerMirroredStrategy):
             machine are used in any case.
         cluster_resolver: as in TensorFlow.
         communication_options: as in TensorFlow; its `timeout_seconds` wins over the one here.
+        **options: shared with all that compress.
 
     Raises:
         ValueError: for arguments that do not fit; and on all workers, saying what differs, where
             they make different variables, or train with other settings or from other weights.
     """
 
+    new_variables: NewVariables
+
     @joining.checked
     def __init__(
         self,
         compressor: Compressor | str | dict | None = None,
         *,
-        error_feedback: bool | str = "auto",
-        min_size: int = 1024,
-        schedule: str = "auto",
-        granularity: str = "tensor",
-        seed: int = 0,
-        verify: bool = True,
         timeout_seconds: float = 300.0,
         devices_per_worker: int | None = None,
         cluster_resolver: tf.distribute.cluster_resolver.ClusterResolver | None = None,
         communication_options: tf.distribute.experimental.CommunicationOptions | None = None,
+        **options,
     ):
-        self.options = ExchangeOptions(
-            compressor,
-            error_feedback=error_feedback,
-            min_size=min_size,
-            schedule=schedule,
-            granularity=granularity,
-            seed=seed,
-            verify=verify,
-        )
+        refuse_unknown(type(self), options, exchange_arguments(), TypeError)
+        self.options = ExchangeOptions(compressors.get(compressor), **options)
         interception.install()
         keras_loop.install()
         defaults = tf.distribute.experimental.CommunicationOptions(timeout_seconds=timeout_seconds)

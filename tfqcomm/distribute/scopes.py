@@ -15,7 +15,7 @@ from absl import logging
 
 from tfqcomm._tf_private import optimizers_of
 
-_strategies = weakref.WeakSet()  # those whose scope models belong in
+_strategies: weakref.WeakSet = weakref.WeakSet()  # those whose scope models belong in
 
 
 def expect_models_of(strategy: tf.distribute.Strategy) -> None:

@@ -64,7 +64,7 @@ def _run(options: argparse.Namespace) -> int:
     served = options.parameter_servers > 0  # then single workers are started again, not all
     attempts = 1 if served else 1 + options.max_restarts
     restarts = options.max_restarts if served else 0
-    ports = []
+    ports: list[socket.socket] = []
     with LocalCluster(restarts, verbose=_is_verbose(options)) as running:
         for attempt in range(attempts):
             try:
@@ -77,8 +77,9 @@ def _run(options: argparse.Namespace) -> int:
             cluster = cluster_of(addresses, options.parameter_servers)
             code = running.run(_start(options, running, cluster, attempt))
             if code == 0 or running.interrupted or attempt == attempts - 1:
-                return code
+                break
             say(f"Starting all tasks again: restart {attempt + 1} of {attempts - 1}.")
+    return code
 
 
 def _ports(options: argparse.Namespace, before: list[socket.socket]) -> list[socket.socket]:

@@ -74,7 +74,7 @@ def task_environment(
         "TF_CONFIG": json.dumps({"cluster": cluster, "task": {"type": job, "index": index}}),
         "TF_GRPC_REUSE_PORT": "true",  # The reservation keeps the port bound.
         # gRPC would ask an HTTP proxy, where one is set, for the tasks of this very machine.
-        "no_proxy": ",".join([no_proxy] * bool(no_proxy) + sorted(hosts)),
+        "no_proxy": ",".join([*([no_proxy] if no_proxy else []), *sorted(hosts)]),
         "PYTHONUNBUFFERED": "1",
         RESTART_COUNT: str(restarts),
     }

@@ -11,6 +11,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Mapping, Sequence
+from typing import IO, Any
 
 from tfqcomm.launch.environment import RESTART_COUNT, die_with_parent
 from tfqcomm.launch.output import LineCutter, is_chatter, show
@@ -55,8 +56,11 @@ class Task:
             start_new_session=True,
             preexec_fn=functools.partial(die_with_parent, os.getpid()),
         )
+        self.pipes: list[IO[bytes]] = []  # standard output and error
         for pipe in (self.process.stdout, self.process.stderr):
-            os.set_blocking(pipe.fileno(), False)
+            if pipe is not None:
+                os.set_blocking(pipe.fileno(), False)
+                self.pipes.append(pipe)
 
     def poll(self) -> int | None:
         """Returns the exit code, once there is one; then nothing of the task is left running."""
@@ -106,7 +110,7 @@ class LocalCluster:
         self._verbose = verbose
         self._missing: list[Task] = []  # killed, and done without
         self._signals: list[int] = []  # received, to be passed on
-        self._handlers = {}  # {signal number: handler before ours}
+        self._handlers: dict[int, Any] = {}  # signal number -> handler before ours
         self._selector = selectors.DefaultSelector()
 
     def __enter__(self) -> LocalCluster:
@@ -137,12 +141,10 @@ class LocalCluster:
     def _show_output_of(self, task: Task) -> None:
         colour = COLOURS[self.tasks.index(task) % len(COLOURS)]
         hidden = None if self._verbose else is_chatter
-        for pipe, stream, left_out in (
-            (task.process.stdout, sys.stdout, None),
-            (task.process.stderr, sys.stderr, hidden),
-        ):
+        shown = ((sys.stdout, None), (sys.stderr, hidden))
+        for pipe, (stream, left_out) in zip(task.pipes, shown, strict=True):
             how = functools.partial(show, name=task.name, stream=stream, colour=colour)
-            self._selector.register(pipe, selectors.EVENT_READ, (LineCutter(left_out), how))
+            self._selector.register(pipe, selectors.EVENT_READ, (pipe, LineCutter(left_out), how))
 
     def run(self, until: Sequence[Task]) -> int:
         """Waits until the tasks `until` have succeeded or any task has failed; ends the others.
@@ -177,9 +179,10 @@ class LocalCluster:
         """Starts it again if it was killed and that is allowed; says so once."""
         if task in self._missing:
             return True
-        if not task.expendable or task.exit_code >= 0:
+        code = task.exit_code
+        if not task.expendable or code is None or code >= 0:
             return False
-        reason = f"{task.name} failed: {_describe(task.exit_code)}."
+        reason = f"{task.name} failed: {_describe(code)}."
         if self._restarts_left:
             self._restarts_left -= 1
             say(f"{reason} Starting it again; restarts left: {self._restarts_left}.")
@@ -219,14 +222,14 @@ class LocalCluster:
             time.sleep(seconds)
             return
         for key, _ in self._selector.select(seconds):
-            cutter, show_lines = key.data
-            data = key.fileobj.read(READ_BYTES)
+            pipe, cutter, show_lines = key.data
+            data = pipe.read(READ_BYTES)
             if data is None:  # a false alarm
                 continue
             show_lines(cutter.cut(data) if data else cutter.finish())
             if not data:
-                self._selector.unregister(key.fileobj)
-                key.fileobj.close()
+                self._selector.unregister(pipe)
+                pipe.close()
 
 
 def say(text: str) -> None:

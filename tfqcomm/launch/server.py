@@ -20,6 +20,8 @@ def serve() -> None:
     # Nothing has to be finished; and Python's own handler would wait for `join`, for ever.
     signal.signal(signal.SIGINT, signal.SIG_DFL)
     task = Cluster.from_environment()
+    if task is None:
+        raise ValueError("TF_CONFIG must say which task of which cluster this is. It is not set.")
     task.check_port()
     import tensorflow as tf  # Only here: the launcher itself does without.
 

@@ -5,9 +5,54 @@ from __future__ import annotations
 import numpy as np
 import tensorflow as tf
 
+from tfqcomm import checks
+from tfqcomm.aggregators.budget import Budget
 from tfqcomm.compressors import AdaptiveTopK
-from tfqcomm.optimizers.base import CompressedOptimizer, check_fraction, register
+from tfqcomm.optimizers.base import CompressedOptimizer
+from tfqcomm.optimizers.shared_arguments import register
 from tfqcomm.state.ledger import ledger_of
+
+
+def corrected_message(gradient, state, *, momentum):
+    """The worker's half with momentum correction (arXiv 1712.01887, equation 5).
+
+    Args:
+        gradient: the worker's own, `g_i`.
+        state: "momentum", `u_i`, of the gradient's shape.
+
+    Returns:
+        The message before compression, and the new state.
+    """
+    u = momentum * state["momentum"] + gradient
+    return u, {"momentum": u}
+
+
+def masked_momentum(state, left_out):
+    """Factor masking (arXiv 1712.01887, equation 7): what was sent is forgotten.
+
+    Args:
+        state: of `corrected_message`.
+        left_out: the residual, zero where the entry was sent.
+
+    Returns:
+        The state to keep.
+    """
+    u = state["momentum"]
+    return {"momentum": tf.where(tf.equal(left_out, 0), tf.zeros_like(u), u)}
+
+
+def adaptive_top_k_sgd_update(gradient, velocity, learning_rate, *, momentum, nesterov):
+    """The server's half: heavy-ball or Nesterov momentum, as `keras.optimizers.SGD` has it.
+
+    Args:
+        gradient: mean message, `g`.
+        velocity: of the gradient's shape.
+
+    Returns:
+        What to add to the variable, and the new velocity.
+    """
+    v = momentum * velocity - learning_rate * gradient
+    return (momentum * v - learning_rate * gradient if nesterov else v), v
 
 
 @register
@@ -38,17 +83,15 @@ class AdaptiveTopKSGD(CompressedOptimizer):
         contraction, norm_decay: see `AdaptiveTopK`.
         warm_up_steps: at the beginning, in which more is kept, as in Deep Gradient Compression:
             see `AdaptiveTopK`.
-        error_feedback: False loses what is not sent.
         momentum_correction: as above; needs error feedback.
-        min_size: tensors with fewer elements, and those of rank <= 1, travel dense, and are not
-            part of the budget; 0 compresses everything.
-        verify: compare the replicas' weights after the first step.
+        **options: shared with all that compress, and with Keras' optimizers.
 
     Raises:
         ValueError: for arguments that do not fit; the message names what does.
 
     Differences from the paper: it minimises an upper bound whose constants are known; here the
-    budget is kept by feedback, and three more rules are offered.
+    budget is kept by feedback, and three more rules are offered. Small and rank <= 1 tensors are no
+    part of the budget unless `min_size=0`.
 
     Example:
     >>> AdaptiveTopKSGD(0.1, budget="500 entries/step", rule="threshold").options.compressor.rule
@@ -59,6 +102,8 @@ class AdaptiveTopKSGD(CompressedOptimizer):
         GLOBECOM 2023, https://arxiv.org/abs/2210.13532
         Lin et al.: Deep Gradient Compression, ICLR 2018, https://arxiv.org/abs/1712.01887
     """
+
+    decides = frozenset({"compressor", "schedule", "granularity", "seed"})
 
     def __init__(
         self,
@@ -72,19 +117,12 @@ class AdaptiveTopKSGD(CompressedOptimizer):
         contraction: float = 1.0,
         norm_decay: float = 1.0,
         warm_up_steps: int = 0,
-        error_feedback: bool | str = "auto",
         momentum_correction: bool = False,
-        min_size: int = 1024,
-        verify: bool = True,
         name: str = "adaptive_top_k_sgd",
-        **kwargs,
+        **options,
     ):
-        check_fraction("momentum", momentum)
-        if momentum_correction and (nesterov or not error_feedback):
-            raise ValueError(
-                "Argument `momentum_correction` needs `error_feedback=True` and `nesterov=False`. "
-                f"Received: error_feedback={error_feedback}, nesterov={nesterov}"
-            )
+        self._refuse_unknown(options)
+        checks.fraction("momentum", momentum)
         compressor = AdaptiveTopK(
             budget,
             rule=rule,
@@ -96,15 +134,14 @@ class AdaptiveTopKSGD(CompressedOptimizer):
         super().__init__(
             learning_rate,
             compressor=compressor,
-            error_feedback=error_feedback,
-            min_size=min_size,
-            schedule="auto",
-            granularity="tensor",
-            seed=0,
-            verify=verify,
             name=name,
-            **kwargs,
+            **options,
         )
+        if momentum_correction and (nesterov or not self.options.feedback):
+            raise ValueError(
+                "Argument `momentum_correction` needs `error_feedback=True` and `nesterov=False`. "
+                f"Received: error_feedback={self.options.error_feedback}, nesterov={nesterov}"
+            )
         self.momentum = momentum
         self.nesterov = nesterov
         self.momentum_correction = momentum_correction
@@ -116,17 +153,15 @@ class AdaptiveTopKSGD(CompressedOptimizer):
         """Entries kept at each step so far, k_t; the last 10,000 without `total_steps`."""
         ledger = ledger_of(self)
         budget = ledger.kept.get("budget") if ledger else None
-        return budget.kept if budget else np.zeros([0], np.int32)
+        return budget.kept if isinstance(budget, Budget) else np.zeros([0], np.int32)
 
     def worker_step(self, gradient, state, iteration):
-        """Momentum correction (arXiv 1712.01887, equation 5): the worker's momentum is sent."""
-        u = self.momentum * state["momentum"] + gradient
-        return u, {"momentum": u}
+        """Momentum correction: the worker's momentum is sent."""
+        return corrected_message(gradient, state, momentum=self.momentum)
 
     def worker_sent(self, state, left_out):
-        """Factor masking (arXiv 1712.01887, equation 7): what was sent is forgotten."""
-        u = state["momentum"]
-        return {"momentum": tf.where(tf.equal(left_out, 0), tf.zeros_like(u), u)}
+        """Factor masking: what was sent is forgotten."""
+        return masked_momentum(state, left_out)
 
     def build(self, variables):
         """Creates the velocity of each variable."""
@@ -140,22 +175,26 @@ class AdaptiveTopKSGD(CompressedOptimizer):
     def update_step(self, gradient, variable, learning_rate):
         """The server's half, for one variable: `gradient` is the mean message."""
         gradient = tf.convert_to_tensor(gradient)
-        step = -tf.cast(learning_rate, variable.dtype) * gradient
-        if self._velocities is not None:
-            slot = self._velocities[self.index_of(variable)]
-            velocity = self.momentum * tf.convert_to_tensor(slot) + step
-            self.assign(slot, velocity)
-            step = self.momentum * velocity + step if self.nesterov else velocity
+        rate = tf.cast(learning_rate, variable.dtype)
+        if self._velocities is None:
+            self.assign_sub(variable, rate * gradient)
+            return
+        slot = self._velocities[self.index_of(variable)]
+        step, velocity = adaptive_top_k_sgd_update(
+            gradient,
+            tf.convert_to_tensor(slot),
+            rate,
+            momentum=self.momentum,
+            nesterov=self.nesterov,
+        )
+        self.assign(slot, velocity)
         self.assign_add(variable, step)
 
     def get_config(self):
         """Serializable arguments."""
-        config = super().get_config()
-        for name in ("compressor", "schedule", "granularity", "seed"):
-            del config[name]
         compressor = self.options.compressor
         return {
-            **config,
+            **super().get_config(),
             "momentum": self.momentum,
             "nesterov": self.nesterov,
             "budget": compressor.budget,

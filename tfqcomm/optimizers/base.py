@@ -7,17 +7,21 @@ server    `update_step(mean, variable, learning_rate)`, the same on every replic
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Mapping, Sequence
 
 import keras
 import numpy as np
 
-from tfqcomm import _tf_private, compressors
+from tfqcomm import _tf_private
 from tfqcomm.optimizers.memory import RememberingOptimizer
+from tfqcomm.optimizers.shared_arguments import KERAS_ARGUMENTS, shown
 from tfqcomm.step.options import ExchangeOptions
+from tfqcomm.step.shared_arguments import exchange_arguments
 from tfqcomm.step.step import distributed_step
 
 
+@shown
 class CompressedOptimizer(RememberingOptimizer):
     """Abstract base of optimizers that bring their own compression.
 
@@ -31,42 +35,31 @@ class CompressedOptimizer(RememberingOptimizer):
     Args:
         learning_rate: float or `keras.optimizers.schedules.LearningRateSchedule`.
         compressor: a `tfqcomm.compressors.Compressor`, its name or its config.
-        error_feedback: add what compression left out to the next message; "auto", True or False,
-            as in `tfqcomm.distribute`.
-        min_size: tensors with fewer elements, and those of rank <= 1, travel dense.
-        schedule: "auto", "dense", "all_gather" or "two_phase".
-        granularity: "tensor" or "model": what a scale or a top-k ranges over.
-        seed: of stochastic compressors.
-        verify: compare the replicas' weights after the first step.
-        **kwargs: of `keras.optimizers.Optimizer`: `weight_decay`, `clipnorm` and the others.
+        **options: those of `ExchangeOptions`, and of `keras.optimizers.Optimizer`.
+
+    Raises:
+        ValueError: for arguments that do not fit; the message names what does.
     """
 
-    def __init__(
-        self,
-        learning_rate,
-        *,
-        compressor,
-        error_feedback: bool | str,
-        min_size: int,
-        schedule: str,
-        granularity: str,
-        seed: int,
-        verify: bool,
-        **kwargs,
-    ):
-        super().__init__(learning_rate=learning_rate, **kwargs)
-        self.options = ExchangeOptions(
-            compressor,
-            error_feedback=error_feedback,
-            min_size=min_size,
-            schedule=schedule,
-            granularity=granularity,
-            seed=seed,
-            verify=verify,
-        )
+    decides: frozenset[str] = frozenset()  # shared arguments that an algorithm does not take
+
+    def __init__(self, learning_rate, *, compressor, **options):
+        exchange = {name: options.pop(name) for name in self._open() if name in options}
+        super().__init__(learning_rate, **options)
+        self.options = ExchangeOptions(compressor, **exchange)
         _tf_private.agree_on_finite_gradients()
         _tf_private.remember_models()
         _tf_private.agree_before_compile()
+
+    @classmethod
+    def shared_arguments(cls) -> Mapping[str, inspect.Parameter]:
+        """Those of `ExchangeOptions` that the algorithm leaves open, and Keras'."""
+        return cls._open() | KERAS_ARGUMENTS
+
+    @classmethod
+    def _open(cls) -> dict[str, inspect.Parameter]:
+        arguments = exchange_arguments()
+        return {name: arguments[name] for name in arguments if name not in cls.decides}
 
     @property
     def supports_jit(self) -> bool:
@@ -101,54 +94,9 @@ class CompressedOptimizer(RememberingOptimizer):
 
     def get_config(self):
         """Serializable arguments, the compressor's among them."""
-        options = self.options
-        return {
-            **super().get_config(),
-            "compressor": compressors.serialize(options.compressor),
-            "error_feedback": options.error_feedback,
-            "min_size": options.min_size,
-            "schedule": options.schedule,
-            "granularity": options.granularity,
-            "seed": options.seed,
-            "verify": options.verify,
-        }
-
-
-def check_fraction(name: str, value: float, *, also: str = "") -> None:
-    """Refuses a decay rate outside [0, 1).
-
-    Args:
-        also: what else is allowed, for the message.
-
-    Raises:
-        ValueError: naming the argument.
-    """
-    if not isinstance(value, (int, float)) or not 0 <= value < 1:
-        raise ValueError(
-            f"Argument `{name}` must be a float in [0, 1){also}. Received: {name}={value!r}"
-        )
-
-
-def check_positive(name: str, value: float) -> None:
-    """Refuses a number that is not above zero.
-
-    Raises:
-        ValueError: naming the argument.
-    """
-    if not isinstance(value, (int, float)) or not value > 0:
-        raise ValueError(f"Argument `{name}` must be a positive float. Received: {name}={value!r}")
-
-
-def check_non_negative(name: str, value: float) -> None:
-    """Refuses a number below zero.
-
-    Raises:
-        ValueError: naming the argument.
-    """
-    if not isinstance(value, (int, float)) or not value >= 0:
-        raise ValueError(
-            f"Argument `{name}` must be a non-negative float. Received: {name}={value!r}"
-        )
+        exchange = self.options.get_config()
+        left_open = {name: exchange[name] for name in exchange if name not in self.decides}
+        return {**super().get_config(), **left_open}
 
 
 def per_row(shape: Sequence[int]) -> tuple[int, ...]:
@@ -172,6 +120,3 @@ def complete(
         return store
     late = {str(old + i): np.full(v.shape, value, v.dtype) for i, v in enumerate(added)}
     return {**{str(i): store[str(i)] for i in range(old)}, **late}
-
-
-register = keras.saving.register_keras_serializable(package="tfqcomm")

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import tensorflow as tf
 
+from tfqcomm import checks
 from tfqcomm.kernels import numerics
-from tfqcomm.optimizers.base import CompressedOptimizer, check_fraction, check_positive, register
+from tfqcomm.optimizers.base import CompressedOptimizer
+from tfqcomm.optimizers.shared_arguments import register
 
 
 def comp_ams_update(gradient, state, learning_rate, *, beta_1, beta_2, epsilon, epsilon_inside):
@@ -46,22 +48,16 @@ class CompAMS(CompressedOptimizer):
         epsilon: positive; inside the root it keeps steps below `learning_rate * m / 1e-4`.
         compressor: a `tfqcomm.compressors.Compressor`, its name or its config; the paper's are
             `TopK(0.01)` and `BlockSign()`.
-        error_feedback: "auto" has it for compressors that contract, such as the paper's; True
-            scales down what others decode; False loses what compression leaves out.
         epsilon_inside: `sqrt(vhat + epsilon)` as in the paper, or `sqrt(vhat) + epsilon` as in
             Keras' AMSGrad.
-        min_size: tensors with fewer elements, and those of rank <= 1, travel dense; 0 compresses
-            everything, as the paper does.
-        schedule: "auto", "dense", "all_gather" (the paper's server) or "two_phase".
-        granularity: "tensor" (the paper's blocks) or "model".
-        seed: of stochastic compressors.
-        verify: compare the replicas' weights after the first step.
+        **options: shared with all that compress, and with Keras' optimizers.
 
     Raises:
         ValueError: for arguments that do not fit; the message names what does.
 
     Differences from the paper: small and rank <= 1 tensors are not compressed unless
-    `min_size=0`; a step in which any worker's gradient is not finite is skipped by all.
+    `min_size=0`; `schedule="all_gather"` is the paper's server; a step in which any worker's
+    gradient is not finite is skipped by all.
 
     Example:
     >>> optimizer = CompAMS(1e-3, compressor="block_sign")
@@ -81,30 +77,18 @@ class CompAMS(CompressedOptimizer):
         epsilon: float = 1e-8,
         *,
         compressor="top_k",
-        error_feedback: bool | str = "auto",
         epsilon_inside: bool = True,
-        min_size: int = 1024,
-        schedule: str = "auto",
-        granularity: str = "tensor",
-        seed: int = 0,
-        verify: bool = True,
         name: str = "comp_ams",
-        **kwargs,
+        **options,
     ):
-        check_fraction("beta_1", beta_1)
-        check_fraction("beta_2", beta_2)
-        check_positive("epsilon", epsilon)
+        checks.fraction("beta_1", beta_1)
+        checks.fraction("beta_2", beta_2)
+        checks.positive("epsilon", epsilon)
         super().__init__(
             learning_rate,
             compressor=compressor,
-            error_feedback=error_feedback,
-            min_size=min_size,
-            schedule=schedule,
-            granularity=granularity,
-            seed=seed,
-            verify=verify,
             name=name,
-            **kwargs,
+            **options,
         )
         self.beta_1 = beta_1
         self.beta_2 = beta_2

@@ -8,24 +8,45 @@ Residuals stay with `callbacks.BackupAndRestore`, which keeps exact means over a
 
 from __future__ import annotations
 
+import inspect
 import io
 import weakref
+from collections.abc import Mapping
 
 import numpy as np
 import tensorflow as tf
 
 from tfqcomm import _tf_private
+from tfqcomm.optimizers.shared_arguments import KERAS_ARGUMENTS
 from tfqcomm.state.ledger import memory_of, restore_memory
+from tfqcomm.step.shared_arguments import refuse_unknown
 
 _SEPARATOR = ":"  # in place of "/", of which HDF5 makes folders
 
 
 class RememberingOptimizer(_tf_private.OptimizerSeam):
-    """Abstract base of the optimizers of this package."""
+    """Abstract base of the optimizers of this package.
 
-    def __init__(self, *args, **kwargs):
-        super().__init__(*args, **kwargs)
+    Args:
+        **options: of `keras.optimizers.Optimizer`.
+    """
+
+    def __init__(self, learning_rate, **options):
+        self._refuse_unknown(options)
+        super().__init__(learning_rate=learning_rate, **options)
         self.memory = _Memory(self)  # an attribute, so that a checkpoint finds it
+
+    @classmethod
+    def shared_arguments(cls) -> Mapping[str, inspect.Parameter]:
+        """What `**options` may be, with defaults."""
+        return KERAS_ARGUMENTS
+
+    @classmethod
+    def _refuse_unknown(cls, options: Mapping[str, object]) -> None:
+        """Raises a ValueError for options that are none; it names those there are."""
+        # `decay` is one of Keras 2: Keras warns of it itself.
+        asked = {name: value for name, value in options.items() if name != "decay"}
+        refuse_unknown(cls, asked, cls.shared_arguments())
 
     def save_own_variables(self, store):
         """Adds to the optimizer's variables, which Keras names by number, what it remembers."""
@@ -53,7 +74,8 @@ class _Memory(tf.train.experimental.PythonState):
         file = io.BytesIO()
         with tf.init_scope():
             # A SavedModel is written inside a graph, and nobody goes on training from it.
-            np.savez(file, **(memory_of(self._optimizer()) if tf.executing_eagerly() else {}))
+            memory = memory_of(self._optimizer()) if tf.executing_eagerly() else {}
+            np.savez(file, **memory)  # type: ignore[arg-type]  # none is called `allow_pickle`
         return file.getvalue()
 
     def deserialize(self, string_value: bytes) -> None:

@@ -7,9 +7,10 @@ import math
 import tensorflow as tf
 from absl import logging
 
-from tfqcomm import _tf_private
+from tfqcomm import _tf_private, checks
 from tfqcomm.kernels import numerics
-from tfqcomm.optimizers.base import CompressedOptimizer, check_fraction, check_positive, register
+from tfqcomm.optimizers.base import CompressedOptimizer
+from tfqcomm.optimizers.shared_arguments import register
 
 _SETTLED = 0.96  # |v_t| / |v_{t - delta}| from which on v is settled: the authors' threshold
 
@@ -75,14 +76,7 @@ class OneBitAdam(CompressedOptimizer):
             It is looked at every delta steps, so that is at 2 delta steps at the earliest: 2,000.
         compressor: of the momentum: a `tfqcomm.compressors.Compressor`, its name or its config;
             the paper's is `BlockSign()`.
-        error_feedback: "auto" has it for compressors that contract, such as the paper's; True
-            scales down what others decode; False loses what compression leaves out.
-        min_size: tensors with fewer elements, and those of rank <= 1, travel dense; 0 compresses
-            everything, as the paper does.
-        schedule: "auto", "dense", "all_gather" or "two_phase" (the paper's).
-        granularity: "tensor" or "model" (the paper's): what a scale ranges over.
-        seed: of stochastic compressors.
-        verify: compare the replicas' weights after the first step.
+        **options: shared with all that compress, and with Keras' optimizers.
 
     Raises:
         ValueError: for arguments that do not fit; the message names what does.
@@ -90,8 +84,9 @@ class OneBitAdam(CompressedOptimizer):
     Differences from the paper: moments are kept without bias, or v frozen after 120 steps would be
     0.11 of itself, and "auto" would see v grow; epsilon stands inside the root: beside it 1e-8
     diverges where entries had next to no gradient in the warm-up. Small and rank <= 1 tensors are
-    not compressed unless `min_size=0`. Gradients of embeddings are made dense, in the warm-up,
-    too. A step in which any worker's gradient is not finite is skipped by all.
+    not compressed unless `min_size=0`; the paper's are `schedule="two_phase"` and
+    `granularity="model"`. Gradients of embeddings are made dense, in the warm-up, too. A step in
+    which any worker's gradient is not finite is skipped by all.
 
     Example:
     >>> optimizer = OneBitAdam(1e-3, warm_up=500)
@@ -115,30 +110,18 @@ class OneBitAdam(CompressedOptimizer):
         *,
         warm_up: int | str = "auto",
         compressor="block_sign",
-        error_feedback: bool | str = "auto",
-        min_size: int = 1024,
-        schedule: str = "auto",
-        granularity: str = "tensor",
-        seed: int = 0,
-        verify: bool = True,
         name: str = "one_bit_adam",
-        **kwargs,
+        **options,
     ):
-        check_fraction("beta_1", beta_1)
-        check_fraction("beta_2", beta_2)
-        check_positive("epsilon", epsilon)
+        checks.fraction("beta_1", beta_1)
+        checks.fraction("beta_2", beta_2)
+        checks.positive("epsilon", epsilon)
         _check_warm_up(warm_up)
         super().__init__(
             learning_rate,
             compressor=compressor,
-            error_feedback=error_feedback,
-            min_size=min_size,
-            schedule=schedule,
-            granularity=granularity,
-            seed=seed,
-            verify=verify,
             name=name,
-            **kwargs,
+            **options,
         )
         self.beta_1 = beta_1
         self.beta_2 = beta_2
@@ -167,7 +150,7 @@ class OneBitAdam(CompressedOptimizer):
         """Steps of the warm-up, once it is over; None before (eager)."""
         if not self.built or not bool(self.compresses()):
             return None
-        return int(self._settled_at.numpy()) if self.warm_up == "auto" else self.warm_up
+        return self.warm_up if isinstance(self.warm_up, int) else int(self._settled_at.numpy())
 
     def server_state(self, index):
         """All workers share m, and each adds its own gradient to it."""

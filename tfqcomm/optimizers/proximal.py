@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import tensorflow as tf
 
-from tfqcomm.optimizers.base import CompressedOptimizer, check_non_negative, check_positive
+from tfqcomm import checks
+from tfqcomm.optimizers.base import CompressedOptimizer
 
 
 def soft_threshold(x, threshold):
@@ -27,16 +28,12 @@ class ProximalAdagrad(CompressedOptimizer):
         delta: float,
         *,
         l1_on_vectors: bool,
-        **kwargs,
+        **options,
     ):
-        check_non_negative("l1", l1)
-        check_positive("delta", delta)
-        if not isinstance(l1_on_vectors, bool):
-            raise ValueError(
-                "Argument `l1_on_vectors` must be a bool. "
-                f"Received: l1_on_vectors={l1_on_vectors!r}"
-            )
-        super().__init__(learning_rate, **kwargs)
+        checks.non_negative("l1", l1)
+        checks.positive("delta", delta)
+        checks.boolean("l1_on_vectors", l1_on_vectors)
+        super().__init__(learning_rate, **options)
         self.l1 = l1
         self.delta = delta
         self.l1_on_vectors = l1_on_vectors

@@ -6,16 +6,10 @@ import math
 
 import tensorflow as tf
 
-from tfqcomm import _tf_private, compressors
+from tfqcomm import _tf_private, checks, compressors
 from tfqcomm.kernels import numerics
-from tfqcomm.optimizers.base import (
-    CompressedOptimizer,
-    check_fraction,
-    check_positive,
-    complete,
-    per_row,
-    register,
-)
+from tfqcomm.optimizers.base import CompressedOptimizer, complete, per_row
+from tfqcomm.optimizers.shared_arguments import register
 
 
 def qadam_message(gradient, state, *, beta_1, beta_2):
@@ -85,22 +79,16 @@ class QAdam(CompressedOptimizer):
             config; the paper's is `LogGrid(k)`.
         weight_compressor: of the weights, Q_x; None for none. The paper's is
             `UniformGrid(bits, range="fixed")`.
-        error_feedback: "auto" has it for compressors that contract, such as the paper's; True
-            scales down what others decode; False loses what compression leaves out.
-        min_size: tensors with fewer elements, and those of rank <= 1, travel dense, and their
-            weights are not quantized.
-        schedule: "auto", "dense", "all_gather" (the paper's server) or "two_phase".
-        granularity: "tensor" or "model": what a scale ranges over.
-        seed: of stochastic compressors.
-        verify: compare the replicas' weights after the first step.
+        **options: shared with all that compress, and with Keras' optimizers.
 
     Raises:
         ValueError: for arguments that do not fit; the message names what does.
 
     Differences from the paper: the step size is applied after the mean, which is the same with
     error feedback rescaled at a change of the rate; the first gradient is taken at the weights as
-    they were initialized; small and rank <= 1 tensors are not quantized unless `min_size=0`; a
-    step in which any worker's gradient is not finite is skipped by all.
+    they were initialized; small and rank <= 1 tensors, weights too, are not quantized unless
+    `min_size=0`; `schedule="all_gather"` is the paper's server; a step in which any worker's
+    gradient is not finite is skipped by all.
 
     Example:
     >>> optimizer = QAdam(1e-3, compressor="log_grid", weight_compressor="uniform_grid")
@@ -122,30 +110,18 @@ class QAdam(CompressedOptimizer):
         *,
         compressor="log_grid",
         weight_compressor=None,
-        error_feedback: bool | str = "auto",
-        min_size: int = 1024,
-        schedule: str = "auto",
-        granularity: str = "tensor",
-        seed: int = 0,
-        verify: bool = True,
         name: str = "qadam",
-        **kwargs,
+        **options,
     ):
-        check_fraction("beta_1", beta_1)
+        checks.fraction("beta_1", beta_1)
         if beta_2 != "1-1/t":
-            check_fraction("beta_2", beta_2, also=' or "1-1/t"')
-        check_positive("epsilon", epsilon)
+            checks.fraction("beta_2", beta_2, also=' or "1-1/t"')
+        checks.positive("epsilon", epsilon)
         super().__init__(
             learning_rate,
             compressor=compressor,
-            error_feedback=error_feedback,
-            min_size=min_size,
-            schedule=schedule,
-            granularity=granularity,
-            seed=seed,
-            verify=verify,
             name=name,
-            **kwargs,
+            **options,
         )
         self.beta_1 = beta_1
         self.beta_2 = beta_2

@@ -5,8 +5,8 @@ from __future__ import annotations
 import tensorflow as tf
 
 from tfqcomm.kernels import numerics
-from tfqcomm.optimizers.base import register
 from tfqcomm.optimizers.proximal import ProximalAdagrad, soft_threshold
+from tfqcomm.optimizers.shared_arguments import register
 
 
 def qcmd_adagrad_update(gradient, x, state, learning_rate, *, l1, delta):
@@ -48,18 +48,15 @@ class QCMDAdagrad(ProximalAdagrad):
         error_feedback: the paper has none, and neither has the default. Without it, entries that
             never pass the threshold are never updated.
         l1_on_vectors: regularize tensors of rank <= 1, too: biases, and batch normalization.
-        min_size: tensors with fewer elements, and those of rank <= 1, travel dense.
-        schedule: "auto", "dense", "all_gather" (the paper's server) or "two_phase".
-        granularity: "tensor" or "model": what a threshold and a scale range over.
-        seed: of stochastic compressors.
-        verify: compare the replicas' weights after the first step.
+        **options: shared with all that compress, and with Keras' optimizers.
 
     Raises:
         ValueError: for arguments that do not fit; the message names what does.
 
     Differences from the paper: rank <= 1 tensors are neither quantized nor regularized unless
-    asked for; a step in which any worker's gradient is not finite is skipped by all. Under an
-    all-reduce strategy the sparse weights do not travel, so they save no bytes there.
+    asked for; `schedule="all_gather"` is the paper's server; a step in which any worker's gradient
+    is not finite is skipped by all. Under an all-reduce strategy the sparse weights do not travel,
+    so they save no bytes there.
 
     Example:
     >>> optimizer = QCMDAdagrad(0.05, l1=1e-4)
@@ -83,13 +80,8 @@ class QCMDAdagrad(ProximalAdagrad):
         compressor="threshold_quantizer",
         error_feedback: bool | str = False,
         l1_on_vectors: bool = False,
-        min_size: int = 1024,
-        schedule: str = "auto",
-        granularity: str = "tensor",
-        seed: int = 0,
-        verify: bool = True,
         name: str = "qcmd_adagrad",
-        **kwargs,
+        **options,
     ):
         super().__init__(
             learning_rate,
@@ -98,13 +90,8 @@ class QCMDAdagrad(ProximalAdagrad):
             compressor=compressor,
             error_feedback=error_feedback,
             l1_on_vectors=l1_on_vectors,
-            min_size=min_size,
-            schedule=schedule,
-            granularity=granularity,
-            seed=seed,
-            verify=verify,
             name=name,
-            **kwargs,
+            **options,
         )
 
     def proximal(self, gradient, x, state, learning_rate, l1):

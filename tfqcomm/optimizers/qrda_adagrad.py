@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import tensorflow as tf
 
+from tfqcomm import checks
 from tfqcomm.kernels import numerics
-from tfqcomm.optimizers.base import complete, per_row, register
+from tfqcomm.optimizers.base import complete, per_row
 from tfqcomm.optimizers.proximal import ProximalAdagrad, soft_threshold
+from tfqcomm.optimizers.shared_arguments import register
 
 CENTERS = ("zero", "initial")
 
@@ -58,18 +60,15 @@ class QRDAAdagrad(ProximalAdagrad):
         error_feedback: the paper has none, and neither has the default. Without it, entries that
             never pass the threshold are never updated.
         l1_on_vectors: regularize tensors of rank <= 1, too: biases, and batch normalization.
-        min_size: tensors with fewer elements, and those of rank <= 1, travel dense.
-        schedule: "auto", "dense", "all_gather" (the paper's server) or "two_phase".
-        granularity: "tensor" or "model": what a threshold and a scale range over.
-        seed: of stochastic compressors.
-        verify: compare the replicas' weights after the first step.
+        **options: shared with all that compress, and with Keras' optimizers.
 
     Raises:
         ValueError: for arguments that do not fit; the message names what does.
 
     Differences from the paper: rank <= 1 tensors are neither quantized nor regularized unless
-    asked for; a step in which any worker's gradient is not finite is skipped by all. Under an
-    all-reduce strategy the sparse weights do not travel, so they save no bytes there.
+    asked for; `schedule="all_gather"` is the paper's server; a step in which any worker's gradient
+    is not finite is skipped by all. Under an all-reduce strategy the sparse weights do not travel,
+    so they save no bytes there.
 
     Example:
     >>> optimizer = QRDAAdagrad(0.05, l1=1e-4, center="initial")
@@ -92,18 +91,10 @@ class QRDAAdagrad(ProximalAdagrad):
         error_feedback: bool | str = False,
         l1_on_vectors: bool = False,
         center: str = "zero",
-        min_size: int = 1024,
-        schedule: str = "auto",
-        granularity: str = "tensor",
-        seed: int = 0,
-        verify: bool = True,
         name: str = "qrda_adagrad",
-        **kwargs,
+        **options,
     ):
-        if center not in CENTERS:
-            raise ValueError(
-                f"Argument `center` must be one of {CENTERS}. Received: center={center!r}"
-            )
+        checks.one_of("center", center, CENTERS)
         super().__init__(
             learning_rate,
             l1,
@@ -111,13 +102,8 @@ class QRDAAdagrad(ProximalAdagrad):
             compressor=compressor,
             error_feedback=error_feedback,
             l1_on_vectors=l1_on_vectors,
-            min_size=min_size,
-            schedule=schedule,
-            granularity=granularity,
-            seed=seed,
-            verify=verify,
             name=name,
-            **kwargs,
+            **options,
         )
         self.center = center
         self.slots = ("sum_of_squares", "sum", *(["center"] if center == "initial" else []))

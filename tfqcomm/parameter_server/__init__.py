@@ -2,7 +2,7 @@
 
 from tfqcomm.parameter_server.cluster import ServerLost
 from tfqcomm.parameter_server.leader import LeaderTrainer
+from tfqcomm.parameter_server.messages import Trainer
 from tfqcomm.parameter_server.sparse_weights import SparseWeights
-from tfqcomm.parameter_server.trainer import Trainer
 
 __all__ = ["LeaderTrainer", "ServerLost", "SparseWeights", "Trainer"]

@@ -3,20 +3,22 @@
 from __future__ import annotations
 
 import abc
+import functools
 from collections.abc import Callable, Sequence
 
 import keras
 import tensorflow as tf
 
-from tfqcomm import _tf_private
+from tfqcomm import _tf_private, checks
 from tfqcomm.parameter_server import copies, data, optimizers
 from tfqcomm.parameter_server.base_worker import BaseWorker
 from tfqcomm.parameter_server.cluster import connect
+from tfqcomm.parameter_server.driver import Copy, Driver, Memories
 from tfqcomm.parameter_server.flat import assign_flat
 from tfqcomm.parameter_server.fleet import Fleet
 from tfqcomm.parameter_server.local_state import LocalState
 from tfqcomm.parameter_server.loss_scale import LossScale
-from tfqcomm.state.ledger import ledger_for, ledger_of
+from tfqcomm.state.ledger import new_ledger
 from tfqcomm.state.traffic import Meter, Route
 from tfqcomm.transport.local import LocalTransport
 
@@ -33,6 +35,11 @@ class BaseTrainer(abc.ABC):
     Attributes:
         model: a plain Keras model, as of the end of the last epoch.
     """
+
+    _fleet: Fleet
+    _copy: Copy
+    _memories: Memories
+    _meter: Meter
 
     def __init__(
         self,
@@ -52,11 +59,8 @@ class BaseTrainer(abc.ABC):
                 "Argument `build_model` must be a function that returns a Keras model. "
                 f"Received: build_model={build_model!r}"
             )
-        for name, value in (("workers", workers), ("parameter_servers", parameter_servers)):
-            if type(value) is not int or value < 1:
-                raise ValueError(
-                    f"Argument `{name}` must be a positive integer. Received: {name}={value!r}"
-                )
+        checks.positive_integer("workers", workers)
+        checks.positive_integer("parameter_servers", parameter_servers)
         if tf.distribute.has_strategy():
             raise ValueError(
                 f"A {type(self).__name__} must not be made in the scope of a strategy. "
@@ -75,10 +79,12 @@ class BaseTrainer(abc.ABC):
             weighted_metrics=weighted_metrics,
             jit_compile=False,
         )
-        self._fleet: Fleet | None = None
+        self._ready = False  # whether there are servers and workers
 
     @abc.abstractmethod
-    def _make(self, makers: Sequence[Callable], loss_scale: LossScale):
+    def _make(
+        self, makers: Sequence[Callable], loss_scale: LossScale
+    ) -> tuple[Fleet, Copy, Memories, Meter]:
         """Servers and workers, for the first `fit`, with the model's present weights.
 
         Args:
@@ -86,13 +92,13 @@ class BaseTrainer(abc.ABC):
             loss_scale: by which they multiply losses.
 
         Returns:
-            The fleet; what moves weights between it and `model`, like `ChiefCopy`; what keeps
-            the workers' memories for a backup; and the meter of the optimizer's traffic.
+            The fleet; what moves weights between it and `model`; the workers' memories; and the
+            meter of the optimizer's traffic.
         """
 
     @abc.abstractmethod
-    def _driver(self):
-        """What lets the workers take steps: see `Synchronous`."""
+    def _driver(self) -> Driver:
+        """What lets the workers take steps, for one `fit`."""
 
     @property
     def _applied_per_iteration(self) -> int:
@@ -111,7 +117,7 @@ class BaseTrainer(abc.ABC):
     @property
     def workers(self) -> list[dict[str, int]]:
         """What each worker has done, sent and received so far."""
-        return [worker.summary() for worker in (self._fleet.workers if self._fleet else [])]
+        return [worker.summary() for worker in (self._fleet.workers if self._ready else [])]
 
     def fit(
         self,
@@ -187,17 +193,18 @@ class BaseTrainer(abc.ABC):
         finally:
             driver.close()
         callback_list.on_train_end(logs)
+        self._ledger.end_serving()
         return self.model.history
 
     def evaluate(self, *args, **kwargs):
         """`keras.Model.evaluate` of `model`, on the chief, with the servers' weights."""
-        if self._fleet is not None:
+        if self._ready:
             self._fetch()
         return self.model.evaluate(*args, **kwargs)
 
     def _prepare(self, makers: list[Callable], spec) -> None:
         """Makes servers and workers for the first `fit`; for a later one, new data."""
-        if self._fleet is None:
+        if not self._ready:
             _tf_private.build_from_spec(self.model, spec)
             self.model.reset_metrics()  # of an `evaluate` before: workers begin with their states
             copies.check_weights(self.model)
@@ -206,12 +213,14 @@ class BaseTrainer(abc.ABC):
             made = self._make(makers, LossScale(self.optimizer))
             self._fleet, self._copy, self._memories, self._meter = made
             self._local = LocalState(self._fleet)
+            self._ready = True
             self._trained = (self.optimizer, *self.model.trainable_variables)
             return
         copies.check_unchanged(self._trained, (self.optimizer, *self.model.trainable_variables))
         for worker, maker in zip(self._fleet.workers, makers, strict=True):
             worker.dataset_fn = maker
             self._fleet.attempt(worker, worker.read)
+        self._serve()  # if the chief took steps itself
 
     def _send(self) -> None:
         """Gives servers and workers what the chief has."""
@@ -244,17 +253,17 @@ class BaseTrainer(abc.ABC):
             routes: of the model's trainable variables.
             **memories: of the workers; see `Ledger.serve`.
         """
-        ledger = ledger_for(self._inner_optimizer, LocalTransport())
-        ledger.serve(routes, **memories)
-        return ledger.meter
+        self._ledger = new_ledger(self._inner_optimizer, LocalTransport())
+        self._serve = functools.partial(self._ledger.serve, routes, **memories)
+        self._serve()
+        return self._ledger.meter
 
     def _epoch(self, driver, steps, callback_list) -> dict[str, float]:
         logs = {}
         self.model.reset_metrics()
         for worker in self._fleet.workers:
             worker.reset_metrics()
-        ledger = ledger_of(self._inner_optimizer)
-        ledger.refresh = self._capture  # for backups within the epoch
+        self._ledger.refresh = self._capture  # for backups within the epoch
         learning_rate = self._copy.send_learning_rate(None)  # before the first step begins
         driver.begin_epoch(steps)
         try:
@@ -271,7 +280,7 @@ class BaseTrainer(abc.ABC):
                 if self.model.stop_training:
                     break
         finally:
-            ledger.refresh = None
+            self._ledger.refresh = None
             self._memories.release()
         driver.end_epoch()
         self._count()

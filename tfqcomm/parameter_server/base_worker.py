@@ -34,6 +34,8 @@ class BaseWorker(abc.ABC):
     """
 
     report_numbers = 0  # in a report, before the metrics
+    metrics: np.ndarray
+    _scales: dict[float | None, tf.Tensor]
 
     def __init__(
         self,
@@ -59,6 +61,9 @@ class BaseWorker(abc.ABC):
     @abc.abstractmethod
     def step(self):
         """One step; returns its report."""
+
+    def accept(self) -> None:  # noqa: B027  # most have nothing to do
+        """Called when servers have taken what its last step sent."""
 
     @abc.abstractmethod
     def summary(self) -> dict[str, int]:

@@ -98,8 +98,8 @@ class Cluster:
     """
 
     def __init__(self, spec: tf.train.ClusterSpec, *, embedded: bool):
-        jobs = {"worker": [], "ps": []}
-        self.addresses = {}
+        jobs: dict[str, list[str]] = {"worker": [], "ps": []}
+        self.addresses: dict[str, str] = {}
         for job, devices in jobs.items():
             for task in spec.task_indices(job):
                 device = f"/job:{job}/replica:0/task:{task}"

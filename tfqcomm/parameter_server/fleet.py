@@ -11,6 +11,7 @@ import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from typing import Generic, TypeVar
 
 import tensorflow as tf
 from absl import logging
@@ -25,7 +26,10 @@ PATIENCE = 300  # seconds to wait for a worker when none is left
 RETRY_SECONDS = 1.0
 
 
-class Fleet:
+WorkerKind = TypeVar("WorkerKind", bound=BaseWorker)
+
+
+class Fleet(Generic[WorkerKind]):
     """Runs steps of workers and servers, in threads of its own.
 
     Args:
@@ -43,7 +47,7 @@ class Fleet:
         self,
         cluster: Cluster,
         servers: Sequence,
-        workers: Sequence[BaseWorker],
+        workers: Sequence[WorkerKind],
         loss_scale: LossScale,
     ):
         self.servers = list(servers)
@@ -58,7 +62,7 @@ class Fleet:
         self._applying = threading.RLock()  # held while the servers take a step
         self._failure: Exception | None = None  # of a worker that came back
 
-    def alive(self) -> list[BaseWorker]:
+    def alive(self) -> list[WorkerKind]:
         """Those that take part; waits while there are none.
 
         Raises:
@@ -83,7 +87,7 @@ class Fleet:
         """What the calls return."""
         return [future.result() for future in [self._pool.submit(call) for call in calls]]
 
-    def attempt(self, worker: BaseWorker, call: Callable):
+    def attempt(self, worker: WorkerKind, call: Callable):
         """What a call that needs a worker returns; None if the worker is lost, or was in it.
 
         Raises:
@@ -102,7 +106,7 @@ class Fleet:
         self._lose(worker, life)
         return None
 
-    def _lose(self, worker: BaseWorker, life: int) -> None:
+    def _lose(self, worker: WorkerKind, life: int) -> None:
         """Notes that a worker is lost; of several threads that find it so the first one acts."""
         with self._losing:
             if not worker.alive or worker.lives != life:
@@ -122,7 +126,7 @@ class Fleet:
                 busy.enter_context(worker.busy)
             yield
 
-    def apply(self, workers: Sequence[BaseWorker]) -> None:
+    def apply(self, workers: Sequence[WorkerKind]) -> None:
         """One step of all servers with the messages of these workers."""
         indices = [worker.index for worker in workers]
         with self._applying:
@@ -135,12 +139,12 @@ class Fleet:
                 worker.accept()
             self.take(workers)
 
-    def take(self, workers: Sequence[BaseWorker]) -> None:
+    def take(self, workers: Sequence[WorkerKind]) -> None:
         """Counts a step with what these workers found."""
         self.applied += 1
         self.loss_scale.note(True, workers[0].used_scale)
 
-    def skip(self, workers: Sequence[BaseWorker]) -> None:
+    def skip(self, workers: Sequence[WorkerKind]) -> None:
         """Counts a step that is not taken: what some of these workers found is not finite."""
         self.skipped += 1
         self.loss_scale.note(False, workers[0].used_scale)
@@ -174,7 +178,7 @@ class Fleet:
             gradient_norm=workers[0].message_norm,
         )
 
-    def _bring_back(self, worker: BaseWorker) -> None:
+    def _bring_back(self, worker: WorkerKind) -> None:
         """Waits until a lost worker was started anew, and lets it begin from the beginning."""
         while True:
             try:

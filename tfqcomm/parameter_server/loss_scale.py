@@ -43,7 +43,7 @@ class LossScale:
         Args:
             used: the scale of that step, which may have been changed since.
         """
-        if self._optimizer is None:
+        if self._optimizer is None or self.value is None or used is None:
             return
         if not healthy:
             self._steps = 0

@@ -7,6 +7,7 @@ import dataclasses
 import functools
 import re
 from collections.abc import Sequence
+from typing import cast
 
 import keras
 import numpy as np
@@ -144,7 +145,8 @@ def options_of(
     options = getattr(inner(optimizer), "options", None) or ExchangeOptions(**arguments)
     compressor = options.compressor
     if compressor.adaptive:
-        ratio = compressor.num_kept(elements) / elements if elements else 1.0
+        kept = cast(compressors.AdaptiveTopK, compressor).num_kept(elements)
+        ratio = kept / elements if elements else 1.0
         compressor = compressors.TopK(ratio)
     if compressor.integer:  # a server decodes each message by itself
         compressor = dataclasses.replace(compressor, shared_scale=False)
@@ -179,7 +181,7 @@ def server_optimizer(
         config["l1"] *= share
     clone = type(optimizer).from_config(config)
     if isinstance(clone, _tf_private.OptimizerSeam):
-        clone.distributed_step = functools.partial(_update, clone)
+        clone.__dict__["distributed_step"] = functools.partial(_update, clone)  # of this one alone
     return clone
 
 
@@ -210,7 +212,8 @@ def slots_of(
     Args:
         optimizer: built for variables that are named as pieces are.
     """
-    shared, slots = [], {}
+    shared: list[keras.Variable] = []
+    slots: dict[str, list[keras.Variable]] = {}
     for variable in optimizer.variables:
         names = re.findall(r"variable\d+_row\d+", variable.path.rpartition("/")[2])
         if names:

@@ -69,10 +69,11 @@ def partition(
     partitioner = variable_partitioner or partitioners.MinSizePartitioner(
         MIN_SHARD_BYTES, max_shards=servers
     )
+    whole = whole or {}
     pieces = []
     for i, shape in enumerate(shapes):
         rows = _rows(shape, partitioner)
-        if len(rows) > 1 and i in (whole or {}):
+        if len(rows) > 1 and i in whole:
             if variable_partitioner is not None:
                 raise ValueError(
                     f"Argument `variable_partitioner` must leave variable {i} whole: {whole[i]}. "

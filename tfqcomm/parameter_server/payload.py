@@ -60,7 +60,7 @@ class Format:
     def most_pull_words(self) -> int:
         """Words of a pull, at most."""
         codec = self.weight_codec
-        count = getattr(codec, "most_words", None) or codec.num_words
+        count = codec.most_words if isinstance(codec, SparseWeights) else codec.num_words
         return 2 + len(self.large) + sum(count(p.size) for p in self.large) + self._rest
 
     @property

@@ -15,9 +15,10 @@ from __future__ import annotations
 
 import weakref
 from collections.abc import Callable, Mapping, Sequence
-from typing import Protocol
+from typing import Protocol, TypeVar, cast
 
 import numpy as np
+import tensorflow as tf
 
 from tfqcomm import _tf_private
 from tfqcomm.state.residuals import Residuals
@@ -38,6 +39,9 @@ class Keeper(Protocol):
         """Inverse of `state`; what is missing stays as it is."""
 
 
+Kept = TypeVar("Kept", bound=Keeper)
+
+
 class Ledger:
     """What is kept beside one optimizer.
 
@@ -49,7 +53,8 @@ class Ledger:
         meter: what has been sent.
         routes: how each tensor travels; known once a step has been traced.
         verified: bool variable, whether the replicas' weights were compared.
-        served: whether weights live on parameter servers.
+        served: whether weights live on parameter servers, and `residuals` and `worker_state` stand
+            in for those of workers elsewhere: nobody can take a step with them here.
         refresh: called before a backup where the model is behind them, within an epoch; else None.
     """
 
@@ -62,15 +67,17 @@ class Ledger:
         self.routes: tuple[Route, ...] = ()
         self.verified = _tf_private.local_variable(False, name="verified", device="CPU:0")
         self.served = False
+        self._here = self.residuals, self.worker_state  # of this process' own steps
+        self._steps_here = False  # whether there were any
         self.refresh: Callable[[], None] | None = None
         self._saved: dict[str, dict[str, np.ndarray]] = {}  # part -> for one yet to be made
 
-    def keep(self, part: str, make: Callable[[], Keeper]) -> Keeper:
+    def keep(self, part: str, make: Callable[[], Kept]) -> Kept:
         """The keeper of a part, made at its first use and given what was saved of it before."""
         if part not in self.kept:
             self.kept[part] = make()
             self.kept[part].load_state(self._saved.get(part, {}))
-        return self.kept[part]
+        return cast(Kept, self.kept[part])
 
     def serve(
         self,
@@ -79,12 +86,28 @@ class Ledger:
         worker_state: WorkerState | None = None,
     ) -> None:
         """From now on weights live on servers, and workers keep what stands in for these."""
-        before = self.state()  # of a backup that was restored
-        self.residuals = residuals or self.residuals
-        self.worker_state = worker_state or self.worker_state
-        self.load_state(before)
-        self.served = True
-        self.routes = tuple(routes)
+        if not self.served:
+            before = self.state()  # of a backup that was restored, or of steps of this process
+            self.residuals = residuals or self.residuals
+            self.worker_state = worker_state or self.worker_state
+            self.load_state(before)
+            self.served = True
+            self.routes = tuple(routes)
+
+    def step_here(self) -> None:
+        """Called before this process takes steps itself: it takes over what workers have."""
+        self._steps_here = True
+        self.end_serving()
+
+    def end_serving(self) -> None:
+        """If this process takes steps, too, gives what workers have to the graphs it has traced."""
+        if self.served and self._steps_here:
+            with tf.init_scope():  # a step may be about to be traced
+                before = self.state()
+                self.residuals, self.worker_state = self._here
+                self.load_state(before)
+            self.served = False
+            self.routes = ()
 
     def state(self) -> dict[str, np.ndarray]:
         """What a backup keeps beside Keras' variables: a collective, for all processes to call."""
@@ -146,7 +169,7 @@ class _Book:
         self.watched = False
 
 
-_books = weakref.WeakKeyDictionary()  # optimizer -> _Book
+_books: weakref.WeakKeyDictionary = weakref.WeakKeyDictionary()  # optimizer -> _Book
 
 
 def _book(optimizer) -> _Book:
@@ -154,6 +177,13 @@ def _book(optimizer) -> _Book:
 
 
 def ledger_for(optimizer, transport: Transport) -> Ledger:
+    """The ledger of `optimizer` for a step of this process; see `new_ledger`."""
+    ledger = new_ledger(optimizer, transport)
+    ledger.step_here()
+    return ledger
+
+
+def new_ledger(optimizer, transport: Transport) -> Ledger:
     """The ledger of `optimizer`, made at its first use: no two optimizers share one."""
     book = _book(optimizer)
     if book.ledger is None:

@@ -150,7 +150,8 @@ class Residuals:
                 local[slot.key][slot.start : slot.stop] += values / holders[slot.kind]
         for key in self._pending.keys() - {slot.key for slot in self._slots()}:
             # It waits for its variable, on every process.
-            local[key] = np.float32(self._pending[key]) / np.float32(self._transport.processes)
+            owed = self._pending[key].astype(np.float32)
+            local[key] = owed / np.float32(self._transport.processes)
         local = {key: local[key] for key in sorted(local)}  # in the same order everywhere
         return self._transport.add_up(local)
 

@@ -77,7 +77,8 @@ class Meter:
 
     def watch(self) -> None:
         """From now on somebody reads norms: they cost a pass over all gradients."""
-        self._watched.assign(True)
+        with tf.init_scope():  # now, also where a step is being traced
+            self._watched.assign(True)
 
     def record(
         self, bytes_sent, dense_bytes, healthy: tf.Tensor, gradient_norm: Callable[[], tf.Tensor]

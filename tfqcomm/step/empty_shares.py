@@ -19,7 +19,8 @@ from tfqcomm import _tf_private
 _replica = threading.local()  # TensorFlow traces each replica in a thread of its own
 
 
-_functions = weakref.WeakKeyDictionary()  # tf.function -> its counted twin, traced once
+# tf.function -> its counted twin, traced once
+_functions: weakref.WeakKeyDictionary = weakref.WeakKeyDictionary()
 
 
 def counted(step: Callable) -> Callable:

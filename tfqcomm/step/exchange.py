@@ -15,6 +15,7 @@ from __future__ import annotations
 
 import zlib
 from collections.abc import Callable, Sequence
+from typing import cast
 
 import tensorflow as tf
 from absl import logging
@@ -28,6 +29,7 @@ from tfqcomm.aggregators.dense import DenseMean, PlainMean
 from tfqcomm.aggregators.integer import IntegerMean
 from tfqcomm.aggregators.two_phase import TwoPhaseMean
 from tfqcomm.aggregators.warm_up import WarmUp
+from tfqcomm.compressors.adaptive_top_k import AdaptiveTopK
 from tfqcomm.compressors.identity import Identity
 from tfqcomm.kernels import numerics
 from tfqcomm.state.ledger import Ledger
@@ -37,7 +39,7 @@ from tfqcomm.step.options import ExchangeOptions
 
 MOST_PER_PAYLOAD = 2**30  # elements: TensorFlow's slices and splits count in int32
 
-_AGGREGATORS = {
+_AGGREGATORS: dict[str, Callable[..., Aggregator]] = {
     "dense": DenseMean,
     "all_gather": AllGatherMean,
     "two_phase": TwoPhaseMean,
@@ -178,7 +180,8 @@ class GradientExchange:
         )
 
     def _budget_for(self, n: int) -> Budget:
-        budget = self.ledger.keep("budget", lambda: Budget(self.options.compressor, n))
+        compressor = cast(AdaptiveTopK, self.options.compressor)
+        budget = self.ledger.keep("budget", lambda: Budget(compressor, n))
         if budget.n != n:
             raise ValueError(
                 "An optimizer with adaptive top-k must train the same variables at every step. "
@@ -249,7 +252,8 @@ def _norm(gradients: Sequence[Message]) -> tf.Tensor:
 
 def _cut(messages: Sequence[Message], most: int) -> list[list[Message]]:
     """Groups, in order, of no more than so many elements, unless one message has more."""
-    most, groups, elements = min(most, MOST_PER_PAYLOAD), [], 0
+    most, elements = min(most, MOST_PER_PAYLOAD), 0
+    groups: list[list[Message]] = []
     for message in messages:
         if not groups or elements + message.size > most:
             groups.append([])

@@ -3,10 +3,8 @@
 from __future__ import annotations
 
 import dataclasses
-import math
-import numbers
 
-from tfqcomm import compressors
+from tfqcomm import checks, compressors
 from tfqcomm.aggregators import schedule as schedules
 from tfqcomm.compressors import damped
 from tfqcomm.compressors.base import Compressor
@@ -18,23 +16,28 @@ GRANULARITIES = ("tensor", "model")
 class ExchangeOptions:
     """Checked once, at construction.
 
+    Constructors that take these as `**options` show them in their own docstrings, as they are
+    described here: see `shared_arguments`.
+
     Attributes:
-        compressor: the codec, its name or its config.
-        error_feedback: add what compression left out to the next message. "auto" does so for
-            codecs that contract; True also for others, whose decoded messages are then scaled down
-            until they do; see `codec`.
-        min_size: tensors with fewer elements, and those of rank <= 1, travel dense; higher =>
-            less compression. 0 compresses everything, as the papers do.
-        schedule: "auto", "dense", "all_gather" or "two_phase".
-        granularity: "tensor" scales and selects within each tensor (the papers), "model" over
-            all compressed tensors together.
-        bucket_mb: size, in float32, of what is encoded and sent at once, while the gradients of
-            the next bucket are computed; larger => fewer messages, less at the same time.
-        seed: of stochastic codecs.
+        compressor: a `tfqcomm.compressors.Compressor`, its name or its config.
+        error_feedback: add what compression left out to the next message. "auto" does so where it
+            converges: for compressors whose error is always smaller than what they compress. True
+            does so for the others, too ("qsgd" with few bits, "ternary"), and scales what they
+            decode down until it converges; False loses what compression leaves out.
+        min_size: tensors with fewer elements, and those of rank <= 1, travel dense, fused into one
+            buffer; higher => less compression. 0 compresses everything, as the papers do.
+        schedule: "auto" (the one that sends the fewest bytes), "dense", "all_gather" or
+            "two_phase".
+        granularity: what a scale, a threshold or a top-k ranges over: "tensor" for each by itself,
+            as in the papers, or "model" for all compressed tensors together.
+        bucket_mb: megabytes of float32 that are encoded and sent at once, while the gradients of
+            the next bucket are computed; larger => fewer messages, less of it hidden.
+        seed: of stochastic compressors.
         verify: compare the replicas' weights after the first step.
     """
 
-    compressor: Compressor | str | dict | None
+    compressor: Compressor  # once it is made: `compressors.get` takes its name or config, too
     error_feedback: bool | str = "auto"
     min_size: int = 1024
     schedule: str = "auto"
@@ -51,30 +54,21 @@ class ExchangeOptions:
                 f"Argument `granularity` must be one of {GRANULARITIES}. "
                 f"Received: granularity={self.granularity!r}"
             )
-        for name, value in (("min_size", self.min_size), ("seed", self.seed)):
-            if isinstance(value, bool) or not isinstance(value, int) or value < 0:
-                raise ValueError(
-                    f"Argument `{name}` must be a non-negative integer. Received: {name}={value!r}"
-                )
-        real = isinstance(self.bucket_mb, numbers.Real) and not isinstance(self.bucket_mb, bool)
-        if not real or not 0 < self.bucket_mb < math.inf:
-            raise ValueError(
-                "Argument `bucket_mb` must be a positive number. "
-                f"Received: bucket_mb={self.bucket_mb!r}"
-            )
+        checks.non_negative_integer("min_size", self.min_size)
+        checks.non_negative_integer("seed", self.seed)
+        checks.positive("bucket_mb", self.bucket_mb)
         if not isinstance(self.error_feedback, bool) and self.error_feedback != "auto":
             raise ValueError(
                 "Argument `error_feedback` must be a bool or 'auto'. "
                 f"Received: error_feedback={self.error_feedback!r}"
             )
-        if not isinstance(self.verify, bool):
-            raise ValueError(f"Argument `verify` must be a bool. Received: verify={self.verify!r}")
+        checks.boolean("verify", self.verify)
 
     @property
     def feedback(self) -> bool:
         """Whether there is error feedback: what `error_feedback` comes to."""
         automatic = self.error_feedback == "auto"
-        return self.compressor.contracts if automatic else self.error_feedback
+        return self.compressor.contracts if automatic else bool(self.error_feedback)
 
     @property
     def codec(self) -> Compressor:
@@ -88,6 +82,11 @@ class ExchangeOptions:
     def reaches(self, shape: tuple[int, ...], size: int) -> bool:
         """Whether a tensor of this shape is large enough to be compressed."""
         return self.min_size == 0 or (len(shape) > 1 and size >= self.min_size)
+
+    def get_config(self) -> dict:
+        """Arguments that make the same options, serializable."""
+        values = {field.name: getattr(self, field.name) for field in dataclasses.fields(self)}
+        return {**values, "compressor": compressors.serialize(self.compressor)}
 
     def facts(self) -> dict[str, str]:
         """What all workers must have in common, by name."""

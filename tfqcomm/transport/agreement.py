@@ -47,7 +47,7 @@ def check_agreement(
     facts = {name: _without_addresses(fact) for name, fact in facts.items()}
     text = _to_words(json.dumps({"step": topic, **facts, **notes}).encode())
     # int32[17]: digest of the facts | length of the text | digest of the evidence
-    parts = [_digest(json.dumps([topic, facts]).encode()), [len(text)], _digest(evidence)]
+    parts = [_digest(json.dumps([topic, facts]).encode()), np.array([len(text)]), _digest(evidence)]
     records = all_gather(tf.constant(np.concatenate(parts).astype(np.int32)))
     records = records.numpy().reshape([len(names), -1])
     equal = (records == records[0]).all(axis=0)

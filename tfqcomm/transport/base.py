@@ -15,7 +15,7 @@ Letters: L local replicas, P processes, W = P x L replicas in all, w words, c wo
 from __future__ import annotations
 
 import abc
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 
 import numpy as np
 import tensorflow as tf
@@ -29,6 +29,7 @@ class Transport(abc.ABC):
         process: the rank of this process in [0, P).
         local: replicas in this process, L.
         device: where results are, and where work done once per process should be.
+        before_agreement: called before processes agree on anything, where there are several.
     """
 
     def __init__(self, processes: int, process: int, devices: Sequence[str | None]):
@@ -37,6 +38,7 @@ class Transport(abc.ABC):
         self.devices = tuple(devices)
         self.local = len(self.devices)
         self.device = self.devices[0]
+        self.before_agreement: Callable[[], None] = lambda: None
 
     @property
     def world(self) -> int:

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-
 import tensorflow as tf
 
 from tfqcomm import _tf_private
@@ -19,13 +17,11 @@ class CollectiveTransport(Transport):
     """Replicas in several processes, joined by TensorFlow's collectives (gRPC or NCCL)."""
 
     def __init__(self, strategy: tf.distribute.Strategy):
+        devices = strategy.extended.worker_devices
         super().__init__(
-            _tf_private.process_count(strategy),
-            _tf_private.process_rank(strategy),
-            strategy.extended.worker_devices,
+            _tf_private.process_count(strategy), _tf_private.process_rank(strategy), devices
         )
-        self._collectives = _tf_private.Collectives(strategy, self.device)
-        self.before_agreement: Callable[[], None] = lambda: None
+        self._collectives = _tf_private.Collectives(strategy, devices[0])
         self.addresses = _tf_private.process_addresses(strategy)
         self.watch = Watch(strategy, self.addresses, strategy.extended.timeout_seconds or 0)
 

@@ -11,7 +11,7 @@ from tfqcomm.transport.base import Transport
 from tfqcomm.transport.collective import CollectiveTransport
 from tfqcomm.transport.local import LocalTransport
 
-_transports = weakref.WeakKeyDictionary()
+_transports: weakref.WeakKeyDictionary = weakref.WeakKeyDictionary()
 
 
 def transport_for(strategy: tf.distribute.Strategy) -> Transport:

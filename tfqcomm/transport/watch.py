@@ -58,8 +58,8 @@ class Pulse:
         """int32[44]."""
         numbers = [self.begun, self.ended, int(self.seconds * 1000), int(self.finished)]
         text = self.place.encode()[:_TEXT_BYTES].ljust(_TEXT_BYTES, b"\0")
-        numbers = (np.array(numbers, np.int64) & 0x7FFFFFFF).astype(np.int32)
-        return np.concatenate([numbers, np.frombuffer(text, "<i4").astype(np.int32)])
+        words = (np.array(numbers, np.int64) & 0x7FFFFFFF).astype(np.int32)
+        return np.concatenate([words, np.frombuffer(text, "<i4").astype(np.int32)])
 
     @classmethod
     def from_words(cls, words: np.ndarray) -> Pulse:

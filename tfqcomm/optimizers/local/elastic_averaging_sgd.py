@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from tfqcomm.optimizers.base import check_positive, register
-from tfqcomm.optimizers.local.local_sgd import LocalSGDOptimizer, check_period
+from tfqcomm import checks
+from tfqcomm.optimizers.local.local_sgd import LocalSGDOptimizer
 from tfqcomm.optimizers.local.pulls import every
+from tfqcomm.optimizers.shared_arguments import register
 
 
 def elastic_averaging_pull(vectors, mean, center, alpha, workers):
@@ -46,6 +47,7 @@ class ElasticAveragingSGD(LocalSGDOptimizer):
         beta: as the paper parametrizes it, used where `alpha` is None. 0.9 and 0.43 are common.
         period: steps between two pulls; higher => less traffic.
         nesterov: look ahead, as in Keras' SGD.
+        **options: shared with Keras' optimizers.
 
     Raises:
         ValueError: for arguments that do not fit; the message names what does.
@@ -72,13 +74,13 @@ class ElasticAveragingSGD(LocalSGDOptimizer):
         period: int = 64,
         nesterov: bool = False,
         name: str = "elastic_averaging_sgd",
-        **kwargs,
+        **options,
     ):
-        super().__init__(learning_rate, momentum, nesterov=nesterov, name=name, **kwargs)
+        super().__init__(learning_rate, momentum, nesterov=nesterov, name=name, **options)
         if alpha is not None:
-            check_positive("alpha", alpha)
-        check_positive("beta", beta)
-        check_period("period", period)
+            checks.positive("alpha", alpha)
+        checks.positive("beta", beta)
+        checks.positive_integer("period", period)
         self.alpha = alpha
         self.beta = beta
         self.period = period

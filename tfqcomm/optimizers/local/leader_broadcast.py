@@ -92,8 +92,9 @@ def broadcast_leaders(
     models = {}
     for group, replica in groups.items():
         model = codec.decode(received[replica], vectors[0].shape[0])
-        if known[group] is not None:
-            model = tf.where(exist[group], known[group] + model, known[group])
-            known[group].assign(model)
+        before = known[group]
+        if before is not None:
+            model = tf.where(exist[group], before + model, before)
+            before.assign(model)
         models[group] = model
     return [models[rank // size] for rank in transport.ranks]

@@ -5,11 +5,11 @@ from __future__ import annotations
 import numpy as np
 import tensorflow as tf
 
-from tfqcomm import _tf_private, compressors
-from tfqcomm.optimizers.base import register
+from tfqcomm import _tf_private, checks, compressors
 from tfqcomm.optimizers.local.leader_broadcast import Level, broadcast_leaders, remember_leaders
 from tfqcomm.optimizers.local.leader_vote import VOTE_WORDS, choose_leaders, push_loss, vote
-from tfqcomm.optimizers.local.local_sgd import LocalSGDOptimizer, check_period
+from tfqcomm.optimizers.local.local_sgd import LocalSGDOptimizer
+from tfqcomm.optimizers.shared_arguments import register
 from tfqcomm.step.refusals import require_replica_context
 
 
@@ -73,6 +73,7 @@ class LeaderSGD(LocalSGDOptimizer):
             encodes the difference to what was broadcast last, over the whole model: what it left
             out is in the next difference.
         seed: of a stochastic `leader_compressor`.
+        **options: shared with Keras' optimizers.
 
     Raises:
         ValueError: for arguments that do not fit; the message names what does.
@@ -108,14 +109,14 @@ class LeaderSGD(LocalSGDOptimizer):
         leader_compressor=None,
         seed: int = 0,
         name: str = "leader_sgd",
-        **kwargs,
+        **options,
     ):
-        super().__init__(learning_rate, momentum, nesterov=nesterov, name=name, **kwargs)
+        super().__init__(learning_rate, momentum, nesterov=nesterov, name=name, **options)
         _check_pulls(local_pull, global_pull, groups)
-        check_period("local_period", local_period)
-        check_period("global_period", global_period)
-        check_period("groups", groups)
-        check_period("loss_window", loss_window)
+        checks.positive_integer("local_period", local_period)
+        checks.positive_integer("global_period", global_period)
+        checks.positive_integer("groups", groups)
+        checks.positive_integer("loss_window", loss_window)
         if isinstance(seed, bool) or not isinstance(seed, int) or not 0 <= seed < 2**31:
             raise ValueError(
                 f"Argument `seed` must be a non-negative 32-bit integer. Received: seed={seed!r}"

@@ -13,8 +13,7 @@ import abc
 import keras
 import tensorflow as tf
 
-from tfqcomm import _tf_private
-from tfqcomm.optimizers.base import check_fraction
+from tfqcomm import _tf_private, checks
 from tfqcomm.optimizers.local.pulls import Pullable, SharedState
 from tfqcomm.optimizers.memory import RememberingOptimizer
 from tfqcomm.state.ledger import Ledger, ledger_for
@@ -45,17 +44,16 @@ class LocalSGDOptimizer(RememberingOptimizer):
         learning_rate: float or `keras.optimizers.schedules.LearningRateSchedule`.
         momentum: in [0, 1); the buffers are local and untouched by pulls.
         nesterov: look ahead, as in Keras.
-        **kwargs: of `keras.optimizers.Optimizer`. Clipping acts on a replica's own gradient;
+        **options: of `keras.optimizers.Optimizer`. Clipping acts on a replica's own gradient;
             weight decay is Keras' decoupled one, in every local step.
     """
 
     synchronous = False  # between pulls replicas neither wait for one another nor equal one another
 
-    def __init__(self, learning_rate, momentum: float, *, nesterov: bool, **kwargs):
-        super().__init__(learning_rate=learning_rate, **kwargs)
-        check_fraction("momentum", momentum)
-        if not isinstance(nesterov, bool):
-            raise ValueError(f"Argument `nesterov` must be a bool. Received: nesterov={nesterov!r}")
+    def __init__(self, learning_rate, momentum: float, *, nesterov: bool, **options):
+        super().__init__(learning_rate, **options)
+        checks.fraction("momentum", momentum)
+        checks.boolean("nesterov", nesterov)
         self.momentum = momentum
         self.nesterov = nesterov
         self.shared = SharedState()
@@ -203,18 +201,6 @@ class LocalSGDOptimizer(RememberingOptimizer):
     def get_config(self):
         """Serializable arguments."""
         return {**super().get_config(), "momentum": self.momentum, "nesterov": self.nesterov}
-
-
-def check_period(name: str, value: int) -> None:
-    """Refuses what is no positive integer.
-
-    Raises:
-        ValueError: naming the argument.
-    """
-    if isinstance(value, bool) or not isinstance(value, int) or value < 1:
-        raise ValueError(
-            f"Argument `{name}` must be a positive integer. Received: {name}={value!r}"
-        )
 
 
 def _refuse_impossible(optimizer, variables, world):

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from tfqcomm.optimizers.base import register
-from tfqcomm.optimizers.local.local_sgd import LocalSGDOptimizer, check_period
+from tfqcomm import checks
+from tfqcomm.optimizers.local.local_sgd import LocalSGDOptimizer
 from tfqcomm.optimizers.local.pulls import every
+from tfqcomm.optimizers.shared_arguments import register
 
 
 @register
@@ -27,6 +28,7 @@ class PeriodicAveragingSGD(LocalSGDOptimizer):
         momentum: in [0, 1); local, and untouched by averaging.
         period: steps between two averages; higher => less traffic.
         nesterov: look ahead, as in Keras' SGD.
+        **options: shared with Keras' optimizers.
 
     Raises:
         ValueError: for arguments that do not fit; the message names what does.
@@ -48,10 +50,10 @@ class PeriodicAveragingSGD(LocalSGDOptimizer):
         period: int = 64,
         nesterov: bool = False,
         name: str = "periodic_averaging_sgd",
-        **kwargs,
+        **options,
     ):
-        super().__init__(learning_rate, momentum, nesterov=nesterov, name=name, **kwargs)
-        check_period("period", period)
+        super().__init__(learning_rate, momentum, nesterov=nesterov, name=name, **options)
+        checks.positive_integer("period", period)
         self.period = period
 
     @property

@@ -11,6 +11,7 @@ import numpy as np
 from tfqcomm import _tf_private
 from tfqcomm.parameter_server.flat import assign_flat, flat_values
 from tfqcomm.parameter_server.fleet import Fleet
+from tfqcomm.parameter_server.leader.worker import LeaderWorker
 from tfqcomm.parameter_server.optimizers import inner
 
 
@@ -20,7 +21,7 @@ class ChiefAverage:
     A worker whose weights are not finite is left out of the average.
     """
 
-    def __init__(self, model: keras.Model, fleet: Fleet):
+    def __init__(self, model: keras.Model, fleet: Fleet[LeaderWorker]):
         self._optimizer = inner(model.optimizer)
         self._weights = list(model.trainable_variables)
         self._fleet = fleet
@@ -39,7 +40,7 @@ class ChiefAverage:
         sane = [w for w in weights if all(np.isfinite(value).all() for value in w)]
         if not sane:
             return
-        *means, moving = (sum(values) / len(sane) for values in zip(*sane, strict=True))
+        *means, moving = _means(sane)
         for variable, mean in zip(self._weights, means, strict=True):
             variable.assign(mean)
             if variable.constraint is not None:
@@ -57,10 +58,10 @@ class ChiefAverage:
 class Momenta:
     """Stands in for the worker state of an all-reduce exchange, with the same keys.
 
-    It reaches the workers by a weak reference: see `memory`.
+    It reaches the workers by a weak reference: see `messages.memory`.
     """
 
-    def __init__(self, fleet: Fleet):
+    def __init__(self, fleet: Fleet[LeaderWorker]):
         self._fleet = weakref.ref(fleet)
         self._captured: dict[str, np.ndarray] | None = None
 
@@ -79,19 +80,25 @@ class Momenta:
     def _mean(self) -> dict[str, np.ndarray]:
         fleet = self._fleet()
         momenta = _each(fleet, "momenta") if fleet else []
-        means = [sum(values) / len(momenta) for values in zip(*momenta, strict=True)]
-        return {f"momentum/{index}": mean for index, mean in enumerate(means)}
+        return {f"momentum/{index}": mean for index, mean in enumerate(_means(momenta))}
 
     def load_mean(self, mean: Mapping[str, np.ndarray]) -> None:
         """Gives all workers a saved `mean()`."""
         fleet = self._fleet()
         count = sum(key.startswith("momentum/") for key in mean)
         values = [mean[f"momentum/{index}"] for index in range(count)]
-        for worker in fleet.workers if fleet and values else []:
+        if fleet is None or not values:
+            return
+        for worker in fleet.workers:
             fleet.attempt(worker, lambda w=worker: setattr(w, "momenta", values))
 
 
-def _each(fleet: Fleet, name: str) -> list[list[np.ndarray]]:
+def _each(fleet: Fleet[LeaderWorker], name: str) -> list[list[np.ndarray]]:
     """An attribute of every worker that is there."""
     found = [fleet.attempt(worker, lambda w=worker: getattr(w, name)) for worker in fleet.workers]
     return [values for values in found if values is not None]
+
+
+def _means(found: list[list[np.ndarray]]) -> list[np.ndarray]:
+    """Element by element, over workers."""
+    return [np.asarray(sum(values)) / len(found) for values in zip(*found, strict=True)]

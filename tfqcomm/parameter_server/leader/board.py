@@ -146,7 +146,7 @@ class LeaderBoard:
             if slot.number == self._seen[rank][level]:
                 continue
             self._seen[rank][level] = slot.number
-            if slot.leader != rank:  # the leader does not move
+            if slot.shown is not None and slot.leader != rank:  # the leader does not move
                 pulls[slot.shown] = pulls.get(slot.shown, 0.0) + slot.pull
                 ages.append(self.total - slot.shown_at)
         for buffer in pulls:

@@ -26,5 +26,5 @@ class LocalReport:
     @classmethod
     def from_vector(cls, vector: np.ndarray) -> LocalReport:
         """Inverse of what the graph packs."""
-        healthy, *numbers = (number.item() for number in vector[:3])
-        return cls(bool(healthy), *numbers, vector[3:])
+        healthy, mean_loss, gradient_norm = (number.item() for number in vector[:3])
+        return cls(bool(healthy), mean_loss, gradient_norm, vector[3:])

@@ -7,11 +7,13 @@ from collections.abc import Callable, Sequence
 import keras
 import tensorflow as tf
 
+from tfqcomm import compressors
 from tfqcomm.parameter_server import optimizers
 from tfqcomm.parameter_server.base_trainer import BaseTrainer
+from tfqcomm.parameter_server.free_running import FreeRunning
 from tfqcomm.parameter_server.leader.average import ChiefAverage, Momenta
 from tfqcomm.parameter_server.leader.board import Buffer, LeaderBoard
-from tfqcomm.parameter_server.leader.driver import LeaderDriver
+from tfqcomm.parameter_server.leader.errands import LeaderErrands
 from tfqcomm.parameter_server.leader.server import LeaderServer
 from tfqcomm.parameter_server.leader.worker import LeaderProgram, LeaderWorker
 from tfqcomm.parameter_server.partition import partition
@@ -96,7 +98,7 @@ class LeaderTrainer(BaseTrainer):
     ):
         optimizer = keras.optimizers.get(optimizer)
         optimizers.check_leader(optimizer)
-        self._options = ExchangeOptions(None, min_size=min_size)
+        self._options = ExchangeOptions(compressors.get(None), min_size=min_size)
         self._weight_codec = weight_codec(weight_compressor, optimizers.inner(optimizer))
         self._partitioner = variable_partitioner
         super().__init__(
@@ -119,7 +121,7 @@ class LeaderTrainer(BaseTrainer):
     @property
     def workers(self) -> list[dict[str, int]]:
         """What each worker has done, sent and received so far."""
-        times_led = self._board.times_led if self._fleet else []
+        times_led = self._board.times_led if self._ready else []
         return [
             {**worker, "times_led": times}
             for worker, times in zip(super().workers, times_led, strict=True)
@@ -160,9 +162,8 @@ class LeaderTrainer(BaseTrainer):
         # A number, or how to make a schedule.
         rate = self._inner_optimizer.get_config()["learning_rate"]
         schedule = keras.optimizers.schedules.deserialize(rate) if isinstance(rate, dict) else None
-        return LeaderDriver(
-            self._fleet, self._board, schedule and (lambda step: float(schedule(step)))
-        )
+        rate_at = schedule and (lambda step: float(schedule(step)))
+        return FreeRunning(self._fleet, LeaderErrands(self._fleet, self._board, rate_at))
 
     @property
     def _applied_per_iteration(self) -> int:

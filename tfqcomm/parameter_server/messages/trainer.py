@@ -7,17 +7,20 @@ from collections.abc import Callable, Sequence
 import keras
 import tensorflow as tf
 
-from tfqcomm.parameter_server import memory, optimizers
-from tfqcomm.parameter_server.asynchronous import Asynchronous
+from tfqcomm import checks
+from tfqcomm.parameter_server import optimizers
 from tfqcomm.parameter_server.base_trainer import BaseTrainer
-from tfqcomm.parameter_server.chief import ChiefCopy
+from tfqcomm.parameter_server.free_running import FreeRunning
+from tfqcomm.parameter_server.messages import memory
+from tfqcomm.parameter_server.messages.asynchronous import Asynchronous
+from tfqcomm.parameter_server.messages.chief import ChiefCopy, make_servers
+from tfqcomm.parameter_server.messages.synchronous import Synchronous
+from tfqcomm.parameter_server.messages.worker import Program, Worker
 from tfqcomm.parameter_server.partition import partition
 from tfqcomm.parameter_server.payload import Format, weight_codec
-from tfqcomm.parameter_server.synchronous import Synchronous
-from tfqcomm.parameter_server.worker import Program, Worker
 from tfqcomm.state.traffic import Route
 
-MODES = {"sync": Synchronous, "async": Asynchronous}
+MODES = ("sync", "async")
 
 
 class Trainer(BaseTrainer):
@@ -109,10 +112,7 @@ class Trainer(BaseTrainer):
         parameter_servers: int = 1,
         variable_partitioner: Callable | None = None,
     ):
-        if mode not in MODES:
-            raise ValueError(
-                f"Argument `mode` must be one of {list(MODES)}. Received: mode={mode!r}"
-            )
+        checks.one_of("mode", mode, MODES)
         optimizer = keras.optimizers.get(optimizer)
         optimizers.check(optimizer)
         plain = optimizers.inner(optimizer)
@@ -132,7 +132,7 @@ class Trainer(BaseTrainer):
         optimizers.options_of(optimizer, 1, **self._arguments)  # says what is wrong with them
         self._weight_codec = weight_codec(weight_compressor, plain)
         self._mode = mode
-        self._bound = {} if max_staleness is None else {"max_staleness": max_staleness}
+        self._max_staleness = max_staleness
         self._partitioner = variable_partitioner
         super().__init__(
             build_model,
@@ -160,16 +160,16 @@ class Trainer(BaseTrainer):
         options = optimizers.options_of(self.optimizer, 1, **self._arguments)
         large = sum(p.size for p in pieces if options.reaches(p.shape, p.size))
         options = optimizers.options_of(self.optimizer, large, **self._arguments)
-        copy = ChiefCopy(
+        servers = make_servers(
             model,
             pieces,
             cluster.servers,
             lambda own, statistics: Format(own, statistics, options, self._weight_codec),
             workers,
-            MODES[self._mode].share(workers),
+            1.0 if self._mode == "sync" else 1.0 / workers,
         )
-        program = Program(model, copy.servers, pieces, loss_scale)
-        fleet = self._make_fleet(Worker, program, copy.servers, makers, loss_scale)
+        program = Program(model, servers, pieces, loss_scale)
+        fleet = self._make_fleet(Worker, program, servers, makers, loss_scale)
         memories = memory.Memories(fleet, program)
         meter = self._register(
             [
@@ -179,10 +179,12 @@ class Trainer(BaseTrainer):
             residuals=memory.Residuals(memories),
             worker_state=memory.WorkerState(memories),
         )
-        return fleet, copy, memories, meter
+        return fleet, ChiefCopy(model, pieces, servers), memories, meter
 
     def _driver(self):
-        return MODES[self._mode](self._fleet, **self._bound)
+        if self._mode == "sync":
+            return Synchronous(self._fleet)
+        return FreeRunning(self._fleet, Asynchronous(self._fleet, self._max_staleness))
 
     def _route(self, program: Program, variable: int) -> tuple[str, str]:
         large = any(p.variable == variable for p in program.large)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from tfqcomm.parameter_server.fleet import Fleet
+from tfqcomm.parameter_server.messages.worker import Worker
 
 
 class Synchronous:
@@ -12,13 +13,8 @@ class Synchronous:
     is not finite is skipped as a whole: weights, residuals and the workers' memory stay.
     """
 
-    def __init__(self, fleet: Fleet):
+    def __init__(self, fleet: Fleet[Worker]):
         self._fleet = fleet
-
-    @staticmethod
-    def share(workers: int) -> float:
-        """The weight of a step's mean message."""
-        return 1.0
 
     def begin_epoch(self, rounds: int) -> None:
         """Called before the rounds of an epoch."""
@@ -29,7 +25,7 @@ class Synchronous:
         workers = fleet.alive()
         reports = fleet.in_parallel([lambda w=w: fleet.attempt(w, w.step) for w in workers])
         arrived = [w for w, report in zip(workers, reports, strict=True) if report is not None]
-        if not all(worker.report.healthy for worker in arrived):
+        if not all(report.healthy for report in reports if report is not None):
             fleet.skip(arrived)
         elif arrived:
             fleet.apply(arrived)

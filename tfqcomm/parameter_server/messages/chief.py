@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import keras
 import numpy as np
@@ -10,8 +10,9 @@ import numpy as np
 from tfqcomm import _tf_private
 from tfqcomm.parameter_server import optimizers
 from tfqcomm.parameter_server.flat import assign_flat, flat_values
+from tfqcomm.parameter_server.messages.server import Server
 from tfqcomm.parameter_server.partition import Piece
-from tfqcomm.parameter_server.server import Server
+from tfqcomm.parameter_server.payload import Format
 
 
 class ChiefCopy:
@@ -20,42 +21,20 @@ class ChiefCopy:
     Args:
         model: built and compiled.
         pieces: in the order of its trainable variables.
-        devices: of the servers.
-        format_of: the pieces and the number of statistics of a server -> what it exchanges.
-        workers: how many there are.
-        share: see `Server`.
-
-    Attributes:
-        servers: made here, with the model's present weights.
+        servers: that hold them; the first one also the moving statistics.
     """
 
-    def __init__(self, model, pieces: Sequence[Piece], devices, format_of, workers, share):
+    def __init__(self, model: keras.Model, pieces: Sequence[Piece], servers: Sequence[Server]):
         self._weights = list(model.trainable_variables)
         self._pieces = pieces
+        self._servers = servers
         self._statistics = _tf_private.statistics(model)
-        self._optimizer = optimizer = optimizers.inner(model.optimizer)
-        self.servers = []
-        for index, device in enumerate(devices):
-            own = tuple(p for p in pieces if p.server == index)
-            variables = [self._weights[p.variable] for p in own]
-            statistics = flat_values(self._statistics) if index == 0 else np.zeros([0], np.float32)
-            self.servers.append(
-                Server(
-                    device,
-                    format_of(own, statistics.size),
-                    [p.cut(v.numpy()) for p, v in zip(own, variables, strict=True)],
-                    variables,
-                    statistics,
-                    optimizer,
-                    workers,
-                    share,
-                )
-            )
-        self._shared, self._slots = optimizers.slots_by_variable(optimizer, self._weights)
+        self._optimizer = optimizers.inner(model.optimizer)
+        self._shared, self._slots = optimizers.slots_by_variable(self._optimizer, self._weights)
 
     def send(self) -> None:
         """Gives the servers what the chief has."""
-        for server in self.servers:
+        for server in self._servers:
             shared, slots = optimizers.slots_of(server.optimizer)
             for there, here in zip(shared, self._shared, strict=True):
                 there.assign(here.numpy())
@@ -67,22 +46,20 @@ class ChiefCopy:
                     value = here.numpy()
                     # A slot may have another shape, but then its variable is not split.
                     there.assign(piece.cut(value) if split else value)
-        self.servers[0].statistics.assign(flat_values(self._statistics))
-        for server in self.servers:
+        self._servers[0].statistics.assign(flat_values(self._statistics))
+        for server in self._servers:
             server.publish()
 
     def fetch(self) -> None:
         """Takes what the servers have."""
-        weights = [[] for _ in self._slots]
-        slots = [[[] for _ in found] for found in self._slots]
+        weights: list[list[np.ndarray]] = [[] for _ in self._slots]
+        slots: list[list[list[np.ndarray]]] = [[[] for _ in own] for own in self._slots]
         values = {}
-        for server in self.servers:
-            found = optimizers.slots_of(server.optimizer)[1]
+        for server in self._servers:
+            of_piece = optimizers.slots_of(server.optimizer)[1]
             for piece, variable in zip(server.format.pieces, server.variables, strict=True):
-                values[piece] = [
-                    variable.numpy(),
-                    *(v.numpy() for v in found.get(piece.name, [])),
-                ]
+                rest = of_piece.get(piece.name, [])
+                values[piece] = [variable.numpy(), *(v.numpy() for v in rest)]
         for piece in self._pieces:  # in the order of their rows
             weight, *rest = values[piece]
             weights[piece.variable].append(weight)
@@ -90,14 +67,14 @@ class ChiefCopy:
                 parts.append(value)
         for variable, parts in zip(self._weights, weights, strict=True):
             variable.assign(_whole(parts))
-        for variables, found in zip(self._slots, slots, strict=True):
-            for variable, parts in zip(variables, found, strict=True):
+        for variables, wholes in zip(self._slots, slots, strict=True):
+            for variable, parts in zip(variables, wholes, strict=True):
                 variable.assign(_whole(parts))
-        shared = optimizers.slots_of(self.servers[0].optimizer)[0]
+        shared = optimizers.slots_of(self._servers[0].optimizer)[0]
         for here, there in zip(self._shared, shared, strict=True):
             if here is not _learning_rate(self._optimizer):
                 here.assign(there.numpy())
-        assign_flat(self._statistics, self.servers[0].statistics.numpy())
+        assign_flat(self._statistics, self._servers[0].statistics.numpy())
 
     def send_learning_rate(self, last: float | None) -> float | None:
         """Passes on what a callback may have set, if it is not `last`; None with a schedule."""
@@ -105,9 +82,46 @@ class ChiefCopy:
             return None
         value = float(self._optimizer.learning_rate)
         if value != last:
-            for server in self.servers:
+            for server in self._servers:
                 server.optimizer.learning_rate.assign(value)
         return value
+
+
+def make_servers(
+    model: keras.Model,
+    pieces: Sequence[Piece],
+    devices: Sequence[str],
+    format_of: Callable[[tuple[Piece, ...], int], Format],
+    workers: int,
+    share: float,
+) -> list[Server]:
+    """Servers with the model's present weights.
+
+    Args:
+        model: built and compiled.
+        pieces: in the order of its trainable variables.
+        devices: of the servers.
+        format_of: the pieces and the number of statistics of a server -> what it exchanges.
+        workers, share: see `Server`.
+    """
+    servers = []
+    for index, device in enumerate(devices):
+        own = tuple(p for p in pieces if p.server == index)
+        variables = [model.trainable_variables[p.variable] for p in own]
+        statistics = flat_values(_tf_private.statistics(model) if index == 0 else [])
+        servers.append(
+            Server(
+                device,
+                format_of(own, statistics.size),
+                [p.cut(v.numpy()) for p, v in zip(own, variables, strict=True)],
+                variables,
+                statistics,
+                optimizers.inner(model.optimizer),
+                workers,
+                share,
+            )
+        )
+    return servers
 
 
 def _learning_rate(optimizer: keras.optimizers.Optimizer) -> keras.Variable | None:

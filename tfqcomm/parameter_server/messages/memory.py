@@ -13,7 +13,7 @@ from collections.abc import Mapping
 import numpy as np
 
 from tfqcomm.parameter_server.fleet import Fleet
-from tfqcomm.parameter_server.worker import Program
+from tfqcomm.parameter_server.messages.worker import Program, Worker
 
 
 class Memories:
@@ -24,7 +24,7 @@ class Memories:
         program: what lies where.
     """
 
-    def __init__(self, fleet: Fleet, program: Program):
+    def __init__(self, fleet: Fleet[Worker], program: Program):
         self._fleet = weakref.ref(fleet)
         self._program = weakref.ref(program)
         self._captured: np.ndarray | None = None
@@ -43,7 +43,7 @@ class Memories:
         mean = self._captured if self._captured is not None else self._mean_memory()
         parts: dict[tuple[str, int], list[np.ndarray]] = {}
         for (piece, slot), place in (program.slots if program else {}).items():
-            if wanted(slot):
+            if wanted(slot) and mean is not None:
                 part = mean[place].reshape(piece.shape)
                 parts.setdefault((slot, piece.variable), []).append(part)
         return {
@@ -53,7 +53,9 @@ class Memories:
     def load(self, values: Mapping[tuple[str, int], np.ndarray]) -> None:
         """Gives all workers what `mean` once returned."""
         fleet, program = self._fleet(), self._program()
-        for worker in fleet.workers if fleet and values else []:
+        if fleet is None or program is None or not values:
+            return
+        for worker in fleet.workers:
             memory = fleet.attempt(worker, lambda w=worker: w.memory)
             if memory is None:
                 continue
@@ -72,12 +74,12 @@ class Memories:
 
     def _mean_memory(self) -> np.ndarray | None:
         """That of a new worker, if all are gone and their memories with them."""
-        fleet = self._fleet()
-        if fleet is None:
+        fleet, program = self._fleet(), self._program()
+        if fleet is None or program is None:
             return None
         found = [fleet.attempt(worker, lambda w=worker: w.memory) for worker in fleet.workers]
         found = [memory for memory in found if memory is not None]
-        return sum(found) / len(found) if found else self._program().memory
+        return sum(found) / len(found) if found else program.memory
 
 
 class Residuals:

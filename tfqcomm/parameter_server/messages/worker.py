@@ -21,12 +21,12 @@ from tfqcomm.parameter_server.base_worker import BaseWorker
 from tfqcomm.parameter_server.cluster import Graphs, on
 from tfqcomm.parameter_server.gradients import all_finite, clip, dense
 from tfqcomm.parameter_server.loss_scale import LossScale
+from tfqcomm.parameter_server.messages.report import Report
+from tfqcomm.parameter_server.messages.server import Server
 from tfqcomm.parameter_server.model_step import ModelStep
 from tfqcomm.parameter_server.optimizers import inner, worker_half
 from tfqcomm.parameter_server.partition import Piece, assemble
 from tfqcomm.parameter_server.payload import gradient_seeds
-from tfqcomm.parameter_server.report import Report
-from tfqcomm.parameter_server.server import Server
 
 
 class Program:

@@ -30,5 +30,5 @@ class Report:
     @classmethod
     def from_vector(cls, vector: np.ndarray) -> Report:
         """Inverse of what the graph packs: numbers as float64, which holds them exactly."""
-        healthy, version, words, *norms = (number.item() for number in vector[:5])
-        return cls(bool(healthy), int(version), int(words), *norms, vector[5:])
+        healthy, version, words, message, residual = (number.item() for number in vector[:5])
+        return cls(bool(healthy), int(version), int(words), message, residual, vector[5:])
