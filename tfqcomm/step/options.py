@@ -46,6 +46,12 @@ class ExchangeOptions:
                 f"Argument `granularity` must be one of {GRANULARITIES}. "
                 f"Received: granularity={self.granularity!r}"
             )
+        if self.compressor.low_rank and self.granularity != "tensor":
+            raise ValueError(
+                "Argument `granularity` must be 'tensor' for a compressor of low rank: each tensor "
+                f"is a matrix. Received: granularity={self.granularity!r}, "
+                f"compressor={self.compressor}"
+            )
         for name, value in (("min_size", self.min_size), ("seed", self.seed)):
             if isinstance(value, bool) or not isinstance(value, int) or value < 0:
                 raise ValueError(
