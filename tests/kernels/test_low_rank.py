@@ -158,3 +158,12 @@ def test_large_remainders_are_those_of_the_product(rank):
     matrices, left, right = normal(1, 1200, 1100), normal(1, 1200, rank), normal(1, rank, 1100)
     found = low_rank.remainder(*map(tf.constant, (matrices, left, right)))
     np.testing.assert_allclose(found, matrices - left @ right, atol=1e-4)
+
+
+def test_a_remainder_beyond_the_range_is_the_largest_number():
+    largest = np.finfo(np.float32).max
+    matrices = np.full([1, 2, 2], largest)
+    left, right = np.float32([[[1], [-1]]]), np.full([1, 1, 2], largest / 2)
+    assert low_rank.largest_product(left, right) == largest / 2
+    found = low_rank.remainder(*map(tf.constant, (matrices, left, right)))
+    np.testing.assert_array_equal(found[0], [[largest / 2] * 2, [largest] * 2])

@@ -57,13 +57,13 @@ class LowRankMean(Aggregator):
     "memorize local errors"). The authors' code subtracts the mean, left right. Summed over the
     replicas both are the same, and only sums matter: so are all means. Its own is smaller, as less
     of what a replica's message differs from the mean stays; and it is known before the second
-    all-reduce, with which can travel whether it is finite.
+    all-reduce, with which travels whether it is finite.
 
     Matrices of one shape that lie side by side are one batch: the graph grows with the number of
     shapes, and whoever fills a bucket should sort its tensors by shape.
 
-    Nobody looks at all elements of a target to see whether they are finite: a factor of one that is
-    not is not finite either.
+    Nobody looks at all elements to see whether they are finite: a factor of a target that is not is
+    not finite either, and factors say what their product cannot exceed.
 
     Args:
         shapes: of the tensors.
@@ -216,7 +216,7 @@ class LowRankMean(Aggregator):
         return means, all_healthy, self.transport.bytes_all_reduce(total.shape[0])
 
     def _residuals(self, parts, pairs, healthy):
-        """What each replica's own factors leave out, and whether all that is finite, too.
+        """What each replica's own factors leave out, and whether they are finite, too.
 
         Args:
             pairs: for each local replica, the left and the right factors of all batches.
@@ -227,7 +227,7 @@ class LowRankMean(Aggregator):
         for replica, ((matrices, rest), pair) in enumerate(zip(parts, pairs, strict=True)):
             with tf.device(self.transport.devices[replica]):
                 left_out = [*map(low_rank.remainder, matrices, *pair)]
-                flags.append(healthy[replica] & numerics.all_finite(left_out))
+                flags.append(healthy[replica] & _finite_products(*pair))
                 residuals.append(self._join(left_out, [tf.zeros_like(x) for x in rest]))
         return residuals, flags
 
@@ -240,16 +240,11 @@ class LowRankMean(Aggregator):
 
 
 def _products(lefts, rights):
-    return [low_rank.product(*pair) for pair in zip(lefts, rights, strict=True)]
+    return [*map(low_rank.product, lefts, rights)]
 
 
 def _finite_products(lefts, rights):
-    """Whether no entry of a product can be beyond the range: they are at most this sum over k."""
-    largest = [
-        tf.reduce_sum(tf.reduce_max(tf.abs(x), axis=1) * tf.reduce_max(tf.abs(y), axis=2), axis=1)
-        for x, y in zip(lefts, rights, strict=True)
-    ]
-    return numerics.all_finite(largest)
+    return numerics.all_finite([*map(low_rank.largest_product, lefts, rights)])
 
 
 def _unit_rows(right):

@@ -56,17 +56,30 @@ def product(left: tf.Tensor, right: tf.Tensor) -> tf.Tensor:
 
 
 def remainder(matrices: tf.Tensor, left: tf.Tensor, right: tf.Tensor) -> tf.Tensor:
-    """M - left right: float32[b, n, m], of a replica by itself."""
+    """M - left right: float32[b, n, m], of a replica by itself; beyond the range its largest.
+
+    So it is finite, without a look at all of it, where M is and `largest_product` is.
+    """
     size, rank = matrices.shape.num_elements(), left.shape[-1]
     if size >= numerics.FUSE_FROM and rank <= _FEW:
         return numerics.fuse(_term_by_term, size)(matrices, left, right)
-    return matrices - product(left, right)
+    return _in_range(matrices - product(left, right))
 
 
 def _term_by_term(matrices, left, right):
     for k in range(left.shape[-1]):
         matrices = matrices - left[:, :, k, None] * right[:, k, None]
-    return matrices
+    return _in_range(matrices)
+
+
+def _in_range(x):
+    return tf.clip_by_value(x, -tf.float32.max, tf.float32.max)
+
+
+def largest_product(left: tf.Tensor, right: tf.Tensor) -> tf.Tensor:
+    """What no entry of left right exceeds, nor any sum on the way to it: float32[b]."""
+    columns, rows = tf.reduce_max(tf.abs(left), axis=1), tf.reduce_max(tf.abs(right), axis=2)
+    return tf.reduce_sum(columns * rows, axis=1)
 
 
 def unit_columns(x: tf.Tensor) -> tf.Tensor:
