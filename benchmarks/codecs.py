@@ -48,6 +48,7 @@ CODECS = {  # compressor -> encode + decode of peers, GB/s, two threads of anoth
     compressors.Float8(): "",
     compressors.NaturalCompression(): "",
     compressors.TwoMeans(): "",
+    compressors.PowerSGD(4): "GRACE 2.7, DDP hook 0.82, epfml 0.39",
 }
 HEADER = ("", "bits", "encode", "decode", "both", "/ (x + 1)", "error feedback", "peers: both")
 

@@ -213,6 +213,25 @@ def _two_means(block: int | None = None) -> CompressorCase:
     )
 
 
+def _power_sgd(rank: int) -> CompressorCase:
+    def square(n):
+        columns = max(1, math.ceil(math.sqrt(n)))
+        return math.ceil(n / columns), columns
+
+    def words(n):
+        return min(n, 1 + rank * sum(square(n)))
+
+    def variance(n):
+        return 1 - rank / min(square(n)) if words(n) < n else 0.0
+
+    return CompressorCase(
+        compressors.PowerSGD(rank),
+        words=words,
+        variance=variance,
+        idempotent=False,  # but for rounding
+    )
+
+
 COMPRESSORS = [
     CompressorCase(compressors.Identity(), words=lambda n: n, contraction=lambda n: 0.0),
     CompressorCase(compressors.Float16(), words=_halves, contraction=lambda n: 2.0**-22),
@@ -256,6 +275,8 @@ COMPRESSORS = [
     ),
     _two_means(),
     _two_means(1000),
+    _power_sgd(4),
+    _power_sgd(1),
 ]
 
 
@@ -365,6 +386,7 @@ OPTIMIZERS = [
     _comp_ams(compressors.TopK(0.2), min_size=0),
     _comp_ams("block_sign", min_size=0, schedule="two_phase"),
     _comp_ams("random_k", min_size=32, error_feedback=False, slow=True),
+    _comp_ams(compressors.PowerSGD(1), min_size=0),
     _optimizer("QAdam", 0.02, compressor=compressors.LogGrid(1)),
     _optimizer(
         "QAdam",

@@ -157,7 +157,7 @@ def all_settings():
     for number, case in enumerate(COMPRESSORS):
         codec = case.compressor
         feedback = "auto" if codec.contracts else True
-        if codec.adaptive or codec.integer or codec.lossless:
+        if codec.adaptive or codec.integer or codec.lossless or codec.low_rank:
             yield codec, "auto", 2, feedback
             continue
         yield codec, "dense" if codec.linear else "all_gather", 1 + number % 3, feedback

@@ -13,6 +13,7 @@ from tfqcomm.compressors import (
     BFloat16,
     BlockSign,
     Float16,
+    PowerSGD,
     RandomK,
     Ternary,
     TopK,
@@ -31,6 +32,7 @@ KINDS = {  # every aggregator, with error feedback
     "two_phase": (BlockSign(), {"schedule": "two_phase"}),
     "adaptive": ("adaptive_top_k", {}),
     "integer": (Ternary(shared_scale=True), {"error_feedback": True}),
+    "low_rank, in full": (PowerSGD(), {}),
 }
 
 

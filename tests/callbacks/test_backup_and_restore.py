@@ -15,7 +15,7 @@ import pytest
 from tests.callbacks import backup_functions as functions
 from tests.multi_process import run_workers, start_workers
 from tfqcomm.callbacks import BackupAndRestore, TrafficLogger
-from tfqcomm.compressors import TopK
+from tfqcomm.compressors import PowerSGD, TopK
 from tfqcomm.distribute import CompressedAllReduce
 from tfqcomm.optimizers import AdaptiveTopKSGD, ElasticAveragingSGD, LeaderSGD, QAdam
 from tfqcomm.state.ledger import ledger_for, ledger_of, memory_of, restore_state
@@ -309,6 +309,25 @@ OPTIMIZERS = {
     ),
     "leader": lambda: LeaderSGD(0.05, 0.5, global_period=2, loss_window=3),
 }
+
+
+@pytest.mark.parametrize("alternate", [False, True])
+def test_the_warm_start_of_power_sgd_is_kept(tmp_path, strategy, alternate):
+    """A run of two replicas goes on with four, from the factors that it had."""
+    options = {"compressor": PowerSGD(2, alternate=alternate), "min_size": 0}
+    model = functions.train_and_crash(strategy(2, **options), tmp_path)
+    kept = {k: v for k, v in memory_of(model.optimizer).items() if k.startswith("factors/")}
+    sides = ("left", "right") if alternate else ("right",)
+    assert kept.keys() == {"factors/step", *(f"factors/{s}/{key}" for s in sides for key in "02")}
+    again = functions.compiled(strategy(4, **options))
+    found = []
+    record = keras.callbacks.LambdaCallback(
+        on_epoch_begin=lambda epoch, logs: found.append(memory_of(again.optimizer))
+    )
+    functions.train(again, BackupAndRestore(tmp_path), 9, callbacks=[record])
+    for name, value in kept.items():
+        np.testing.assert_array_equal(found[0][name], value)
+        assert (found[-1][name] != value).any()
 
 
 @pytest.mark.parametrize("kind", OPTIMIZERS)

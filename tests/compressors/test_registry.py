@@ -37,6 +37,7 @@ def test_names():
         "identity",
         "log_grid",
         "natural_compression",
+        "power_sgd",
         "qsgd",
         "random_k",
         "ternary",
@@ -54,6 +55,7 @@ def test_names():
     assert compressors.get("uniform_grid") == compressors.UniformGrid(bits=8, range="absmax")
     assert compressors.get("block_int8") == compressors.BlockInt8(block=256)
     assert compressors.get("float8") == compressors.Float8(format="e4m3", block=256)
+    assert compressors.get("power_sgd") == compressors.PowerSGD(rank=4)
     assert compressors.get("two_means") == compressors.TwoMeans(block=None)
     scaled = compressors.ThresholdQuantizer(threshold="scaled")
     assert compressors.get("threshold_quantizer") == scaled
@@ -90,7 +92,7 @@ def test_capabilities_are_consistent():
         codec = case.compressor
         assert codec.linear == (codec.sum_dtype is not None)
         assert not (codec.linear and codec.sparse)
-        assert codec.linear + codec.adaptive + codec.integer <= 1
+        assert codec.linear + codec.adaptive + codec.integer + codec.low_rank <= 1
 
 
 @pytest.mark.parametrize(

@@ -15,7 +15,7 @@ import tensorflow as tf
 
 from tests.multi_process_functions import task_index
 from tfqcomm.callbacks import TrafficLogger
-from tfqcomm.compressors import BlockSign, RandomK, Ternary, TopK, UniformGrid
+from tfqcomm.compressors import BlockSign, PowerSGD, RandomK, Ternary, TopK, UniformGrid
 from tfqcomm.distribute import MultiWorkerMirroredStrategy
 from tfqcomm.optimizers import AdaptiveTopKSGD, CompAMS, QAdam, QCMDAdagrad, QRDAAdagrad
 from tfqcomm.step import ExchangeOptions
@@ -30,6 +30,8 @@ CONFIGS = {
     "two_phase": {"compressor": BlockSign(block=64), "schedule": "two_phase", "min_size": 0},
     "random_k": {"compressor": RandomK(0.25)},
     "ternary": {"compressor": Ternary(clip=1.5, shared_scale=True)},
+    "power_sgd": {"compressor": PowerSGD(2)},
+    "acp_sgd": {"compressor": PowerSGD(2, alternate=True)},
     "comp_ams": {"optimizer": lambda: CompAMS(1e-2, compressor=TopK(0.1))},
     "qadam": {
         "optimizer": lambda: QAdam(3e-3, compressor="log_grid", weight_compressor=UniformGrid(8))

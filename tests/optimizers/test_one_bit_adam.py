@@ -239,7 +239,7 @@ def test_eager_steps_are_those_of_the_graph(schedule):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("compressor", ["adaptive_top_k", "ternary", "float16"])
+@pytest.mark.parametrize("compressor", ["adaptive_top_k", "ternary", "float16", "power_sgd"])
 def test_other_compressors_go_through_the_switch(compressor):
     model = compiled(warm_up=4, compressor=compressor)
     losses = fit(model, 3).history["loss"]

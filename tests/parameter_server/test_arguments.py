@@ -47,6 +47,14 @@ class StepOfItsOwn(optimizers.CompAMS):
         ({"workers": 0}, r"`workers` must be a positive integer. Received: workers=0"),
         ({"parameter_servers": 1.5}, r"`parameter_servers` must be a positive integer."),
         ({"compressor": "zip"}, r"`compressor` must be None.*Received: compressor='zip'"),
+        (
+            {"compressor": "power_sgd"},
+            r"`compressor` must be one whose messages a server decodes.*=PowerSGD\(rank=4",
+        ),
+        (
+            {"optimizer": optimizers.CompAMS(compressor="power_sgd")},
+            r"`compressor` must be one whose messages a server decodes.*=PowerSGD\(rank=4",
+        ),
         ({"min_size": -1}, r"`min_size` must be a non-negative integer."),
         (
             {"weight_compressor": "zip"},

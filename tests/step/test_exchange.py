@@ -13,7 +13,10 @@ from tfqcomm.step.message import Message
 from tfqcomm.transport.local import LocalTransport
 
 STEP = tf.constant(0)
-COMPRESSORS = ["top_k", "block_sign", "float16", "random_k", Ternary(shared_scale=True), None]
+COMPRESSORS = [
+    *("top_k", "block_sign", "float16", "random_k", "power_sgd", None),
+    Ternary(shared_scale=True),
+]
 
 
 class SpyTransport(LocalTransport):

@@ -4,6 +4,7 @@ from tfqcomm.aggregators.adaptive import AdaptiveMean
 from tfqcomm.aggregators.all_gather import AllGatherMean
 from tfqcomm.aggregators.dense import DenseMean, PlainMean
 from tfqcomm.aggregators.integer import IntegerMean
+from tfqcomm.aggregators.low_rank import LowRankMean
 from tfqcomm.aggregators.two_phase import TwoPhaseMean
 
 __all__ = [
@@ -11,6 +12,7 @@ __all__ = [
     "AllGatherMean",
     "DenseMean",
     "IntegerMean",
+    "LowRankMean",
     "PlainMean",
     "TwoPhaseMean",
 ]

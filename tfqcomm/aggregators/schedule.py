@@ -28,6 +28,7 @@ def choose(schedule: str, compressor: Compressor, sizes: list[int], world: int) 
 
     * An adaptive codec has a schedule of its own: k first, then an all-gather.
     * So has one with a scale that all replicas share: levels are summed as integers.
+    * And one of low rank: factors of matrices are summed.
     * Codecs whose words may be summed are summed: a ring all-reduce of the payload.
     * Two-phase encodes the mean again. A sparse codec would lose most of the mean's entries in
       that, so for those the choice is between gathering and not compressing at all.
@@ -41,6 +42,8 @@ def choose(schedule: str, compressor: Compressor, sizes: list[int], world: int) 
         return "adaptive"
     if compressor.integer:
         return "integer"
+    if compressor.low_rank:
+        return "low_rank"
     if schedule != "auto":
         return schedule
     if compressor.linear:
@@ -68,6 +71,11 @@ def check(schedule: str, compressor: Compressor) -> None:
     if compressor.integer and schedule != "auto":
         raise ValueError(
             "Argument `schedule` must be 'auto' for a compressor whose scale all replicas share. "
+            f"Received: schedule={schedule!r}, compressor={compressor}"
+        )
+    if compressor.low_rank and schedule != "auto":
+        raise ValueError(
+            "Argument `schedule` must be 'auto' for a compressor of low rank. "
             f"Received: schedule={schedule!r}, compressor={compressor}"
         )
     if schedule == "dense" and not compressor.linear:

@@ -9,6 +9,7 @@ from tfqcomm.compressors.float16 import BFloat16, Float16
 from tfqcomm.compressors.identity import Identity
 from tfqcomm.compressors.log_grid import LogGrid
 from tfqcomm.compressors.natural_compression import NaturalCompression
+from tfqcomm.compressors.power_sgd import PowerSGD
 from tfqcomm.compressors.qsgd import QSGD
 from tfqcomm.compressors.random_k import RandomK
 from tfqcomm.compressors.registry import deserialize, get, serialize
@@ -29,6 +30,7 @@ __all__ = [
     "Identity",
     "LogGrid",
     "NaturalCompression",
+    "PowerSGD",
     "QSGD",
     "RandomK",
     "Ternary",

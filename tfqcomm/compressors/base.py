@@ -46,6 +46,8 @@ class Compressor(abc.ABC):
     adaptive: ClassVar[bool] = False
     # Used in an exchange, it has one `scale` for all replicas, and sums of integer `levels`.
     integer: ClassVar[bool] = False
+    # Used in an exchange, it sends factors of matrices, which are summed: tensors' shapes count.
+    low_rank: ClassVar[bool] = False
     # Linear codecs only: what the body is made of ...
     sum_dtype: ClassVar[tf.DType | None] = None
     # ... after this many leading words, equal on all replicas and not summed.

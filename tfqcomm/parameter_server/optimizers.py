@@ -141,9 +141,19 @@ def options_of(
         elements: of all tensors that are compressed. Adaptive top-k keeps its average number of
             them at every step: how many a step needs is known to all-reduce strategies only.
         **arguments: of the trainer, for optimizers without options of their own.
+
+    Raises:
+        ValueError: for codecs whose messages a server cannot decode.
     """
     options = getattr(inner(optimizer), "options", None) or ExchangeOptions(**arguments)
     compressor = options.compressor
+    if compressor.low_rank:
+        raise ValueError(
+            "Argument `compressor` must be one whose messages a server decodes by themselves, such "
+            "as 'top_k' or 'block_sign': of low rank are means over all workers, between two "
+            "all-reduces. Use it under a MirroredStrategy or "
+            f"`tfqcomm.distribute.MultiWorkerMirroredStrategy`. Received: compressor={compressor}"
+        )
     if compressor.adaptive:
         kept = cast(compressors.AdaptiveTopK, compressor).num_kept(elements)
         ratio = kept / elements if elements else 1.0

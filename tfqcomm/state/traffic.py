@@ -18,7 +18,7 @@ class Route:
     Attributes:
         path: the variable's path, or what the tensor is.
         shape: of the variable.
-        schedule: "dense", "all_gather", "two_phase", "adaptive" or "integer".
+        schedule: "dense", "all_gather", "two_phase", "adaptive", "integer" or "low_rank".
         codec: the compressor's description.
     """
 

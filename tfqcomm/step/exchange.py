@@ -5,6 +5,7 @@
                +-- the rest --fused--> AllGatherMean | TwoPhaseMean | DenseMean, by `schedule`;
                                        AdaptiveMean for adaptive top-k,
                                        IntegerMean for a scale that all replicas share;
+                                       LowRankMean for factors of matrices;
                                        in a warm-up still DenseMean(Identity)
 
 Each group is cut into buckets of `bucket_mb`, and each of these is one payload: the number of
@@ -26,12 +27,14 @@ from tfqcomm.aggregators.all_gather import AllGatherMean
 from tfqcomm.aggregators.base import Aggregator
 from tfqcomm.aggregators.budget import Budget
 from tfqcomm.aggregators.dense import DenseMean, PlainMean
+from tfqcomm.aggregators.factors import Factors
 from tfqcomm.aggregators.integer import IntegerMean
+from tfqcomm.aggregators.low_rank import LowRankMean
 from tfqcomm.aggregators.two_phase import TwoPhaseMean
 from tfqcomm.aggregators.warm_up import WarmUp
 from tfqcomm.compressors.adaptive_top_k import AdaptiveTopK
 from tfqcomm.compressors.identity import Identity
-from tfqcomm.kernels import numerics
+from tfqcomm.kernels import low_rank, numerics
 from tfqcomm.state.ledger import Ledger
 from tfqcomm.state.traffic import Route
 from tfqcomm.step.message import Message, Reduction
@@ -136,6 +139,8 @@ class GradientExchange:
     def _groups(self, compressed, schedule, dense, compresses):
         """What travels together: (aggregator, messages, type) for each payload."""
         joint = self.options.granularity == "model"
+        if schedule == "low_rank":  # those of one shape side by side
+            compressed = sorted(compressed, key=lambda m: low_rank.matrix_shape(m.shape))
         whole = joint or schedule == "adaptive"  # must not be cut: one selection ranges over all
         cut = [compressed] if compressed and whole else self._cut(compressed)
         groups = []
@@ -169,8 +174,11 @@ class GradientExchange:
         if schedule == "adaptive":
             budget = self._budget_for(sum(m.size for m in group))
             return AdaptiveMean(*arguments, budget=budget, factor=_factor(group))
-        seed = self.options.seed + index
-        return _AGGREGATORS[schedule](*arguments, joint=joint, seed=seed, factor=_factor(group))
+        options = {"seed": self.options.seed + index, "factor": _factor(group)}
+        if schedule == "low_rank":
+            shapes, factors = [m.shape for m in group], self._factors()
+            return LowRankMean(*arguments, shapes=shapes, factors=factors, **options)
+        return _AGGREGATORS[schedule](*arguments, joint=joint, **options)
 
     def _dense_mean(self, group) -> Aggregator:
         """One all-reduce for everything that is not compressed."""
@@ -188,6 +196,10 @@ class GradientExchange:
                 f"Received: {n} elements after {budget.n}"
             )
         return budget
+
+    def _factors(self) -> Factors:
+        rank, seed = self.options.codec.rank, self.options.seed
+        return self.ledger.keep("factors", lambda: Factors(rank, seed, self.transport.device))
 
     def _schedule(self, messages: Sequence[Message]) -> str:
         options, sizes = self.options, [m.size for m in messages]
@@ -217,6 +229,8 @@ class GradientExchange:
         path, codec = message.path or message.key, self.options.codec
         if message.sparse:
             return Route(path, message.shape, "all_gather", "rows as they are")
+        if compressed and schedule == "low_rank" and not codec.reduces(message.shape):
+            return Route(path, message.shape, schedule, f"float32 (less than {codec})")
         if compressed:
             return Route(path, message.shape, schedule, str(codec))
         description = message.dtype.name

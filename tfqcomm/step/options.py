@@ -54,6 +54,12 @@ class ExchangeOptions:
                 f"Argument `granularity` must be one of {GRANULARITIES}. "
                 f"Received: granularity={self.granularity!r}"
             )
+        if self.compressor.low_rank and self.granularity != "tensor":
+            raise ValueError(
+                "Argument `granularity` must be 'tensor' for a compressor of low rank: each tensor "
+                f"is a matrix. Received: granularity={self.granularity!r}, "
+                f"compressor={self.compressor}"
+            )
         checks.non_negative_integer("min_size", self.min_size)
         checks.non_negative_integer("seed", self.seed)
         checks.positive("bucket_mb", self.bucket_mb)
