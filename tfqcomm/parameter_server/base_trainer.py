@@ -54,11 +54,7 @@ class BaseTrainer(abc.ABC):
         workers: int,
         parameter_servers: int,
     ):
-        if not callable(build_model) or isinstance(build_model, keras.Model):
-            raise ValueError(
-                "Argument `build_model` must be a function that returns a Keras model. "
-                f"Received: build_model={build_model!r}"
-            )
+        copies.check_function(build_model)
         checks.positive_integer("workers", workers)
         checks.positive_integer("parameter_servers", parameter_servers)
         if tf.distribute.has_strategy():

@@ -22,6 +22,15 @@ def make(functions):
     return tf.nest.map_structure(lambda make_one: make_one(), functions)
 
 
+def check_function(build_model) -> None:
+    """Refuses what does not make models, such as a model."""
+    if not callable(build_model) or isinstance(build_model, keras.Model):
+        raise ValueError(
+            "Argument `build_model` must be a function that returns a Keras model. "
+            f"Received: build_model={build_model!r}"
+        )
+
+
 def checked_model(model) -> keras.Model:
     """The model that a user's function has built.
 
