@@ -80,9 +80,11 @@ def _encode(codec, layout, factor, _, message, seed):
 
 def _encode_and_keep(codec, layout, factor, sent_factor, message, residual, seed):
     target = (message if factor == 1 else message * factor) + residual
-    words = codec.encode_bucket(target, layout, seed)
-    sent = codec.decode_bucket(words, layout)
-    left_out = target - (sent if sent_factor == 1 else sent * sent_factor)
+    if sent_factor == 1:
+        words, left_out = codec.encode_bucket_with_residual(target, layout, seed)
+    else:
+        words = codec.encode_bucket(target, layout, seed)
+        left_out = target - codec.decode_bucket(words, layout) * sent_factor
     left_out = layout.without_padding(left_out)
     return wire.words_to_floats(words), left_out, codec.encoded_finite(target, words, layout)
 

@@ -172,6 +172,16 @@ class Compressor(abc.ABC):
             words.append(self.encode(vector, _seed_of_tensor(self, seed, index)))
         return tf.concat(words, 0)
 
+    def encode_bucket_with_residual(
+        self, x: tf.Tensor, layout: Layout, seed: tf.Tensor
+    ) -> tuple[tf.Tensor, tf.Tensor]:
+        """`encode_bucket`'s words, and what they leave out: float32[layout.size].
+
+        Codecs that know where they have left out nothing save a pass over x.
+        """
+        words = self.encode_bucket(x, layout, seed)
+        return words, x - self.decode_bucket(words, layout)
+
     def decode_bucket(self, words: tf.Tensor, layout: Layout) -> tf.Tensor:
         """Inverse of `encode_bucket`: int32[bucket_words(layout)] -> float32[layout.size].
 

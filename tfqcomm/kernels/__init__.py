@@ -1,9 +1,21 @@
 """Graph code that codecs are made of."""
 
-from tfqcomm.kernels import counting, least_squares, numerics, positions, rounding, selection, wire
+from tfqcomm.kernels import (
+    counting,
+    entries,
+    kept_values,
+    least_squares,
+    numerics,
+    positions,
+    rounding,
+    selection,
+    wire,
+)
 
 __all__ = [
     "counting",
+    "entries",
+    "kept_values",
     "least_squares",
     "numerics",
     "positions",

@@ -66,7 +66,7 @@ def decode(words: tf.Tensor, k: int, n: int) -> tf.Tensor:
     low, bits = _low_bits(k, n), _bitmap_bits(k, n)
     head = wire.num_words(k, low)
     bitmap = numerics.fuse(wire.unpack_bits, n)(words[:, head:], bits)
-    ranked = tf.reshape(tf.cast(tf.where(bitmap)[:, 1], tf.int32), [-1, k])
+    ranked = tf.reshape(tf.cast(tf.where(bitmap)[:, 1], tf.int32), [words.shape[0], k])
     high = tf.bitwise.left_shift(ranked - tf.range(k), low)
     return high + numerics.fuse(_unpack, n)(words[:, :head], k, low) if low else high
 
