@@ -99,7 +99,7 @@ class TopK(Compressor):
 
     def encoded_finite(self, x, words, layout):
         # Whatever is not finite is the largest of its tensor.
-        return numerics.finite(self._values(words[None], layout))
+        return numerics.finite(self._values(words[None], layout)[0])
 
     def mean_finite(self, mean, words, layout):
         world = words.shape[0]
