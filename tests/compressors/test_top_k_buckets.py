@@ -117,18 +117,26 @@ def test_another_order_would_be_seen():
     assert ((one + two) + three != one + (two + three)).any()
 
 
-def test_not_finite_sums_and_entries_stay_visible():
-    layout = Layout((2000, numerics.FUSE_FROM))
-    for bad in (np.nan, np.inf, 3e38):
+@pytest.mark.parametrize("value_dtype", VALUE_DTYPES)
+def test_what_is_not_finite_is_seen_in_words(value_dtype):
+    layout, codec = Layout((2000, 70_001)), TopK(0.01, value_dtype=value_dtype)
+    for bad, seen in ((np.nan, True), (-np.inf, True), (3e38, False), (1.0, False)):
         x = bucket_of(layout.sizes)
         x[1234] = bad
-        for value_dtype in VALUE_DTYPES:
-            codec = TopK(0.01, value_dtype=value_dtype)
-            words = tf.stack([codec.encode_bucket(tf.constant(x), layout, SEED)] * 2)
-            mean = codec.decode_bucket_mean(words, layout).numpy()
-            if bad == 3e38 and value_dtype in ("table2",):
-                continue  # a mean of several values may be half of it
-            assert not np.isfinite(mean).all(), (bad, value_dtype)
+        words = codec.encode_bucket(tf.constant(x), layout, SEED)
+        assert bool(codec.encoded_finite(x, words, layout)) != seen
+        assert np.isfinite(codec.decode_bucket(words, layout)).all() != seen
+
+
+@pytest.mark.parametrize("value_dtype", VALUE_DTYPES)
+@pytest.mark.parametrize("world", [1, 2, 3])
+def test_means_of_sums_beyond_float32_are_refused(value_dtype, world):
+    layout, codec = Layout((200,)), TopK(0.01, value_dtype=value_dtype)
+    for value, finite in ((3e38, world == 1), (0.9e38, True), (np.nan, False), (np.inf, False)):
+        x = np.full(200, value, np.float32)
+        words = tf.stack([codec.encode_bucket(tf.constant(x), layout, SEED)] * world)
+        mean = codec.decode_bucket_mean(words, layout)
+        assert bool(codec.mean_finite(mean, words, layout)) == finite, value
 
 
 def test_zeros_decode_to_zeros():

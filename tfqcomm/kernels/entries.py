@@ -38,7 +38,8 @@ def mean(positions: tf.Tensor, values: tf.Tensor, n: int) -> tf.Tensor:
     """The mean of W vectors, written once whatever W, to the same bits everywhere.
 
     Added in the order of the messages. The positions of one message are all different, so the
-    order in which its own entries are added does not matter.
+    order in which its own entries are added does not matter. A sum may be beyond float32 where the
+    mean is not: who asks for the sum to be finite looks at the values.
 
     Args:
         positions: int32[W, k]
@@ -58,9 +59,10 @@ def mean(positions: tf.Tensor, values: tf.Tensor, n: int) -> tf.Tensor:
         return total + scatter(*message, n)
 
     # A loop, and not a chain of sums: Grappler would add those up in another order.
-    messages = (positions, values)
+    before, after = _shares(world)
+    messages = (positions, values * before)
     total = tf.foldl(add, messages, initializer=tf.zeros([n]), parallel_iterations=1)
-    return total * _share(world)
+    return total if after == 1 else total * after
 
 
 def subtract(x: tf.Tensor, positions: tf.Tensor, values: tf.Tensor) -> tf.Tensor:
@@ -77,19 +79,26 @@ def _scatter(positions, values, n):
 
 def _mean(positions, values, n):
     world, k = positions.shape
+    before, after = _shares(world)
     total = tf.zeros([n])
     for message in range(world):
-        total = tf.tensor_scatter_nd_add(total, positions[message][:, None], values[message])
-    if world * k > n // 8:
-        return total * _share(world)
+        places = positions[message][:, None]
+        total = tf.tensor_scatter_nd_add(total, places, values[message] * before)
+    if after == 1 or world * k > n // 8:
+        return total if after == 1 else total * after
     # Only where something was added; of several entries at one place all say the same.
     places = tf.reshape(positions, [-1, 1])
-    return tf.tensor_scatter_nd_update(total, places, tf.gather_nd(total, places) * _share(world))
+    return tf.tensor_scatter_nd_update(total, places, tf.gather_nd(total, places) * after)
 
 
-def _share(world):
-    # Compilers make a product of a division by a constant, or do not, and then bits differ.
-    return np.float32(1 / world)
+def _shares(world):
+    """What entries are multiplied by before and after they are added up.
+
+    A power of two loses nothing before, and saves the second walk. Factors, and no divisors: of
+    these compilers make products, or do not, and then bits differ.
+    """
+    share = np.float32(1 / world)
+    return (share, np.float32(1)) if world & (world - 1) == 0 else (np.float32(1), share)
 
 
 def _subtract(x, positions, values):
