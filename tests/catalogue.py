@@ -62,17 +62,43 @@ def _blocks(n: int) -> int:
     return math.ceil(n / 65536) if n > 65536 else 0
 
 
-def _top_k(ratio: float, **kwargs) -> CompressorCase:
+def elias_fano(k: int, n: int) -> int:
+    """Words of k ascending positions below n: low bits, and a bitmap of the rest."""
+    low = math.floor(math.log2(n / k))
+    return math.ceil(k * low / 32) + math.ceil(((n - 1) // 2**low + k) / 32)
+
+
+VALUES = {  # value_dtype -> words of k values of one tensor, share of them that rounding loses
+    "float32": (lambda k: k, lambda k: 0.0),
+    "bfloat16": (_halves, lambda k: 2.0**-16),  # 2^-8 of each value, squared
+    "int8": (
+        lambda k: math.ceil(k / 256) + math.ceil(k / 4),
+        lambda k: _uniform_contraction(8, min(k, 256)),
+    ),
+    "int4": (
+        lambda k: math.ceil(k / 256) + math.ceil(k / 8),
+        lambda k: _uniform_contraction(4, min(k, 256)),
+    ),
+    "table2": (lambda k: 4 + math.ceil(k / 16), lambda k: 1 - 1 / k),
+}
+
+
+def _top_k(ratio: float, value_dtype: str = "float32", *, idempotent: bool = True):
+    words_of_values, lost = VALUES[value_dtype]
+
     def words(n):
         k = kept(ratio, n)
-        values = _halves(k) if kwargs.get("value_dtype") == "bfloat16" else k
-        return _blocks(n) + _halves(k) + values
+        return elias_fano(k, n) + words_of_values(k) if n else 0
+
+    def contraction(n):
+        k = kept(ratio, n)
+        return 1 - k / n * (1 - lost(k))
 
     return CompressorCase(
-        compressors.TopK(ratio, **kwargs),
+        compressors.TopK(ratio, value_dtype=value_dtype),
         words=words,
-        # Rounding to bfloat16 costs each kept value 2^-8 of itself, squared.
-        contraction=lambda n: 1 - kept(ratio, n) / n + (2.0**-16 if kwargs else 0),
+        contraction=contraction,
+        idempotent=idempotent,
     )
 
 
@@ -239,7 +265,10 @@ COMPRESSORS = [
     _top_k(0.01),
     _top_k(0.3),
     _top_k(1.0),
-    _top_k(0.01, value_dtype="bfloat16"),
+    _top_k(0.01, "bfloat16"),
+    _top_k(0.01, "int8", idempotent=False),  # values that round to 0 make room for others
+    _top_k(0.3, "int4", idempotent=False),
+    _top_k(0.01, "table2"),
     _adaptive_top_k(0.01, lambda n: kept(0.01, n)),
     _adaptive_top_k("500 entries/step", lambda n: min(500, n), rule="threshold"),
     _random_k(0.01),

@@ -41,12 +41,12 @@ def test_one_worker_sends_nothing(schedule):
         (BlockSign(block=32), 3, "two_phase"),
         (TopK(0.01), 2, "all_gather"),
         (TopK(0.01), 16, "all_gather"),
-        # (W - 1) * 6 * 0.01 d < 8 (W - 1) / W d  where  W < 133
-        (TopK(0.01), 132, "all_gather"),
-        (TopK(0.01), 134, "dense"),
-        (TopK(0.5), 2, "all_gather"),
-        (TopK(0.5), 3, "dense"),
-        (TopK(1.0), 2, "dense"),  # 6 d against 4 d
+        # (W - 1) * 40.6 / 8 * 0.01 d < 8 (W - 1) / W d  where  W < 158
+        (TopK(0.01), 157, "all_gather"),
+        (TopK(0.01), 159, "dense"),
+        (TopK(0.5), 3, "all_gather"),  # 2 * 35 / 8 / 2 d against 16/3 d
+        (TopK(0.5), 4, "dense"),
+        (TopK(1.0), 2, "dense"),  # 34 / 8 d against 4 d
     ],
     ids=str,
 )

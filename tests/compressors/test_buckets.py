@@ -115,7 +115,7 @@ def _ops(codec, tensors):
 
 
 # Those that go from tensor to tensor, and may.
-BY_TENSOR = {"TopK", "AdaptiveTopK", "ThresholdQuantizer(threshold=optimal)"}
+BY_TENSOR = {"AdaptiveTopK", "PowerSGD", "ThresholdQuantizer(threshold=optimal)"}
 
 
 @pytest.mark.parametrize(

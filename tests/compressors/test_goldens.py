@@ -45,23 +45,23 @@ GOLDENS = [  # compressor, input, seed, payload
     # First of a pair in the low half; -70000 saturates; the odd one is padded with zero.
     (Float16(), SMALL, 0, "be003800 80000000 fbff4200 00001419"),
     (BFloat16(), SMALL, 0, "bfc03f00 80000000 c7894040 00003a83"),
-    # Positions 4 and 5, then their values.
-    (TopK(0.3), SMALL, 0, "00050004 40400000 c788b800"),
-    # Positions 1, 4, 5 and values, each with a half of padding.
-    (TopK(0.4, value_dtype="bfloat16"), SMALL, 0, "00040001 00000005 4040bfc0 0000c789"),
-    # Counts of the blocks; offsets 1, 65535, 0, 65535, 0; values.
+    # Positions 4 and 5: low bits 0 and 1, bits 2 and 3 of the bitmap; then their values.
+    (TopK(0.3), SMALL, 0, "40000000 30000000 40400000 c788b800"),
+    # Positions 1, 4, 5: low bits 101, bits 0, 3, 4; values with a half of padding.
+    (TopK(0.4, value_dtype="bfloat16"), SMALL, 0, "a0000000 98000000 4040bfc0 0000c789"),
+    # Positions 1, 4 * 2^14 - 1, 4 * 2^14, 8 * 2^14 - 1, 8 * 2^14: 14 low bits, all 0 or 1 but for
+    # the first; bits 0, 4, 6, 10, 12; values.
     (
         TopK(5 / 131073),
         BLOCKS,
         0,
-        "00000002 00000002 00000001 ffff0001 ffff0000 00000000 "
-        "3f800000 c0000000 40400000 c0800000 40a00000",
+        "0007fff0 003fff00 00000000 8a280000 3f800000 c0000000 40400000 c0800000 40a00000",
     ),
     (
         TopK(5 / 131073, value_dtype="bfloat16"),
         BLOCKS,
         0,
-        "00000002 00000002 00000001 ffff0001 ffff0000 00000000 c0003f80 c0804040 000040a0",
+        "0007fff0 003fff00 00000000 8a280000 c0003f80 c0804040 000040a0",
     ),
     # The seed, then positions 6, 0, 3 (or 2), 5 as the seed draws them.
     (RandomK(0.5), SMALL, SMALL_SEED, "23456789 00000001 3a83126f 3f000000 80000000 c788b800"),
@@ -114,6 +114,16 @@ GOLDENS = [  # compressor, input, seed, payload
     ),
     # Two factors of four columns would be longer.
     (PowerSGD(4), EVEN, 0, "3f000000 bfc00000 00000000 80000000 40400000 c1100000 00000000"),
+    # Positions 1, 4, 5 as above, scale 9, and bytes -21, 42, -127; or -1, 2, -7, larger by 8.
+    (TopK(0.4, value_dtype="int8"), EVEN, 0, "a0000000 98000000 41100000 00812aeb"),
+    (TopK(0.4, value_dtype="int4"), EVEN, 0, "a0000000 98000000 41100000 000001a7"),
+    # Mean -5/2, deviation 4.95: -9 is in the second bin, -3/2 and 3 in the third.
+    (
+        TopK(0.4, value_dtype="table2"),
+        EVEN,
+        0,
+        "a0000000 98000000 00000000 c1100000 3f400000 00000000 0000001a",
+    ),
 ]
 
 
@@ -157,6 +167,10 @@ def test_decoded_payloads():
     np.testing.assert_array_equal(decode(26), [0.875, -3.5, 0.875, -3.5, 0.875, -3.5, 0.875])
     np.testing.assert_array_equal(decode(28), RANK_ONE)
     np.testing.assert_array_equal(decode(27), [0.25, -0.75, 0.25, -0.75, 1.5, -9, 1.5])
+    levels = np.float32([-21, 42, -127]) / 127 * 9
+    np.testing.assert_allclose(decode(30)[[1, 4, 5]], levels, rtol=1e-6)
+    np.testing.assert_allclose(decode(31)[[1, 4, 5]], np.float32([-9 / 7, 18 / 7, -9]), rtol=1e-6)
+    np.testing.assert_array_equal(decode(32), [0, 0.75, 0, 0, 0.75, -9, 0])
 
 
 def test_every_compressor_has_a_golden():

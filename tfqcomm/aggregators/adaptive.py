@@ -6,7 +6,7 @@ import tensorflow as tf
 
 from tfqcomm.aggregators.base import Aggregator, BucketMean
 from tfqcomm.aggregators.budget import Budget
-from tfqcomm.kernels import numerics, selection, wire
+from tfqcomm.kernels import entries, numerics, selection, wire
 
 
 class AdaptiveMean(Aggregator):
@@ -83,7 +83,7 @@ class AdaptiveMean(Aggregator):
         """The words of one replica, and what they leave out."""
         n = target.shape[0]
         positions, values = selection.largest_of_any_number(target, k)
-        left_out = target - selection.scatter(positions, values, n)
+        left_out = entries.subtract(target, positions, values)
         return wire.entries_to_words(positions, values, n), left_out
 
     def _decode_mean(self, gathered, k):
@@ -91,7 +91,7 @@ class AdaptiveMean(Aggregator):
         n = self.layout.size
 
         def add(total, words):
-            return total + selection.scatter(*wire.words_to_entries(words, k, n), n)
+            return total + entries.scatter(*wire.words_to_entries(words, k, n), n)
 
         total = tf.foldl(add, gathered, initializer=tf.zeros([n]), parallel_iterations=1)
         return total / self.transport.world

@@ -56,6 +56,9 @@ def encode_with_feedback(
     compiled = numerics.fuse if codec.compilable else numerics.op_by_op
     given = [message] if residual is None else [message, tf.convert_to_tensor(residual)]
     static = codec, layout, float(factor)
+    if residual is not None and not codec.compilable:
+        words, left_out, finite = _encode_and_keep(*static, seed, *given)
+        return Encoded(_as(tf.float32, words), left_out, finite)
     words, finite = compiled(_encode, layout.size, *static, _on_gpu(message))(seed, *given)
     left_out = None
     if residual is not None:
@@ -84,6 +87,13 @@ def _encode(codec, layout, factor, floats, seed, *given):
 def _left_out(codec, layout, factor, words, *given):
     sent = codec.decode_bucket(_as(tf.int32, words), layout)
     return layout.without_padding(_target(factor, *given) - sent)
+
+
+def _encode_and_keep(codec, layout, factor, seed, *given):
+    target = _target(factor, *given)
+    words, left_out = codec.encode_bucket_with_residual(target, layout, seed)
+    finite = codec.encoded_finite(target, words, layout)
+    return words, layout.without_padding(left_out), finite
 
 
 def _decode_mean(codec, layout, words):

@@ -11,7 +11,7 @@ from typing import ClassVar
 from tfqcomm import checks
 from tfqcomm.compressors.base import Compressor
 from tfqcomm.compressors.registry import register
-from tfqcomm.kernels import selection, wire
+from tfqcomm.kernels import entries, selection, wire
 
 RULES = ("norm", "norm_ef", "threshold", "fixed")
 BITS_PER_ENTRY = 48  # on the wire: a 16-bit offset and a float32
@@ -133,7 +133,7 @@ class AdaptiveTopK(Compressor):
         return wire.entries_to_words(*selection.largest(x, self.num_kept(n)), n)
 
     def decode_implementation(self, words, n):
-        return selection.scatter(*wire.words_to_entries(words, self.num_kept(n), n), n)
+        return entries.scatter(*wire.words_to_entries(words, self.num_kept(n), n), n)
 
 
 def _parse(budget) -> tuple[float, str]:

@@ -174,6 +174,16 @@ class Compressor(abc.ABC):
             words.append(self.encode(vector, _seed_of_tensor(self, seed, index)))
         return tf.concat(words, 0)
 
+    def encode_bucket_with_residual(
+        self, x: tf.Tensor, layout: Layout, seed: tf.Tensor
+    ) -> tuple[tf.Tensor, tf.Tensor]:
+        """`encode_bucket`'s words, and what they leave out: float32[layout.size].
+
+        Codecs that know where they have left out nothing save a pass over x.
+        """
+        words = self.encode_bucket(x, layout, seed)
+        return words, x - self.decode_bucket(words, layout)
+
     def decode_bucket(self, words: tf.Tensor, layout: Layout) -> tf.Tensor:
         """Inverse of `encode_bucket`: int32[bucket_words(layout)] -> float32[layout.size].
 
@@ -192,7 +202,9 @@ class Compressor(abc.ABC):
         """
         world = words.shape[0]
         total = self.decode_bucket(words[0], layout)
-        if 1 < world <= _UNROLLED:
+        # Where these are ops TensorFlow would make one of three additions, in an order of its own.
+        compiled = self.compilable and layout.size >= numerics.FUSE_FROM
+        if 1 < world <= (_UNROLLED if compiled else 2):
             for other in range(1, world):
                 total = total + self.decode_bucket(words[other], layout)
         elif world > 1:

@@ -12,7 +12,7 @@ import tensorflow as tf
 from tfqcomm import checks
 from tfqcomm.compressors.base import Compressor
 from tfqcomm.compressors.registry import register
-from tfqcomm.kernels import numerics, selection, wire
+from tfqcomm.kernels import entries, numerics, wire
 from tfqcomm.kernels.layout import Layout
 
 
@@ -92,7 +92,7 @@ class RandomK(Compressor):
         if self.scaled:
             factors = np.array(layout.sizes, np.float64) / kept
             values = numerics.saturating_product(values, np.repeat(np.float32(factors), kept))
-        return selection.scatter(positions, values, layout.size)
+        return entries.scatter(positions, values, layout.size)
 
     def encode_implementation(self, x, seed):
         return self.encode_bucket(x, Layout((x.shape[0],)), seed)

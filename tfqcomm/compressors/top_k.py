@@ -10,7 +10,8 @@ import tensorflow as tf
 from tfqcomm import checks
 from tfqcomm.compressors.base import Compressor
 from tfqcomm.compressors.registry import register
-from tfqcomm.kernels import numerics, selection, wire
+from tfqcomm.kernels import entries, kept_values, numerics, positions, selection
+from tfqcomm.kernels.layout import Layout
 
 
 @register("top_k")
@@ -18,15 +19,24 @@ from tfqcomm.kernels import numerics, selection, wire
 class TopK(Compressor):
     """Keeps the k = max(1, round(ratio * n)) entries of largest magnitude, exactly.
 
-    The sparsest codec for a given error: ||C(x) - x||^2 <= (1 - k/n) ||x||^2. It is biased, so
-    train with error feedback. Ties go to the lowest position; NaN counts as largest.
+    The sparsest codec for a given error: ||C(x) - x||^2 <= (1 - k/n) ||x||^2 with float32 values.
+    It is biased, so train with error feedback, to which also goes what rounding of values leaves
+    out. Ties go to the lowest position; NaN counts as largest.
 
-    Payload: positions as 16-bit offsets in blocks of 65536 (plus a count per block if there are
-    several), then the values: 48 bits per kept entry, or 32 with bfloat16 values.
+    Payload: positions in Elias-Fano form, l + 1 + n / (k 2^l) bits each, l = floor(log2(n / k)),
+    then the values. With 1% kept that makes, per kept entry,
+
+        value_dtype   bits    values
+        "float32"     40.6    as they are
+        "bfloat16"    24.6    rounded to nearest even
+        "int8"        16.7    s q / 127, with s the largest of 256 magnitudes
+        "int4"        12.7    s q / 7, the same
+        "table2"      10.6    one of four: means of what falls between the mean and 1.5 standard
+                              deviations on either side, and beyond those; four float32 a tensor
 
     Args:
         ratio: Share of entries kept, in (0, 1].
-        value_dtype: "float32", or "bfloat16", rounded to nearest even.
+        value_dtype: as above.
 
     Example:
     >>> top_k = TopK(0.5)
@@ -37,44 +47,87 @@ class TopK(Compressor):
         Stich, Cordonnier, Jaggi, "Sparsified SGD with Memory", arXiv 1809.07599, Definition 2.1.
         Li, Karimi, Li, "On Distributed Adaptive Optimization with Gradient Compression",
         arXiv 2205.05632, Definition 2.
+        Sarfi et al., "Communication Efficient LLM Pre-training with SparseLoCo", arXiv 2508.15706
+        ("table2").
     """
 
     ratio: float = 0.01  # lower => more compression
     _: dataclasses.KW_ONLY
-    value_dtype: str = "float32"  # "bfloat16" => more compression
+    value_dtype: str = "float32"  # fewer bits => more compression
 
     sparse: ClassVar[bool] = True
     compilable: ClassVar[bool] = False
 
     def __post_init__(self):
         object.__setattr__(self, "ratio", checks.ratio(self.ratio))
-        checks.one_of("value_dtype", self.value_dtype, ("float32", "bfloat16"))
+        checks.one_of("value_dtype", self.value_dtype, tuple(kept_values.FORMATS))
 
     def num_kept(self, n: int) -> int:
         """Entries kept of `n`."""
         return checks.num_kept(self.ratio, n)
 
     def num_words(self, n: int) -> int:
-        k = self.num_kept(n)
-        value_bits = 8 * tf.as_dtype(self.value_dtype).size
-        return wire.num_position_words(k, n) + wire.num_words(k, value_bits)
+        return self.bucket_words(Layout((n,)))
 
     def error_bound(self, n: int) -> float:
-        rounding = 2.0**-16 if self.value_dtype == "bfloat16" else 0.0  # of the kept part
-        return 1 - self.num_kept(n) / n * (1 - rounding)
+        # At least k/n of the squares are kept; of those, rounding leaves out its own share.
+        k = self.num_kept(n)
+        return 1 - k / n * (1 - self._format.error_bound(k))
+
+    def bucket_words(self, layout):
+        ks = self._kept(layout)
+        if not sum(ks):
+            return 0
+        return positions.num_words(sum(ks), layout.size) + self._format.num_words(ks)
+
+    def encode_bucket(self, x, layout, seed):
+        return self._encode(x, layout)[0]
+
+    def encode_bucket_with_residual(self, x, layout, seed):
+        words, kept, body = self._encode(x, layout)
+        sent = self._format.decode(body, self._kept(layout))
+        return words, entries.subtract(x, kept, sent)
+
+    def decode_bucket(self, words, layout):
+        return self.decode_bucket_mean(words[None], layout)
+
+    def decode_bucket_mean(self, words, layout):
+        ks = self._kept(layout)
+        head = positions.num_words(sum(ks), layout.size)
+        kept = positions.decode(words[:, :head], sum(ks), layout.size)
+        return entries.mean(kept, self._values(words, layout), layout.size)
+
+    def encoded_finite(self, x, words, layout):
+        # Whatever is not finite is the largest of its tensor.
+        return numerics.finite(self._values(words[None], layout)[0])
+
+    def mean_finite(self, mean, words, layout):
+        world = words.shape[0]
+        largest = numerics.largest_summand(tf.float32, world)
+        return tf.reduce_all(tf.abs(self._values(words, layout)) <= largest)
 
     def encode_implementation(self, x, seed):
-        n = x.shape[0]
-        positions, values = selection.largest(x, self.num_kept(n))
-        if self.value_dtype == "bfloat16":
-            values = numerics.saturating_cast(values, tf.bfloat16)
-        return tf.concat(
-            [wire.positions_to_words(positions, n), wire.summands_to_words(values)], axis=0
-        )
+        return self.encode_bucket(x, Layout((x.shape[0],)), seed)
 
     def decode_implementation(self, words, n):
-        k = self.num_kept(n)
-        head = wire.num_position_words(k, n)
-        positions = wire.words_to_positions(words[:head], k, n)
-        values = wire.words_to_summands(words[head:], tf.as_dtype(self.value_dtype))[:k]
-        return selection.scatter(positions, tf.cast(values, tf.float32), n)
+        return self.decode_bucket(words, Layout((n,)))
+
+    @property
+    def _format(self) -> kept_values.ValueFormat:
+        return kept_values.FORMATS[self.value_dtype]
+
+    def _kept(self, layout):
+        return tuple(self.num_kept(n) for n in layout.sizes)
+
+    def _encode(self, x, layout):
+        """Words; positions int32[K] of all that is kept; the part of the words that has values."""
+        ks = self._kept(layout)
+        kept, values = selection.largest_of_segments(x, layout.sizes, ks)
+        body = self._format.encode(values, ks)
+        return tf.concat([positions.encode(kept, layout.size), body], 0), kept, body
+
+    def _values(self, words, layout):
+        """What W messages say of kept entries: int32[W, w] -> float32[W, K]."""
+        ks = self._kept(layout)
+        head = positions.num_words(sum(ks), layout.size)
+        return tf.stack([self._format.decode(body, ks) for body in tf.unstack(words[:, head:])])

@@ -6,7 +6,7 @@ import dataclasses
 
 import tensorflow as tf
 
-from tfqcomm.kernels import numerics, selection, wire
+from tfqcomm.kernels import entries, numerics, wire
 
 _HEADER_WORDS = 2  # the form, and how many entries are not zero
 _DENSE, _BITMAP, _POSITIONS = range(3)
@@ -70,10 +70,10 @@ class SparseWeights:
         def from_bitmap():
             width = wire.num_words(n, 1)
             mask = wire.unpack_bits(tf.ensure_shape(body[:width], [width]), n)
-            return selection.scatter(tf.cast(tf.where(mask)[:, 0], tf.int32), values, n)
+            return entries.scatter(tf.cast(tf.where(mask)[:, 0], tf.int32), values, n)
 
         def from_positions():
-            return selection.scatter(wire.words_to_positions(body, k, n), values, n)
+            return entries.scatter(wire.words_to_positions(body, k, n), values, n)
 
         decoded = tf.switch_case(
             form, [lambda: wire.words_to_floats(body), from_bitmap, from_positions]
