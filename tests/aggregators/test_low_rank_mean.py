@@ -108,6 +108,12 @@ def traced(exchange):
     return lambda gradients, step: reduce(tf.constant(np.float32(gradients)), tf.constant(step))
 
 
+def first_q(exchange):
+    """What our first step starts with, as the paper has it: float32[15, 3]."""
+    factors = exchange.ledger.keep("factors", lambda: Factors(3, 0, "CPU:0"))
+    return factors.variable("right", ["kernel"], 15).numpy()[0].T
+
+
 def state_of(exchange, side):
     """The columns of P or Q; those of Q are rows here."""
     columns = exchange.ledger.kept["factors"].state()[f"{side}/kernel"]
@@ -131,7 +137,7 @@ def test_a_hundred_steps_of_momentum_sgd_are_those_of_the_paper(world, alternate
     shape, rank, codec = (20, 15), 3, PowerSGD(3, alternate=alternate)
     exchange = GradientExchange(ExchangeOptions(codec, min_size=0), Ledger(local_transport(world)))
     algorithm = reference.AlternatePowerSGD if alternate else reference.PowerSGD
-    expected = algorithm(exchange._factors().variable("right", ["kernel"], 15).numpy()[0].T, world)
+    expected = algorithm(first_q(exchange), world)
     assert expected.q.shape == (15, rank)
     reduce, state = traced(exchange), (np.zeros(shape), np.zeros(shape))
     losses = []
@@ -162,7 +168,7 @@ def test_twenty_steps_on_its_own_are_those_of_the_paper(alternate):
     shape, codec = (20, 15), PowerSGD(3, alternate=alternate)
     exchange = GradientExchange(ExchangeOptions(codec, min_size=0), Ledger(local_transport(2)))
     algorithm = reference.AlternatePowerSGD if alternate else reference.PowerSGD
-    expected = algorithm(exchange._factors().variable("right", ["kernel"], 15).numpy()[0].T, 2)
+    expected = algorithm(first_q(exchange), 2)
     reduce, ours = traced(exchange), (np.zeros(shape), np.zeros(shape))
     theirs = ours
     for step in range(20):
