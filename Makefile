@@ -32,6 +32,7 @@ EXTRA = $(PYTHON) -c "import configparser as c; s = c.ConfigParser(); s.read('se
 help:
 	@echo "make train      compare dense and compressed training on two local workers"
 	@echo "                [DATASET=digits|mnist] [DATA_DIR=dir] [OUT=$(OUT)] [ARGS='--flag=...']"
+	@echo "                [BANDWIDTH=100mbit] [LATENCY=5ms] a slow network between them (Linux, root)"
 	@echo "make test       the tests, without the slow ones [PYTEST_ARGS='-k top_k']"
 	@echo "make test-slow  the slow tests and those that need network namespaces"
 	@echo "make test-oldest  a part of the tests on the oldest TensorFlow and Keras that are allowed"
@@ -52,6 +53,7 @@ $(INSTALLED): setup.cfg
 
 train: $(INSTALLED)
 	$(VENV_PYTHON) -m experiments.compare --dataset=$(DATASET) $(if $(DATA_DIR),--data_dir=$(DATA_DIR)) \
+		$(if $(BANDWIDTH),--bandwidth=$(BANDWIDTH)) $(if $(LATENCY),--latency=$(LATENCY)) \
 		--out=$(OUT) $(ARGS)
 
 test: $(INSTALLED)
