@@ -17,13 +17,29 @@ from tfqcomm import compressors
 STATIC = sorted({name for name, _ in SCHEDULES if not compressors.get(name).adaptive})
 BY_DEFAULT = ("block_sign", "float16", "top_k")
 
-WORDS = set(STATIC) - {"identity"}  # whose payloads are int32, the type that lives in host memory
+# Whose payloads are int32, the type that lives in host memory.
+WORDS = {
+    "bfloat16",
+    "block_int8",
+    "block_sign",
+    "float16",
+    "float8",
+    "log_grid",
+    "natural_compression",
+    "qsgd",
+    "random_k",
+    "ternary",
+    "threshold_quantizer",
+    "top_k",
+    "two_means",
+    "uniform_grid",
+}
 
 KNOWN: dict[str, set[str]] = {  # what leaves the GPU, and in whose steps
     # The fingerprint of the weights, which `verify` compares after the first step.
-    "Mul(int32): host memory": set(STATIC),
-    "Sum(int32): host memory": set(STATIC),
-    "Reshape(int32): host memory": set(STATIC),
+    "Mul(int32): host memory": WORDS | {"identity"},
+    "Sum(int32): host memory": WORDS | {"identity"},
+    "Reshape(int32): host memory": WORDS | {"identity"},
     # The payload: words of several tensors side by side, cut apart, stacked, padded to chunks.
     "ConcatV2(int32): host memory": WORDS,
     "Identity(int32): host memory": WORDS,
