@@ -216,8 +216,11 @@ def test_user_namespaces_do_where_root_has_no_rights(script):
     without = ["setpriv", "--bounding-set=-all,+setfcap"]
     path = script(IN_NETWORK, MEET, TRANSFER)
     done = launch("--workers=2", "--bandwidth=20mbit", path, prefix=without)
-    assert done.returncode == 0, done.stderr
-    check_transfer(done)
+    if done.returncode == 2:  # some systems let nobody else make user namespaces
+        assert "or the right to make user namespaces" in done.stderr
+    else:
+        assert done.returncode == 0, done.stderr
+        check_transfer(done)
     without = ["setpriv", "--bounding-set=-all"]
     done = launch("--workers=2", "--bandwidth=20mbit", path, prefix=without)
     assert done.returncode == 2
