@@ -1,11 +1,11 @@
-"""The networks of `tfqcomm.launch.network`, for the tests marked `network`."""
+"""The networks of `tfqcomm.launch.namespaces`, for the tests marked `network`."""
 
 from __future__ import annotations
 
 import functools
 import os
 
-from tfqcomm.launch.network import Network, NetworkError, Traffic, interface_bytes, network
+from tfqcomm.launch.namespaces import Network, NetworkError, Traffic, interface_bytes, network
 
 __all__ = ["Network", "Traffic", "available", "interface_bytes", "network"]
 

@@ -10,7 +10,7 @@ import pytest
 
 from tests.network import network
 from tests.test_launch import TASK, launch, lines_of, script, start, wait_until_gone
-from tfqcomm.launch import network as networks
+from tfqcomm.launch import namespaces
 from tfqcomm.launch.units import bits_per_second, microseconds
 
 __all__ = ["script"]  # the fixture
@@ -166,8 +166,8 @@ def test_missing_commands_are_named(script, tmp_path):
 def test_disciplines(monkeypatch, rate, delay, expected):
     """The exact commands: not every kernel has netem, on which they could be tried."""
     said = []
-    monkeypatch.setattr(networks, "_in", lambda namespace, command: said.append(command))
-    networks._shape("namespace", "eth0", rate, delay)
+    monkeypatch.setattr(namespaces, "_in", lambda namespace, command: said.append(command))
+    namespaces._shape("namespace", "eth0", rate, delay)
     assert said == [f"tc qdisc add dev eth0 {how}" for how in expected]
 
 

@@ -1,7 +1,7 @@
 """A TensorFlow cluster on this machine: `python -m tfqcomm.launch`, described in `__main__.py`."""
 
 from tfqcomm.launch.environment import cluster_of, die_with_parent, reserve_ports, task_environment
-from tfqcomm.launch.network import Network, NetworkError, Traffic, interface_bytes, network
+from tfqcomm.launch.namespaces import Network, NetworkError, Traffic, interface_bytes, network
 from tfqcomm.launch.output import is_chatter
 from tfqcomm.launch.units import bits_per_second
 

@@ -16,8 +16,8 @@ run `python -m tfqcomm.launch --serve`, which also starts such a task on a real 
 or started again alone, up to `--max_restarts` times in all.
 
 With `--bandwidth=100mbit` or `--latency=5ms` every task has a network interface of its own, which
-sends and receives no faster, as if each ran on its own machine (`network.py`): Linux, iproute2, and
-root or user namespaces. There is no way from there to other machines, so data must be on this one.
+sends and receives no faster, as if each ran on its own machine (`namespaces.py`): Linux, iproute2,
+and root or user namespaces. There is no way from there to other machines: data must be on this one.
 
 What TensorFlow's C++ log says besides errors is not shown, unless `--verbose` is given or
 `TF_CPP_MIN_LOG_LEVEL` is set to 0 or 1.
@@ -40,8 +40,8 @@ from tfqcomm.launch.environment import (
     task_environment,
 )
 from tfqcomm.launch.local_cluster import LocalCluster, Task, say
-from tfqcomm.launch.network import MOST, NetworkError
-from tfqcomm.launch.places import Loopback, Places, namespaces
+from tfqcomm.launch.namespaces import MOST, NetworkError
+from tfqcomm.launch.places import Loopback, Places, networks
 from tfqcomm.launch.server import serve
 from tfqcomm.launch.units import bits_per_second, microseconds
 
@@ -83,8 +83,9 @@ def _run(options: argparse.Namespace) -> int:
                 return USAGE_ERROR
             code = running.run(_start(options, running, places, attempt))
             if code == 0 or running.interrupted or attempt == attempts - 1:
-                return code
+                break
             say(f"Starting all tasks again: restart {attempt + 1} of {attempts - 1}.")
+    return code
 
 
 def _places(options: argparse.Namespace, stack: ExitStack) -> Places:
@@ -93,7 +94,7 @@ def _places(options: argparse.Namespace, stack: ExitStack) -> Places:
         return Loopback(_num_tasks(options), options.port)
     rate = bits_per_second(options.bandwidth) if options.bandwidth else None
     delay = microseconds(options.latency) if options.latency else None
-    return stack.enter_context(namespaces(_num_tasks(options), options.port, rate, delay))
+    return stack.enter_context(networks(_num_tasks(options), options.port, rate, delay))
 
 
 def _shaping(options: argparse.Namespace) -> list[str]:

@@ -7,19 +7,17 @@ from collections.abc import Iterator, Sequence
 from typing import Protocol
 
 from tfqcomm.launch.environment import reserve_ports
-from tfqcomm.launch.network import Network, ensure_rights, network
+from tfqcomm.launch.namespaces import Network, ensure_rights, network
 
 PORT = 2222  # of every task that has an IP address of its own
 
 
 class Places(Protocol):
-    """A place for each task.
+    """A place for each task."""
 
-    Attributes:
-        addresses: "host:port" of each.
-    """
-
-    addresses: list[str]
+    @property
+    def addresses(self) -> list[str]:
+        """The "host:port" of each."""
 
     def command(self, i: int, command: Sequence[str]) -> Sequence[str]:
         """Returns the command that runs `command` in place i; same process, same parent."""
@@ -89,7 +87,7 @@ class Namespaces:
 
 
 @contextlib.contextmanager
-def namespaces(
+def networks(
     count: int, port: int = 0, rate: int | None = None, delay: int | None = None
 ) -> Iterator[Namespaces]:
     """Makes a place of its own for each of `count` tasks; see `network` for `rate` and `delay`.

@@ -129,8 +129,8 @@ def _namespace() -> Iterator[str]:
     # Made by a child: a thread that has left its own namespace may not be allowed back.
     command = ["unshare", "--net", "sh", "-c", "echo; exec cat"]
     with _popen(command, stdin=subprocess.PIPE) as child:
-        if not child.stdout.read(1):
-            raise _failure(command[:2], child.stderr.read().decode())
+        if child.stdout and not child.stdout.read(1):
+            raise _failure(command[:2], child.communicate()[1].decode())
         descriptor = os.open(f"/proc/{child.pid}/ns/net", os.O_RDONLY)
     try:
         yield f"/proc/{os.getpid()}/fd/{descriptor}"
@@ -183,9 +183,7 @@ def ensure_rights() -> None:
     """
     if not sys.platform.startswith("linux"):
         raise NetworkError(f"Network namespaces are Linux only; this is {sys.platform}.")
-    with open("/proc/self/status") as file:
-        effective = int(re.search(r"^CapEff:\s*(\w+)$", file.read(), re.M)[1], 16)
-    if effective >> CAP_SYS_ADMIN & 1:
+    if _effective_capabilities() >> CAP_SYS_ADMIN & 1:
         return
     user, group = os.geteuid(), os.getegid()
     libc = ctypes.CDLL(None, use_errno=True)
@@ -194,21 +192,29 @@ def ensure_rights() -> None:
         raise NetworkError(
             f"This user has not root's rights and may not make user namespaces: {why}."
         )
-    for file, text in (
+    for name, text in (
         ("setgroups", "deny"),  # or the kernel lets nobody but root map groups
         ("uid_map", f"0 {user} 1"),
         ("gid_map", f"0 {group} 1"),
     ):
         try:
-            with open(f"/proc/self/{file}", "w") as mapping:
+            with open(f"/proc/self/{name}", "w") as mapping:
                 mapping.write(text)
         except OSError as error:
-            raise NetworkError(f"/proc/self/{file} cannot be written: {error}.") from error
+            raise NetworkError(f"/proc/self/{name} cannot be written: {error}.") from error
+
+
+def _effective_capabilities() -> int:
+    """Of the calling process, a bit for each."""
+    with open("/proc/self/status") as file:
+        lines = dict(line.split(":", 1) for line in file)
+    return int(lines["CapEff"], 16)
 
 
 def _parse(text: str, interface: str) -> Traffic:
     """Reads /proc/net/dev: after the name, 8 columns of receiving and 8 of sending, bytes first."""
-    columns = re.search(rf"^\s*{re.escape(interface)}:(.*)$", text, re.M)[1].split()
+    (counts,) = re.findall(rf"^\s*{re.escape(interface)}:(.*)$", text, re.M)
+    columns = counts.split()
     return Traffic(sent=int(columns[8]), received=int(columns[0]))
 
 
