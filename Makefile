@@ -27,14 +27,16 @@ EXTRA = $(PYTHON) -c "import configparser as c; s = c.ConfigParser(); s.read('se
 	print(s['options.extras_require']['$(1)'])"
 
 .DEFAULT_GOAL := help
-.PHONY: help train test test-slow test-oldest lint format bench docs dist clean
+.PHONY: help train test test-slow test-oldest test-gpu lint format bench docs dist clean
 
 help:
 	@echo "make train      compare dense and compressed training on two local workers"
 	@echo "                [DATASET=digits|mnist] [DATA_DIR=dir] [OUT=$(OUT)] [ARGS='--flag=...']"
+	@echo "                [BANDWIDTH=100mbit] [LATENCY=5ms] a slow network between them (Linux, root)"
 	@echo "make test       the tests, without the slow ones [PYTEST_ARGS='-k top_k']"
 	@echo "make test-slow  the slow tests and those that need network namespaces"
 	@echo "make test-oldest  a part of the tests on the oldest TensorFlow and Keras that are allowed"
+	@echo "make test-gpu   the laws, training and the codecs' speed on GPUs, where there are any"
 	@echo "make lint       ruff check, ruff format --check, and mypy for the package; make format repairs"
 	@echo "make bench      time of every codec"
 	@echo "make docs       the pages of docs/ and the API reference, in site/"
@@ -52,6 +54,7 @@ $(INSTALLED): setup.cfg
 
 train: $(INSTALLED)
 	$(VENV_PYTHON) -m experiments.compare --dataset=$(DATASET) $(if $(DATA_DIR),--data_dir=$(DATA_DIR)) \
+		$(if $(BANDWIDTH),--bandwidth=$(BANDWIDTH)) $(if $(LATENCY),--latency=$(LATENCY)) \
 		--out=$(OUT) $(ARGS)
 
 test: $(INSTALLED)
@@ -70,6 +73,9 @@ $(OLDEST_INSTALLED): setup.cfg
 test-oldest: $(OLDEST_INSTALLED)
 	$(OLDEST)/bin/python -m pytest --numprocesses=auto --maxprocesses=4 --dist=loadfile \
 		$(OLDEST_TESTS) $(PYTEST_ARGS)
+
+test-gpu: $(INSTALLED)
+	$(VENV_PYTHON) -m tests.gpu $(PYTEST_ARGS)
 
 lint: $(INSTALLED)
 	$(VENV)/bin/ruff check .

@@ -64,8 +64,9 @@ def up_and_down(runs: Mapping[str, Mapping]) -> dict[str, list[dict[str, float]]
     }
 
 
-def table(runs: Mapping[str, Mapping]) -> str:
-    """The table of the main job."""
+def table(metrics: Mapping) -> str:
+    """The table of the main job; with utilisation where one worker was timed alone."""
+    alone = metrics.get("alone_seconds_per_step")
     header = ["run", "test accuracy", "bytes per worker and step", "ratio", "s per step"]
     rows = [header] + [
         [
@@ -75,8 +76,12 @@ def table(runs: Mapping[str, Mapping]) -> str:
             f"{run['ratio']:.1f}x",
             f"{run['seconds_per_step']:.4f}",
         ]
-        for run in runs.values()
+        for run in metrics["runs"].values()
     ]
+    if alone:
+        header.append("utilisation")
+        for row, run in zip(rows[1:], metrics["runs"].values(), strict=True):
+            row.append(f"{alone / run['seconds_per_step']:.0%}")
     return markdown(rows)
 
 
@@ -96,21 +101,17 @@ def _aligned(row, widths):
 def report(metrics: Mapping) -> str:
     """The text of report.md."""
     settings, runs = metrics["settings"], metrics["runs"]
-    dense = max(run["bytes_per_worker_and_step"] for run in runs.values())
     first = next(iter(runs.values()))
     return f"""# Dense and compressed training, {settings["dataset"]}, {settings["workers"]} workers
 
-{table(runs)}
+{table(metrics)}
 
 {first["parameters"]:,} parameters, {len(first["epochs"])} epochs. Every run starts from the same
 weights and sees the same batches. Test accuracy after the last epoch; one run, one seed.
 
 - Bytes: what one worker sends in exchanges of gradients. Ratio: the bytes of a float32 ring
   all-reduce of the same gradients over those sent.
-- Seconds: on this machine, where the network costs next to nothing and all workers share the
-  processors; the first epoch is left out. At {SLOW_NETWORK / 1e6:.0f} Mbit/s sending the dense
-  gradients would add {dense * 8 / SLOW_NETWORK:.3f} s to every step; divide by the ratio for the
-  others.
+- {_about_seconds(metrics)}
 - Both dense runs send the same. Compare compressed Adam with dense Adam, and compressed COMP-AMS
   with dense COMP-AMS: then compression is all that differs.
 
@@ -118,3 +119,17 @@ weights and sees the same batches. Test accuracy after the last epoch; one run, 
 
 TensorBoard: `tensorboard --logdir` with the directory `tensorboard` beside this file.
 """
+
+
+def _about_seconds(metrics: Mapping) -> str:
+    settings, runs = metrics["settings"], metrics["runs"]
+    if alone := metrics.get("alone_seconds_per_step"):
+        said = [f"{name} {settings[name]}" for name in ("bandwidth", "latency") if settings[name]]
+        return f"""Seconds: every worker has a network interface of its own, {", ".join(said)};
+  all share the processors of this machine; the first epoch is left out. Utilisation: the step of
+  one worker alone, {alone:.4f} s, over that of the run."""
+    dense = max(run["bytes_per_worker_and_step"] for run in runs.values())
+    return f"""Seconds: on this machine, where the network costs next to nothing and all workers
+  share the processors; the first epoch is left out. At {SLOW_NETWORK / 1e6:.0f} Mbit/s sending the
+  dense gradients would add {dense * 8 / SLOW_NETWORK:.3f} s to every step; divide by the ratio for
+  the others."""

@@ -28,10 +28,19 @@ def cluster_size() -> int:
     return len(cluster.get("chief", [])) + len(cluster["worker"])
 
 
-def launch(workers: int, module: str, arguments: Sequence[str]) -> None:
-    """Runs `module` in `workers` processes on this machine; exits with their code if they fail."""
-    command = [sys.executable, "-m", "tfqcomm.launch", f"--workers={workers}", "-m", module]
-    code = subprocess.call([*command, *arguments])
+def launch(
+    workers: int, module: str, arguments: Sequence[str], options: Sequence[str] = ()
+) -> None:
+    """Runs `module` in processes on this machine; exits with their code if they fail.
+
+    Args:
+        workers: the number of processes.
+        module: its name.
+        arguments: of the module.
+        options: of the launcher, besides `--workers`.
+    """
+    command = [sys.executable, "-m", "tfqcomm.launch", f"--workers={workers}", *options]
+    code = subprocess.call([*command, "-m", module, *arguments])
     if code:
         sys.exit(code)
 

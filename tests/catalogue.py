@@ -16,6 +16,7 @@ import numpy as np
 import pytest
 
 from tfqcomm import aggregators, compressors, optimizers
+from tfqcomm.aggregators import schedule
 from tfqcomm.aggregators.base import Aggregator
 
 
@@ -307,6 +308,26 @@ COMPRESSORS = [
     _power_sgd(4),
     _power_sgd(1),
 ]
+
+
+def _schedules() -> list[tuple[str, str]]:
+    """Each registered compressor with each schedule that it can follow."""
+    pairs = []
+    for name in compressors.registry.names():
+        fits = [how for how in ("dense", "all_gather", "two_phase") if _fits(name, how)]
+        pairs += [(name, how) for how in fits or ["auto"]]
+    return pairs
+
+
+def _fits(name: str, how: str) -> bool:
+    try:
+        schedule.check(how, compressors.get(name))
+    except ValueError:
+        return False
+    return True
+
+
+SCHEDULES = _schedules()
 
 
 def over_compressors(*, only: Callable[[compressors.Compressor], bool] = lambda _: True):

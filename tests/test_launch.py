@@ -43,11 +43,12 @@ def script(tmp_path):
     return write
 
 
-def start(*arguments: str, variables=None, **options) -> subprocess.Popen:
+def start(*arguments: str, variables=None, prefix=(), **options) -> subprocess.Popen:
+    """Starts the launcher; `prefix` is a command that runs it."""
     env = {k: v for k, v in os.environ.items() if k != "TF_CPP_MIN_LOG_LEVEL"}  # the tests' own
     defaults = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
     return subprocess.Popen(
-        [sys.executable, "-c", LAUNCH, *arguments],
+        [*prefix, sys.executable, "-c", LAUNCH, *arguments],
         **{"env": {**env, **(variables or {})}, **defaults, **options},
     )
 

@@ -111,6 +111,27 @@ def test_embeddings_are_not_compressed_and_equal_plain_training(optimizer):
     assert_weights_close(*trained)
 
 
+def test_it_has_no_collectives_and_takes_their_options():
+    """One process copies from device to device: NCCL's options have nothing to act on."""
+    strategy = compressing(2, "block_sign")
+    nccl = tf.distribute.experimental.CommunicationImplementation.NCCL
+    options = tf.distribute.experimental.CommunicationOptions(implementation=nccl)
+
+    def replica_step(value):
+        context = tf.distribute.get_replica_context()
+        return context.all_reduce("sum", value + 1, options=options)
+
+    @tf.function
+    def step(value):
+        return strategy.experimental_local_results(strategy.run(replica_step, args=(value,)))
+
+    concrete = step.get_concrete_function(tf.zeros([3]))
+    graph = concrete.graph.as_graph_def()
+    nodes = [*graph.node, *(node for f in graph.library.function for node in f.node_def)]
+    assert not [node.op for node in nodes if node.op.startswith(("Collective", "Nccl"))]
+    np.testing.assert_array_equal(step(tf.zeros([3])), np.full([2, 3], 2))
+
+
 def test_only_an_optimizers_gradients_are_compressed():
     """A user's own `all_reduce` and metrics would not survive losing all but a hundredth."""
     strategy = compressing(2, compressors.TopK(0.01))

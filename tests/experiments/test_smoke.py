@@ -187,6 +187,26 @@ def test_compare(tmp_path):
 
 @pytest.mark.slow
 @pytest.mark.multi_process
+@pytest.mark.network
+def test_compare_on_a_slow_network(tmp_path):
+    """Dense training waits for the network, 1.1 MB a step at 20 Mbit/s; 38 kB do not."""
+    runs = "--runs=adam_dense,adam_block_sign"
+    printed = run(
+        "experiments.compare", runs, "--bandwidth=20mbit", "--epochs=2", f"--out={tmp_path}"
+    )
+    metrics = json.loads((tmp_path / "metrics.json").read_text())
+    dense, block_sign = metrics["runs"].values()
+    assert 0.45 < dense["seconds_per_step"] < 1
+    assert block_sign["seconds_per_step"] < dense["seconds_per_step"] / 3
+    assert metrics["alone_seconds_per_step"] < block_sign["seconds_per_step"]
+    assert metrics["settings"]["bandwidth"] == "20mbit"
+    assert re.search(r"\| utilisation \|\n.*\n\| Adam, dense .* \d+% \|\n", printed)
+    text = (tmp_path / "report.md").read_text()
+    assert "every worker has a network interface of its own, bandwidth 20mbit" in text
+
+
+@pytest.mark.slow
+@pytest.mark.multi_process
 def test_a_comparison_that_succeeds_looks_like_one(tmp_path):
     """What runs, how far it is, the table, where the files are; as `make train` is started."""
     done = subprocess.run(

@@ -91,7 +91,7 @@ def test_table_is_markdown():
         "ratio": 1.0,
         "seconds_per_step": 0.0123,
     }
-    header, rule, row = report.table({"adam_dense": run}).splitlines()
+    header, rule, row = report.table({"runs": {"adam_dense": run}}).splitlines()
     assert len(header) == len(rule) == len(row)
     assert header.count("|") == rule.count("|") == row.count("|") == 6
     assert all(cell in row for cell in ("98.00%", "1,135,148", "1.0x", "0.0123"))

@@ -27,6 +27,7 @@ from tfqcomm._tf_private.graphs import (
     not_to_convert,
     with_python_function,
 )
+from tfqcomm._tf_private.kernels import called_graph, kernels_on
 from tfqcomm._tf_private.models import (
     agree_before_compile,
     build_by_calling,
@@ -85,6 +86,7 @@ __all__ = [
     "agree_on_finite_gradients",
     "build_by_calling",
     "build_from_spec",
+    "called_graph",
     "calls_for_learning_rate",
     "clip_gradients",
     "compute_loss",
@@ -103,6 +105,7 @@ __all__ = [
     "in_xla_context",
     "init_strategy",
     "intercept_stock_optimizers",
+    "kernels_on",
     "local_variable",
     "loss_tracker",
     "may_decay",

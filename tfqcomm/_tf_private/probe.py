@@ -38,6 +38,9 @@ NAMES: dict[str, tuple[str, ...] | None] = {
     "tensorflow.python.eager.polymorphic_function.polymorphic_function:Function._clone": (
         "python_function",
     ),
+    # the register of kernels
+    "tensorflow.python.framework.kernels:get_registered_kernels_for_op": ("name",),
+    "tensorflow.python.framework.ops:Graph._get_function": ("name",),
     # collectives
     f"{_KEYS}.get_group_key": ("devices",),
     f"{_LAUNCHER}.__init__": ("group_key", "group_size", "collective_keys", "device", "options"),

@@ -15,6 +15,10 @@ run `python -m tfqcomm.launch --serve`, which also starts such a task on a real 
 `TF_CONFIG` it finds there. There a worker that is killed is done without, while others are left,
 or started again alone, up to `--max_restarts` times in all.
 
+With `--bandwidth=100mbit` or `--latency=5ms` every task has a network interface of its own, which
+sends and receives no faster, as if each ran on its own machine (`namespaces.py`): Linux, iproute2,
+and root or user namespaces. There is no way from there to other machines: data must be on this one.
+
 What TensorFlow's C++ log says besides errors is not shown, unless `--verbose` is given or
 `TF_CPP_MIN_LOG_LEVEL` is set to 0 or 1.
 """
@@ -25,21 +29,24 @@ import argparse
 import importlib.util
 import os
 import signal
-import socket
 import sys
 from collections.abc import Sequence
+from contextlib import ExitStack
 
 from tfqcomm.launch.environment import (
     ERRORS_ONLY,
     LOG_LEVEL,
     cluster_of,
-    reserve_ports,
     task_environment,
 )
 from tfqcomm.launch.local_cluster import LocalCluster, Task, say
+from tfqcomm.launch.namespaces import MOST, NetworkError
+from tfqcomm.launch.places import Loopback, Places, networks
 from tfqcomm.launch.server import serve
+from tfqcomm.launch.units import bits_per_second, microseconds
 
 USAGE_ERROR = 2  # the exit code, as argparse has it
+READERS = {"bandwidth": bits_per_second, "latency": microseconds}  # what is said of the network
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -64,56 +71,68 @@ def _run(options: argparse.Namespace) -> int:
     served = options.parameter_servers > 0  # then single workers are started again, not all
     attempts = 1 if served else 1 + options.max_restarts
     restarts = options.max_restarts if served else 0
-    ports: list[socket.socket] = []
-    with LocalCluster(restarts, verbose=_is_verbose(options)) as running:
+    with LocalCluster(restarts, verbose=_is_verbose(options)) as running, ExitStack() as stack:
         for attempt in range(attempts):
             try:
-                ports = _ports(options, ports)
-            except OSError as error:
-                count = _num_tasks(options)
-                say(f"No free ports for {count} tasks, from --port={options.port}: {error}")
+                if attempt == 0:
+                    places = _places(options, stack)
+                else:
+                    places.renew()
+            except (OSError, NetworkError) as error:
+                say(_why_no_places(options, error))
                 return USAGE_ERROR
-            addresses = [f"127.0.0.1:{port.getsockname()[1]}" for port in ports]
-            cluster = cluster_of(addresses, options.parameter_servers)
-            code = running.run(_start(options, running, cluster, attempt))
+            code = running.run(_start(options, running, places, attempt))
             if code == 0 or running.interrupted or attempt == attempts - 1:
                 break
             say(f"Starting all tasks again: restart {attempt + 1} of {attempts - 1}.")
     return code
 
 
-def _ports(options: argparse.Namespace, before: list[socket.socket]) -> list[socket.socket]:
-    """Reserved ports. Those of an attempt `before` are not taken again, unless the user named them.
+def _places(options: argparse.Namespace, stack: ExitStack) -> Places:
+    """Where the tasks are to run, until the end of `stack`."""
+    if not _shaping(options):
+        return Loopback(_num_tasks(options), options.port)
+    rate = bits_per_second(options.bandwidth) if options.bandwidth else None
+    delay = microseconds(options.latency) if options.latency else None
+    return stack.enter_context(networks(_num_tasks(options), options.port, rate, delay))
 
-    Something that a task has left behind might still listen there, or try to connect.
-    """
-    if before and options.port:
-        return before
-    ports = reserve_ports(_num_tasks(options), options.port)
-    for port in before:
-        port.close()
-    return ports
+
+def _shaping(options: argparse.Namespace) -> list[str]:
+    """What has been said about the network, as it was given."""
+    return [f"--{name}={getattr(options, name)}" for name in READERS if getattr(options, name)]
+
+
+def _why_no_places(options: argparse.Namespace, error: Exception) -> str:
+    if not _shaping(options):
+        count = _num_tasks(options)
+        return f"No free ports for {count} tasks, from --port={options.port}: {error}"
+    return (
+        "Arguments `--bandwidth` and `--latency` give each task a network namespace: this takes "
+        "Linux, iproute2, and root or the right to make user namespaces (in a container: "
+        f"CAP_SYS_ADMIN). {error} Received: {' '.join(_shaping(options))}"
+    )
 
 
 def _start(
-    options: argparse.Namespace, running: LocalCluster, cluster: dict[str, list[str]], attempt: int
+    options: argparse.Namespace, running: LocalCluster, places: Places, attempt: int
 ) -> list[Task]:
     """Starts all tasks; returns those whose end is that of the run."""
     script = [sys.executable, *(["-m"] if options.module else []), *options.command]
     server = [sys.executable, "-m", "tfqcomm.launch", "--serve"]
+    cluster = cluster_of(places.addresses, options.parameter_servers)
     script_job = "chief" if "chief" in cluster else "worker"
     common = _common_variables(options)
-    for job, addresses in cluster.items():
-        for index in range(len(addresses)):
-            variables = {**task_environment(cluster, job, index, attempt), **common}
-            serves = job != script_job
-            running.start(
-                f"{job} {index}",
-                server if serves else script,
-                variables,
-                expendable=serves and job == "worker",
-                serves=serves,
-            )
+    tasks = [(job, index) for job, addresses in cluster.items() for index in range(len(addresses))]
+    for place, (job, index) in enumerate(tasks):  # in the order of the addresses
+        variables = {**task_environment(cluster, job, index, attempt), **common}
+        serves = job != script_job
+        running.start(
+            f"{job} {index}",
+            places.command(place, server if serves else script),
+            variables,
+            expendable=serves and job == "worker",
+            serves=serves,
+        )
     return [task for task in running.tasks if not task.serves]
 
 
@@ -159,6 +178,15 @@ def _parser() -> argparse.ArgumentParser:
         help="how often all tasks are started again after a failure; with parameter servers: how "
         "often workers that were killed are, each alone",
     )
+    add(
+        "--bandwidth",
+        help="the most each task sends and the most it receives, as in 100mbit or 1gbit; default: "
+        "no limit",
+    )
+    add(
+        "--latency",
+        help="how long a message from task to task takes beside that, as in 5ms or 200us",
+    )
     add("--port", type=int, default=0, help="first of the ports in a row; default: any free ones")
     add(
         "--threads_per_worker",
@@ -186,6 +214,15 @@ def _mistake_in(options: argparse.Namespace) -> str | None:
         value = getattr(options, name)
         if value is not None and value < least:
             return f"Argument `--{name}` must be at least {least}. Received: --{name}={value}"
+    for name, read in READERS.items():
+        if (text := getattr(options, name)) is not None:
+            try:
+                read(text)
+            except ValueError as error:
+                return f"Argument `--{name}` {error}. Received: --{name}={text}"
+    if _shaping(options) and _num_tasks(options) > MOST:
+        count = _num_tasks(options)
+        return f"There can be {MOST} tasks with a network of their own. Received: {count} tasks"
     highest = 65536 - _num_tasks(options)
     if not 0 <= options.port <= highest:
         return f"Argument `--port` must be in [0, {highest}]. Received: --port={options.port}"

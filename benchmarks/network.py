@@ -1,0 +1,246 @@
+"""What a step of `fit` takes on networks of several speeds, with each compressor and without.
+
+    python -m benchmarks.network
+    python -m benchmarks.network --workers=4 --networks=100mbit --methods=dense,power_sgd
+
+Real worker processes, each behind a network interface of its own (`tfqcomm.launch --bandwidth`:
+Linux, as root or with user namespaces); "loopback" is without limit. A perceptron of 15.0M
+parameters, batches of 32 per worker, SGD with momentum; worker i computes on core i, modulo the
+number of cores. The step of one worker alone, which exchanges nothing, is timed anew for each
+network, so that all ratios of a row are of one time:
+
+    wire           bytes that a worker sends or receives per step, whichever is more / bandwidth
+    ratio          step / max(alone, wire): 1 is what perfect overlap would reach
+    utilisation    alone / step
+    processor      the processor time of a step / that of the step alone: what compression costs a
+                   worker, also on a machine that others use too
+
+Times of different machines do not compare; the ratios do. README.md has figures measured with it.
+Prints a table in Markdown and writes all figures to a file; takes about 20 s for a line, and for
+the dense one at 100 Mbit/s 40 s.
+"""
+
+import os
+
+os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
+
+import contextlib
+import functools
+import json
+import pathlib
+import signal
+import subprocess
+import sys
+import tempfile
+import time
+
+import keras
+import numpy as np
+import tensorflow as tf
+from absl import app, flags, logging
+
+import tfqcomm
+
+BATCH = 32  # examples per worker
+LOOPBACK = "loopback"
+DENSE = "dense"
+ALONE = "alone"
+WARM_UP = 2  # steps; in the first one TensorFlow traces the step
+MOST_STEPS, FEWEST_STEPS = 200, 3
+
+FLAGS = flags.FLAGS
+flags.DEFINE_integer("workers", 2, "Worker processes on this machine.", lower_bound=2)
+flags.DEFINE_list("networks", [LOOPBACK, "100mbit", "1gbit"], "Bandwidth of each worker.")
+flags.DEFINE_list("methods", [DENSE, "block_sign", "top_k"], "Names of compressors, or dense.")
+flags.DEFINE_float("seconds", 8, "To time each method for, after two steps.", lower_bound=0.1)
+flags.DEFINE_list("units", [784, 3072, 3072, 1024, 10], "Of the perceptron, input and output too.")
+flags.DEFINE_string("out", "runs/network.json", "File for all figures.")
+flags.DEFINE_string("worker_of", None, "Be a worker of this method, not for users.")
+flags.DEFINE_boolean("shaped", False, "Whether a worker has an interface, not for users.")
+flags.DEFINE_string("results", None, "Directory for what the workers find, not for users.")
+
+
+def compiled() -> keras.Model:
+    """784-3072-3072-1024-10 unless told otherwise: 15.0M weights, 60 MB of gradient."""
+    keras.utils.set_random_seed(0)
+    first, *hidden, last = map(int, FLAGS.units)
+    layers = [keras.layers.Dense(units, activation="relu") for units in hidden]
+    model = keras.Sequential([keras.Input([first]), *layers, keras.layers.Dense(last)])
+    model.compile(
+        keras.optimizers.SGD(1e-3, momentum=0.9),
+        keras.losses.SparseCategoricalCrossentropy(from_logits=True),
+    )
+    return model
+
+
+class Stopwatch(keras.callbacks.Callback):
+    """Seconds of each step, with what `fit` does between two."""
+
+    def on_epoch_begin(self, epoch, logs=None):
+        self.times = [time.perf_counter()]
+
+    def on_train_batch_end(self, batch, logs=None):
+        self.times.append(time.perf_counter())
+
+    def seconds(self) -> np.ndarray:
+        """Of each step of the last epoch."""
+        return np.diff(self.times)
+
+
+def work(method: str) -> None:
+    """One worker: times its steps and counts its bytes."""
+    tf.get_logger().setLevel("WARNING")
+    logging.set_verbosity(logging.WARNING)
+    task = json.loads(os.environ["TF_CONFIG"])["task"]["index"]
+    cores = sorted(os.sched_getaffinity(0))
+    os.sched_setaffinity(0, {cores[task % len(cores)]})  # before TensorFlow makes its threads
+    if method == ALONE:
+        strategy = tf.distribute.get_strategy()
+    else:
+        compressor = None if method == DENSE else method
+        strategy = tfqcomm.distribute.MultiWorkerMirroredStrategy(compressor)
+    with strategy.scope():
+        model = compiled()
+    replicas = strategy.num_replicas_in_sync
+    random = np.random.RandomState(0)
+    x = random.randn(BATCH * replicas, model.input_shape[1]).astype("float32")
+    y = random.randint(0, model.output_shape[1], BATCH * replicas)
+    dataset = tf.data.Dataset.from_tensors((x, y)).repeat()
+
+    watch = Stopwatch()
+    fit = functools.partial(model.fit, dataset, callbacks=[watch], verbose=0, shuffle=False)
+    fit(steps_per_epoch=WARM_UP)
+    steps = agreed(strategy, task, FLAGS.seconds / watch.seconds()[-1])
+    before, busy = traffic(), time.process_time()
+    fit(steps_per_epoch=steps)
+    busy = time.process_time() - busy
+    sent, received = traffic().since(before)
+    found = {
+        "ms": 1e3 * float(np.median(watch.seconds())),
+        "low_ms": 1e3 * float(np.quantile(watch.seconds(), 0.1)),
+        "processor_ms": 1e3 * busy / steps,
+        "steps": steps,
+        "sent": sent / steps,
+        "received": received / steps,
+        "parameters": model.count_params(),
+    }
+    pathlib.Path(FLAGS.results, f"{task}.json").write_text(json.dumps(found))
+
+
+def agreed(strategy: tf.distribute.Strategy, task: int, steps: float) -> int:
+    """The first worker's number of steps, within limits."""
+    steps = min(max(int(steps), FEWEST_STEPS), MOST_STEPS) if task == 0 else 0
+
+    @tf.function
+    def total():
+        return strategy.run(
+            lambda: tf.distribute.get_replica_context().all_reduce("sum", tf.constant(steps))
+        )
+
+    return int(total())
+
+
+def traffic() -> tfqcomm.launch.Traffic:
+    """What has passed this worker's interface; on loopback that of all workers, which is one."""
+    return tfqcomm.launch.interface_bytes("eth0" if FLAGS.shaped else "lo")
+
+
+def run(method: str, network: str) -> dict[str, float]:
+    """Starts the workers of one method on one network; returns what they found."""
+    workers = 1 if method == ALONE else FLAGS.workers
+    command = [sys.executable, "-m", "tfqcomm.launch", f"--workers={workers}"]
+    if network != LOOPBACK:
+        command.append(f"--bandwidth={network}")
+    command += ["-m", "benchmarks.network", *sys.argv[1:], f"--worker_of={method}"]
+    command.append(f"--shaped={network != LOOPBACK}")
+    with tempfile.TemporaryDirectory() as results, contextlib.ExitStack() as stack:
+        command.append(f"--results={results}")
+        if network == LOOPBACK:  # of its own, so that nobody else's bytes are counted
+            command = stack.enter_context(tfqcomm.launch.network(1)).command(0, command)
+        subprocess.run(
+            command,
+            check=True,
+            stdout=sys.stderr,
+            preexec_fn=functools.partial(tfqcomm.launch.die_with_parent, os.getpid()),
+        )
+        found = [json.loads(path.read_text()) for path in pathlib.Path(results).glob("*.json")]
+    shared = workers if network == LOOPBACK else 1  # all workers' bytes pass the one interface
+    return {
+        "method": method,
+        "network": network,
+        "processor_ms": float(np.mean([worker["processor_ms"] for worker in found])),
+        "ms": max(worker["ms"] for worker in found),
+        "low_ms": max(worker["low_ms"] for worker in found),  # nearer to a machine of one's own
+        "steps": found[0]["steps"],
+        "sent": float(np.mean([worker["sent"] for worker in found])) / shared,
+        "received": float(np.mean([worker["received"] for worker in found])) / shared,
+        "parameters": found[0]["parameters"],
+        "load": os.getloadavg()[0],  # of the machine, at the end
+    }
+
+
+def row_of(found: dict[str, float], alone: dict[str, float]) -> dict[str, float]:
+    """Adds what follows from a measurement and that of the step alone."""
+    wire = 0.0
+    if found["network"] != LOOPBACK:
+        bits = 8 * max(found["sent"], found["received"])
+        wire = 1e3 * bits / tfqcomm.launch.bits_per_second(found["network"])
+    return {
+        **found,
+        "alone_ms": alone["ms"],
+        "alone_processor_ms": alone["processor_ms"],
+        "wire_ms": wire,
+        "ratio": found["ms"] / max(alone["ms"], wire),
+        "utilisation": alone["ms"] / found["ms"],
+        "processor_ratio": found["processor_ms"] / alone["processor_ms"],
+    }
+
+
+def table(rows: list[dict[str, float]]) -> str:
+    """In Markdown."""
+    header = ["network", "method", "MB sent", "alone, ms", "wire, ms", "step, ms", "ratio"]
+    lines = [[*header, "utilisation", "processor"], ["---", "---", *["---:"] * 7]]
+    for r in rows:
+        cells = [r["network"], r["method"], f"{r['sent'] / 1e6:.2f}", f"{r['alone_ms']:.0f}"]
+        cells += [f"{r['wire_ms']:.0f}", f"{r['ms']:.0f}", f"{r['ratio']:.2f}"]
+        lines.append([*cells, f"{r['utilisation']:.0%}", f"{r['processor_ratio']:.2f}"])
+    return "\n".join(f"| {' | '.join(line)} |" for line in lines)
+
+
+def compare() -> None:
+    """Measures everything that the flags say; what there is is written after each method."""
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))
+    out = pathlib.Path(FLAGS.out)
+    out.parent.mkdir(parents=True, exist_ok=True)
+    rows = []
+    for network in FLAGS.networks:
+        alone = run(ALONE, LOOPBACK)
+        for method in FLAGS.methods:
+            rows.append(row_of(run(method, network), alone))
+            print(f"{network}, {method}: {rows[-1]['ms']:.0f} ms", file=sys.stderr, flush=True)
+            settings = {name: FLAGS[name].value for name in ("workers", "units", "seconds")}
+            settings |= {"batch": BATCH, "cores": len(os.sched_getaffinity(0))}
+            settings["date"] = time.strftime("%Y-%m-%d")
+            out.write_text(json.dumps({"settings": settings, "rows": rows}, indent=1) + "\n")
+    print(f"{FLAGS.workers} workers, {rows[0]['parameters']:,} parameters\n\n{table(rows)}")
+
+
+def main(_):
+    """Compares, or is one of the workers."""
+    if FLAGS.worker_of:
+        work(FLAGS.worker_of)
+        return
+    for network in FLAGS.networks:
+        if network != LOOPBACK:
+            try:
+                tfqcomm.launch.bits_per_second(network)
+            except ValueError as error:
+                raise app.UsageError(f"--networks {error}. Received: {network}") from None
+    for method in FLAGS.methods:
+        if method != DENSE:
+            tfqcomm.compressors.get(method)  # or its error, before anything is started
+    compare()
+
+
+if __name__ == "__main__":
+    app.run(main)

@@ -1,0 +1,74 @@
+"""The benchmark of networks: what it reports, on a model that is done in no time, and its end."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+
+import pytest
+
+from tests.multi_process import ROOT
+from tests.test_launch_network import namespaces_in_use
+
+pytestmark = [pytest.mark.network, pytest.mark.slow, pytest.mark.multi_process]
+COMMAND = [sys.executable, "-m", "benchmarks.network", "--units=784,256,10"]
+PARAMETERS = 785 * 256 + 257 * 10
+
+
+def test_figures(tmp_path):
+    out = tmp_path / "network.json"
+    flags = ["--networks=loopback,20mbit", "--methods=dense,block_sign", "--seconds=0.5"]
+    done = subprocess.run(
+        [*COMMAND, *flags, f"--out={out}"], cwd=ROOT, capture_output=True, text=True, timeout=280
+    )
+    assert done.returncode == 0, done.stderr
+    rows = {(r["network"], r["method"]): r for r in json.loads(out.read_text())["rows"]}
+    assert len(rows) == 4
+    dense, sign = rows["20mbit", "dense"], rows["20mbit", "block_sign"]
+    assert dense["parameters"] == PARAMETERS
+    for name in ("loopback", "20mbit"):  # 2 (W - 1) / W of 4 bytes; a bit and a few dense biases
+        assert rows[name, "dense"]["sent"] == pytest.approx(4 * PARAMETERS, rel=0.1)
+        assert rows[name, "block_sign"]["sent"] < 4 * PARAMETERS / 10
+    assert dense["wire_ms"] == pytest.approx(PARAMETERS * 32 / 20e6 * 1e3, rel=0.1)
+    assert 0.9 < dense["ratio"] < 3 and dense["ms"] > dense["wire_ms"] * 0.9
+    assert sign["ms"] < dense["ms"] / 2
+    assert sign["utilisation"] == pytest.approx(sign["alone_ms"] / sign["ms"])
+    assert rows["loopback", "dense"]["wire_ms"] == 0
+    lines = [line for line in done.stdout.splitlines() if line.startswith("|")]
+    assert len(lines) == 2 + 4
+    assert all(line.count("|") == 10 for line in lines)
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_nothing_is_left_when_it_is_interrupted(tmp_path, number):
+    before = namespaces_in_use()
+    flags = ["--networks=20mbit", "--methods=dense", "--seconds=60", f"--out={tmp_path}/x.json"]
+    with subprocess.Popen(
+        [*COMMAND, *flags],
+        cwd=ROOT,
+        env={**os.environ, "TMPDIR": str(tmp_path)},
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.DEVNULL,
+    ) as running:
+        deadline = time.monotonic() + 120
+        while not namespaces_in_use() - before:
+            assert time.monotonic() < deadline
+            time.sleep(0.1)
+        running.send_signal(number)
+        running.wait(60)
+    deadline = time.monotonic() + 10
+    while namespaces_in_use() - before:
+        assert time.monotonic() < deadline
+        time.sleep(0.1)
+
+
+def test_mistakes_are_found_before_anything_is_started():
+    for flag, message in (
+        ("--networks=100", "--networks must be a number and a unit, as in 100mbit, 1gbit or 2.5M"),
+        ("--methods=no_such", "Received: compressor='no_such'"),
+    ):
+        done = subprocess.run([*COMMAND, flag], cwd=ROOT, capture_output=True, text=True)
+        assert done.returncode != 0
+        assert message in done.stdout + done.stderr
