@@ -148,7 +148,7 @@ class Aggregator(abc.ABC):
         if self.residuals is None or not self.layout.size:
             return []
         found = [self.residual(replica) for replica in range(self.transport.local)]
-        return [residual.read_value() for residual in found]
+        return [residual.read_value() for residual in found if residual is not None]
 
     def target(self, replica: int, message: tf.Tensor) -> tf.Tensor:
         """The message of a local replica plus what is owed from before."""

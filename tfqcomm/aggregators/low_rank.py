@@ -37,7 +37,7 @@ class _Run:
     @property
     def shape(self) -> tuple[int, ...]:
         """[b, n, m], or [elements] of the rest."""
-        return (len(self.keys), *self.matrix) if self.factored else (sum(self.sizes),)
+        return (sum(self.sizes),) if self.matrix is None else (len(self.keys), *self.matrix)
 
 
 class LowRankMean(Aggregator):
@@ -156,6 +156,7 @@ class LowRankMean(Aggregator):
         return [
             self.factors.variable(side, run.keys, run.matrix[0 if side == "left" else 1])
             for run in self._batches
+            if run.matrix is not None
         ]
 
     def _cut(self, vector):

@@ -4,18 +4,15 @@ from __future__ import annotations
 
 import abc
 import dataclasses
-import functools
-import operator
 import zlib
-from collections.abc import Callable
 from typing import Any, ClassVar
 
 import tensorflow as tf
 
+from tfqcomm.compressors import traced
 from tfqcomm.kernels import numerics
 from tfqcomm.kernels.layout import Layout
 
-MOST_ELEMENTS = 2**31 - 1  # of one vector: positions and sizes in TensorFlow's kernels are int32
 _UNROLLED = 8  # messages; more are added up in a loop
 
 
@@ -76,7 +73,9 @@ class Compressor(abc.ABC):
                 "Argument `x` must be a vector (rank 1) of known length; reshape it to [-1] "
                 f"first. Received: x with shape {x.shape}"
             )
-        return _encoder(self, _length(x.shape[0]))(tf.cast(x, tf.float32), _seed_pair(seed))
+        return traced.encoder(self, traced.length(x.shape[0]))(
+            tf.cast(x, tf.float32), traced.seed_pair(seed)
+        )
 
     def decode(self, words, n: int) -> tf.Tensor:
         """Restores the vector that `words` stands for.
@@ -91,14 +90,14 @@ class Compressor(abc.ABC):
         Raises:
             ValueError: If `words` has not the length that `n` elements take.
         """
-        n = _length(n)
+        n = traced.length(n)
         words = tf.convert_to_tensor(words, tf.int32)
         if not words.shape.is_compatible_with([self.num_words(n)]):
             raise ValueError(
                 f"Argument `words` must have shape ({self.num_words(n)},) for n={n}. "
                 f"Received: words with shape {words.shape}"
             )
-        return _decoder(self, n)(words)
+        return traced.decoder(self, n)(words)
 
     @abc.abstractmethod
     def num_words(self, n: int) -> int:
@@ -119,7 +118,7 @@ class Compressor(abc.ABC):
         A residual e of messages no longer than G stays below sqrt(q) / (1 - sqrt(q)) G. Where
         nothing is declared, error feedback is right for what is biased.
         """
-        bound = self.error_bound(MOST_ELEMENTS)
+        bound = self.error_bound(traced.MOST_ELEMENTS)
         return not self.unbiased if bound is None else bound < 1
 
     def damping(self, n: int) -> float:
@@ -248,61 +247,6 @@ class Compressor(abc.ABC):
         return cls(**config)
 
 
-# A codec is traced once per length, for all replicas and callers: the lookup is ours because
-# tf.function would trace again for each device of a strategy.
-@functools.cache
-def _encoder(compressor: Compressor, n: int) -> Callable:
-    def encode(x, seed):
-        if n == 0:
-            return tf.zeros([compressor.num_words(0)], tf.int32)
-        words = compressor.encode_implementation(x, seed)
-        return tf.ensure_shape(words, [compressor.num_words(n)])
-
-    return _trace(encode, tf.TensorSpec([n], tf.float32), tf.TensorSpec([2], tf.int32))
-
-
-@functools.cache
-def _decoder(compressor: Compressor, n: int) -> Callable:
-    def decode(words):
-        if n == 0:
-            return tf.zeros([0])
-        return tf.ensure_shape(compressor.decode_implementation(words, n), [n])
-
-    return _trace(decode, tf.TensorSpec([compressor.num_words(n)], tf.int32))
-
-
-def _trace(function: Callable, *signature: tf.TensorSpec) -> Callable:
-    with tf.init_scope(), tf.device(None):  # not in the caller's graph, nor tied to its device
-        return tf.function(function, autograph=False).get_concrete_function(*signature)
-
-
 def _seed_of_tensor(compressor: Compressor, seed: tf.Tensor, index: int) -> tf.Tensor:
     """Tensors of a bucket draw independently; whoever sends positions by seed, all the same."""
     return seed if compressor.deterministic else seed + [zlib.crc32(f"{index}".encode()) >> 1, 0]
-
-
-def _length(n) -> int:
-    if isinstance(n, bool) or not hasattr(n, "__index__") or operator.index(n) < 0:
-        raise ValueError(f"Argument `n` must be a non-negative integer. Received: n={n}")
-    if operator.index(n) > MOST_ELEMENTS:
-        raise ValueError(
-            f"A compressed vector must have at most {MOST_ELEMENTS} elements: positions are int32. "
-            "Compress by tensor and not by model (`granularity`), or split the variable. "
-            f"Received: {n} elements"
-        )
-    return operator.index(n)
-
-
-def _seed_pair(seed) -> tf.Tensor:
-    """int32[2] out of an int (its low and next 32 bits) or a tensor."""
-    if hasattr(seed, "__index__") and not isinstance(seed, tf.Tensor):
-        number = operator.index(seed)
-        halves = [(number >> shift & 0xFFFFFFFF) for shift in (0, 32)]
-        return tf.constant([half - (half >> 31 << 32) for half in halves], tf.int32)
-    seed = tf.convert_to_tensor(seed)
-    if seed.dtype != tf.int32 or not seed.shape.is_compatible_with([2]):
-        raise ValueError(
-            "Argument `seed` must be an integer or an int32 tensor of shape (2,). "
-            f"Received: seed={seed}"
-        )
-    return seed

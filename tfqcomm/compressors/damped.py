@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+from typing import Any
 
 import numpy as np
 import tensorflow as tf
@@ -81,17 +82,22 @@ class Damped(Compressor):
     def decode_implementation(self, words, n):
         return self._damp(self.codec.decode(words, n), Layout((n,)))
 
+    @property
+    def _levels(self) -> Any:
+        """C, where it is `integer`: its levels may share a scale."""
+        return self.codec
+
     def scales(self, x: tf.Tensor, layout: Layout) -> tf.Tensor:
         """Those of C, if it is a codec whose scales replicas may share."""
-        return self.codec.scales(x, layout)
+        return self._levels.scales(x, layout)
 
     def levels(self, x: tf.Tensor, scales: tf.Tensor, layout: Layout, seed: tf.Tensor) -> tf.Tensor:
         """Those of C."""
-        return self.codec.levels(x, scales, layout, seed)
+        return self._levels.levels(x, scales, layout, seed)
 
     def values_of_one(self, scales: tf.Tensor, layout: Layout) -> tf.Tensor:
         """What a level of 1 decodes to."""
-        return self.codec.values_of_one(scales, layout) * self._factors(layout)
+        return self._levels.values_of_one(scales, layout) * self._factors(layout)
 
     def _damp(self, x, layout):
         factors = self._factors(layout)

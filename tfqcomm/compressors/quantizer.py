@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import abc
 import dataclasses
+from typing import ClassVar
 
 import tensorflow as tf
 
@@ -28,7 +29,7 @@ class Quantizer(Compressor):
     vector, a vector in blocks and a bucket of tensors. Payload: the scales, then the body.
     """
 
-    scales_per_segment = 1
+    scales_per_segment: ClassVar[int] = 1
 
     def row(self, elements):
         block = self._block

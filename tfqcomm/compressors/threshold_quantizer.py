@@ -61,7 +61,7 @@ class ThresholdQuantizer(Quantizer):
         object.__setattr__(self, "threshold", float(self.threshold))
 
     @property
-    def compilable(self) -> bool:
+    def compilable(self) -> bool:  # type: ignore[override]  # it depends on an argument
         """Not where candidates are sorted, whose number depends on the data."""
         return self.threshold != "optimal"
 

@@ -34,6 +34,7 @@ from tfqcomm.aggregators.two_phase import TwoPhaseMean
 from tfqcomm.aggregators.warm_up import WarmUp
 from tfqcomm.compressors.adaptive_top_k import AdaptiveTopK
 from tfqcomm.compressors.identity import Identity
+from tfqcomm.compressors.power_sgd import PowerSGD
 from tfqcomm.kernels import low_rank, numerics
 from tfqcomm.state.ledger import Ledger
 from tfqcomm.state.traffic import Route
@@ -198,7 +199,7 @@ class GradientExchange:
         return budget
 
     def _factors(self) -> Factors:
-        rank, seed = self.options.codec.rank, self.options.seed
+        rank, seed = cast(PowerSGD, self.options.codec).rank, self.options.seed
         return self.ledger.keep("factors", lambda: Factors(rank, seed, self.transport.device))
 
     def _schedule(self, messages: Sequence[Message]) -> str:
@@ -229,7 +230,7 @@ class GradientExchange:
         path, codec = message.path or message.key, self.options.codec
         if message.sparse:
             return Route(path, message.shape, "all_gather", "rows as they are")
-        if compressed and schedule == "low_rank" and not codec.reduces(message.shape):
+        if compressed and isinstance(codec, PowerSGD) and not codec.reduces(message.shape):
             return Route(path, message.shape, schedule, f"float32 (less than {codec})")
         if compressed:
             return Route(path, message.shape, schedule, str(codec))
