@@ -5,20 +5,30 @@ from __future__ import annotations
 import functools
 import operator
 from collections.abc import Callable
-from typing import TYPE_CHECKING
+from typing import Protocol
 
 import tensorflow as tf
 
-if TYPE_CHECKING:
-    from tfqcomm.compressors.base import Compressor
-
 MOST_ELEMENTS = 2**31 - 1  # of one vector: positions and sizes in TensorFlow's kernels are int32
+
+
+class Codec(Protocol):
+    """What is traced here: see `Compressor`."""
+
+    def num_words(self, n: int) -> int:
+        """Words of `n` elements."""
+
+    def encode_implementation(self, x: tf.Tensor, seed: tf.Tensor) -> tf.Tensor:
+        """Graph code of `encode`."""
+
+    def decode_implementation(self, words: tf.Tensor, n: int) -> tf.Tensor:
+        """Graph code of `decode`."""
 
 
 # A codec is traced once per length, for all replicas and callers: the lookup is ours because
 # tf.function would trace again for each device of a strategy.
 @functools.cache
-def encoder(compressor: Compressor, n: int) -> Callable:
+def encoder(compressor: Codec, n: int) -> Callable:
     """`encode_implementation` for `n` elements."""
 
     def encode(x, seed):
@@ -31,7 +41,7 @@ def encoder(compressor: Compressor, n: int) -> Callable:
 
 
 @functools.cache
-def decoder(compressor: Compressor, n: int) -> Callable:
+def decoder(compressor: Codec, n: int) -> Callable:
     """`decode_implementation` for `n` elements."""
 
     def decode(words):
