@@ -137,7 +137,8 @@ def test_block_errors(block):
 
 @pytest.mark.parametrize("value_dtype", ["float16", None, 32])
 def test_value_dtype_errors(value_dtype):
-    expected = r"Argument `value_dtype` must be one of \['float32', 'bfloat16'\]. Received: "
+    names = r"\['float32', 'bfloat16', 'int8', 'int4', 'table2'\]"
+    expected = rf"Argument `value_dtype` must be one of {names}. Received: "
     with pytest.raises(ValueError, match=expected):
         compressors.TopK(0.1, value_dtype=value_dtype)
     with pytest.raises(TypeError):
