@@ -59,7 +59,7 @@ def encode_with_feedback(
     if residual is not None and not codec.compilable:
         words, left_out, finite = _encode_and_keep(*static, seed, *given)
         return Encoded(_as(tf.float32, words), left_out, finite)
-    words, finite = compiled(_encode, layout.size, *static, _on_gpu(message))(seed, *given)
+    words, finite = compiled(_encode, layout.size, *static, numerics.on_gpu(message))(seed, *given)
     left_out = None
     if residual is not None:
         # Apart from the other kernel, in which XLA would compute the words anew for every use.
@@ -72,7 +72,7 @@ def decode_mean(codec: Compressor, layout: Layout, words: tf.Tensor):
     if not layout.size:
         return tf.zeros([0]), tf.constant(True)
     compiled = numerics.fuse if codec.compilable else numerics.op_by_op
-    if not _on_gpu(words):  # where XLA takes four times as long if words come as floats
+    if not numerics.on_gpu(words):  # where XLA takes four times as long if words come as floats
         words = _as(tf.int32, words)
     return compiled(_decode_mean, layout.size, codec, layout)(words)
 
@@ -109,7 +109,3 @@ def _target(factor, message, residual=None):
 
 def _as(dtype, words):
     return words if words.dtype == dtype else tf.bitcast(words, dtype)
-
-
-def _on_gpu(tensor):
-    return "GPU" in tensor.device

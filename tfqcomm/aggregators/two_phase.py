@@ -83,12 +83,14 @@ class TwoPhaseMean(Aggregator):
         """float32[c]: the mean of everyone's chunk, encoded again; and the owner's residual."""
         chunk = self.chunks[self.transport.ranks[replica]]
         received = rows[:, 1 : 1 + self.compressor.bucket_words(chunk.layout)]
-        mean, _ = decode_mean(self.compressor, chunk.layout, received)
+        mean, finite = decode_mean(self.compressor, chunk.layout, received)
+        mean = chunk.layout.without_padding(mean)
         residual = self.owners_residual(replica, chunk)
         seed = self.codec_seed(step, replica, start=chunk.start, phase="owner")
         encoded = encode_with_feedback(self._owner_codec, chunk.layout, mean, residual, seed)
         updates = [] if residual is None else [(residual, encoded.left_out)]
-        return self._payload(all_healthy(rows) & encoded.finite, encoded.words), updates
+        healthy = all_healthy(rows) & finite & encoded.finite
+        return self._payload(healthy, encoded.words), updates
 
     def _decode(self, gathered):
         """float32[size] of the bucket, from float32[W, c]; and whether it is finite."""

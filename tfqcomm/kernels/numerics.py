@@ -18,7 +18,8 @@ _SMALLEST_NORMAL = 2.0**-126
 def fuse(function: Callable, n: int, *static: Hashable) -> Callable:
     """`function` as one XLA kernel if it works on `n` elements or more than `FUSE_FROM`.
 
-    Several passes over a large tensor become one. Small tensors run the same ops one by one.
+    Several passes over a large tensor become one. Small tensors run the same ops one by one. On a
+    GPU all are compiled: there TensorFlow computes with int32 in the host's memory.
 
     Args:
         function: Module-level function of `static`, then tensors and plain values; static shapes
@@ -29,7 +30,18 @@ def fuse(function: Callable, n: int, *static: Hashable) -> Callable:
     Returns:
         A function of the other arguments.
     """
-    return _compiled(function, static) if n >= FUSE_FROM else functools.partial(function, *static)
+
+    def fused(*args):
+        if n >= FUSE_FROM or any(on_gpu(x) for x in args if isinstance(x, tf.Tensor)):
+            return _compiled(function, static)(*args)
+        return function(*static, *args)
+
+    return fused
+
+
+def on_gpu(tensor: tf.Tensor) -> bool:
+    """Whether a tensor is computed on a GPU, as far as that is known when a graph is traced."""
+    return "GPU" in (tensor.device or "")
 
 
 def op_by_op(function: Callable, n: int, *static: Hashable) -> Callable:

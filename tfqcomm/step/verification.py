@@ -4,14 +4,18 @@ from __future__ import annotations
 
 import tensorflow as tf
 
+from tfqcomm.kernels import numerics
 from tfqcomm.state.ledger import Ledger
 
 
 def fingerprint(variables) -> tf.Tensor:
     """int32[1]: changes with any bit of any variable, and with their order."""
+    return numerics.fuse(_fingerprint, 0)(*map(tf.convert_to_tensor, variables))
+
+
+def _fingerprint(*values):
     total = tf.zeros([], tf.int32)
-    for variable in variables:
-        value = tf.convert_to_tensor(variable)
+    for value in values:
         value = value if value.dtype == tf.float64 else tf.cast(value, tf.float32)
         bits = tf.reshape(tf.bitcast(value, tf.int32), [-1])
         places = tf.range(tf.size(bits, tf.int64))  # of more than 2^31 they wrap around, like sums
