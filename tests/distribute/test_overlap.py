@@ -1,0 +1,25 @@
+"""Buckets travel while the gradients of the next ones are computed: read from a step's graph."""
+
+import pytest
+
+from tests.distribute import overlap_functions
+from tests.multi_process import run_workers
+
+pytestmark = pytest.mark.multi_process
+
+
+@pytest.mark.parametrize(
+    ("compressor", "schedule", "per_bucket"),
+    [("block_sign", "all_gather", 1), ("block_sign", "two_phase", 2), (None, "auto", 1)],
+)
+def test_the_first_collectives_do_not_wait_for_the_last_gradients(compressor, schedule, per_bucket):
+    args = {"compressor": compressor, "schedule": schedule}
+    for waits in run_workers(overlap_functions.reached, workers=2, args=args):
+        layers = overlap_functions.LAYERS
+        assert len(waits) >= layers * per_bucket
+        for bucket in range(layers):
+            # That of the last layer first; gradients pass through the layers behind theirs.
+            first_needed = layers - 1 - bucket
+            expected = [layer >= first_needed for layer in range(layers)]
+            for collective in waits[bucket * per_bucket : (bucket + 1) * per_bucket]:
+                assert collective == expected
