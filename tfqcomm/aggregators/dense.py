@@ -57,7 +57,9 @@ class DenseMean(Aggregator):
             healthy = tf.math.is_finite(total[-1])
             mean = tf.zeros([0])
             if self.layout.size:
-                decode = numerics.fuse(_decode, self.layout.size, self.compressor, self.layout)
+                decode = self.compressor.kernel(
+                    _decode, self.layout.size, self.compressor, self.layout
+                )
                 mean, finite = decode(headers[0], total)
                 healthy &= finite
         sent = self.transport.bytes_all_reduce(total.shape[0], total.dtype.size)
@@ -72,7 +74,7 @@ class DenseMean(Aggregator):
         static = codec, self.layout, self.factor, self.transport.world
         seed = self.codec_seed(step, replica)
         residuals = [] if residual is None else [tf.convert_to_tensor(residual)]
-        kernel = numerics.fuse(_encode, self.layout.size, *static)
+        kernel = codec.kernel(_encode, self.layout.size, *static)
         header, body, *rest = kernel(message, healthy, seed, *residuals)
         return header, body, rest[0] if rest else None
 

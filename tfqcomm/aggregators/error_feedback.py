@@ -53,17 +53,17 @@ def encode_with_feedback(
     """
     if not layout.size:
         return Encoded(tf.zeros([0]), None, tf.constant(True))
-    compiled = numerics.fuse if codec.compilable else numerics.op_by_op
     given = [message] if residual is None else [message, tf.convert_to_tensor(residual)]
     static = codec, layout, float(factor)
-    if residual is not None and not codec.compilable:
+    if residual is not None and not codec.fusable:
         words, left_out, finite = _encode_and_keep(*static, seed, *given)
         return Encoded(_as(tf.float32, words), left_out, finite)
-    words, finite = compiled(_encode, layout.size, *static, numerics.on_gpu(message))(seed, *given)
+    encode = codec.kernel(_encode, layout.size, *static, numerics.on_gpu(message))
+    words, finite = encode(seed, *given)
     left_out = None
     if residual is not None:
         # Apart from the other kernel, in which XLA would compute the words anew for every use.
-        left_out = compiled(_left_out, layout.size, *static)(words, *given)
+        left_out = codec.kernel(_left_out, layout.size, *static)(words, *given)
     return Encoded(_as(tf.float32, words), left_out, finite)
 
 
@@ -71,10 +71,9 @@ def decode_mean(codec: Compressor, layout: Layout, words: tf.Tensor):
     """The mean of W messages, and whether it is finite: float32[W, w] -> float32[layout.size]."""
     if not layout.size:
         return tf.zeros([0]), tf.constant(True)
-    compiled = numerics.fuse if codec.compilable else numerics.op_by_op
     if not numerics.on_gpu(words):  # where XLA takes four times as long if words come as floats
         words = _as(tf.int32, words)
-    return compiled(_decode_mean, layout.size, codec, layout)(words)
+    return codec.kernel(_decode_mean, layout.size, codec, layout)(words)
 
 
 def _encode(codec, layout, factor, floats, seed, *given):

@@ -5,6 +5,7 @@ from __future__ import annotations
 import abc
 import dataclasses
 import zlib
+from collections.abc import Callable, Hashable
 from typing import Any, ClassVar
 
 import tensorflow as tf
@@ -146,6 +147,19 @@ class Compressor(abc.ABC):
         """What tensors are padded to multiples of, in a bucket of so many elements."""
         return 1
 
+    @property
+    def fusable(self) -> bool:
+        """Whether an exchange makes one XLA kernel of `encode_bucket` and what is around it.
+
+        Not of what goes from tensor to tensor, as codecs do that know no buckets.
+        """
+        knows_buckets = type(self).encode_bucket is not Compressor.encode_bucket
+        return self.compilable and (self.elementwise or knows_buckets)
+
+    def kernel(self, function: Callable, n: int, *static: Hashable) -> Callable:
+        """`numerics.fuse`, where this codec allows it: `function` of `static`, then of the rest."""
+        return (numerics.fuse if self.fusable else numerics.op_by_op)(function, n, *static)
+
     def bucket_words(self, layout: Layout) -> int:
         """Words that `encode_bucket` returns."""
         if self.elementwise:
@@ -202,7 +216,7 @@ class Compressor(abc.ABC):
         world = words.shape[0]
         total = self.decode_bucket(words[0], layout)
         # Where these are ops TensorFlow would make one of three additions, in an order of its own.
-        compiled = self.compilable and layout.size >= numerics.FUSE_FROM
+        compiled = self.fusable and layout.size >= numerics.FUSE_FROM
         if 1 < world <= (_UNROLLED if compiled else 2):
             for other in range(1, world):
                 total = total + self.decode_bucket(words[other], layout)

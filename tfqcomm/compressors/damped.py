@@ -58,6 +58,11 @@ class Damped(Compressor):
     def error_bound(self, n: int) -> float | None:
         return self.codec.damped_error_bound(n)
 
+    @property
+    def fusable(self) -> bool:
+        """As of C."""
+        return self.codec.fusable
+
     def row(self, elements):
         return self.codec.row(elements)
 
