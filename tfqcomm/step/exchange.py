@@ -86,11 +86,13 @@ class GradientExchange:
             compressed = []
         dense = [m for m in messages if not m.sparse and m not in compressed]
 
-        # Aggregators look at what they encode themselves; somebody has to tell of the rows.
-        health = self._health(sparse)
         means, aggregates, unpacks = {}, [], []
-        for aggregator, group, dtype in self._groups(compressed, schedule, dense, compresses):
+        groups = self._groups(compressed, schedule, dense, compresses)
+        for place, (aggregator, group, dtype) in enumerate(groups, start=1):
             vectors = [_vectors(group, replica, dtype) for replica in range(self.transport.local)]
+            # Aggregators look at what they encode themselves. The last one, for which the others
+            # need not wait, tells of the rows, too.
+            health = self._health(sparse if place == len(groups) else [])
             aggregates.append(aggregator.aggregate(vectors, health, step))
             unpacks.append((group, aggregator.unpack))
             for message, mean in zip(group, aggregates[-1].means, strict=True):
