@@ -26,6 +26,7 @@ from tfqcomm.distribute import CompressedAllReduce
 
 FLAGS = flags.FLAGS
 flags.DEFINE_list("methods", ["stock", "identity", "block_sign", "top_k"], "Compressors.")
+flags.DEFINE_float("bucket_mb", 32.0, "Size of a bucket.")
 flags.DEFINE_integer("steps", 6, "Timed steps after the first.", lower_bound=1)
 flags.DEFINE_string("one", "", "Measure this method in this process, and print JSON.")
 
@@ -34,7 +35,7 @@ def measure(method: str) -> dict[str, float]:
     """Seconds of the first step and of a later one, the shortest, and operations of the graph."""
     cpu = tf.config.list_physical_devices("CPU")[0]
     tf.config.set_logical_device_configuration(cpu, [tf.config.LogicalDeviceConfiguration()] * 2)
-    ops = None if method == "stock" else CompressedAllReduce(method)
+    ops = None if method == "stock" else CompressedAllReduce(method, bucket_mb=FLAGS.bucket_mb)
     strategy = tf.distribute.MirroredStrategy(["CPU:0", "CPU:1"], cross_device_ops=ops)
     with strategy.scope():
         model = keras.applications.ResNet50(weights=None, input_shape=[64, 64, 3], classes=10)
@@ -56,7 +57,7 @@ def main(_) -> None:
     found = {}
     for method in FLAGS.methods:
         command = [sys.executable, "-m", "benchmarks.start", f"--one={method}"]
-        command.append(f"--steps={FLAGS.steps}")
+        command += [f"--steps={FLAGS.steps}", f"--bucket_mb={FLAGS.bucket_mb}"]
         output = subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True).stdout
         found[method] = json.loads(output.splitlines()[-1])
     basis = found.get("identity") or found[FLAGS.methods[0]]

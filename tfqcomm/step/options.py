@@ -42,7 +42,7 @@ class ExchangeOptions:
     min_size: int = 1024
     schedule: str = "auto"
     granularity: str = "tensor"
-    bucket_mb: float = 16.0
+    bucket_mb: float = 32.0
     seed: int = 0
     verify: bool = True
 
