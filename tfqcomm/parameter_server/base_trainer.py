@@ -155,6 +155,7 @@ class BaseTrainer(abc.ABC):
             ValueError: for arguments that do not fit.
             ServerLost: when a server is gone, or silent; RuntimeError: when a worker is silent.
         """
+        self._watch.call_roll()
         makers = data.datasets(dataset_fn, len(self._cluster.workers), class_weight)
         spec, length = data.inspect_dataset(makers[0])
         steps = data.steps_of_epoch(steps_per_epoch, length)
@@ -183,6 +184,7 @@ class BaseTrainer(abc.ABC):
                     logs["staleness"] = sum(staleness) / len(staleness)
                     logs["max_staleness"] = max(staleness)
                 if validation_data is not None and (epoch + 1) % validation_freq == 0:
+                    self._watch.call_roll()
                     logs |= data.validate(self.model, validation_data, validation_steps)
                 callback_list.on_epoch_end(epoch, logs)
                 if self.model.stop_training:
@@ -198,6 +200,7 @@ class BaseTrainer(abc.ABC):
 
     def evaluate(self, *args, **kwargs):
         """`keras.Model.evaluate` of `model`, on the chief, with the servers' weights."""
+        self._watch.call_roll()
         if self._ready:
             self._watch.run(self._fetch)
         return self.model.evaluate(*args, **kwargs)

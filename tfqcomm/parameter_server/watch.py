@@ -7,7 +7,8 @@ last are made in threads that can be left behind, while the caller keeps an eye 
     call      a daemon thread, for ever in its remote call if the task never answers
     asker     while somebody waits for more than a second: greets all tasks, once a second
 
-A task that computes answers greetings all the same, however long its step takes.
+A task that computes answers greetings all the same, however long its step takes. What the caller's
+own thread does between such calls is not watched: there is a roll-call before it.
 """
 
 from __future__ import annotations
@@ -57,6 +58,20 @@ class Watch:
         self._asker: threading.Thread | None = None
         self._starting = threading.Lock()
         self._frozen: str | None = None  # device; from then on every call is an error
+
+    def call_roll(self) -> None:
+        """Returns when no task is stopped; raises as `run` does.
+
+        Before the caller's own thread does more than wait: even an operation on the chief may need
+        all tasks, since TensorFlow gives them every function that it makes of one.
+        """
+        if self._timeout_seconds is not None:
+            self.run(self._await_answers)
+
+    def _await_answers(self) -> None:
+        for device in (*self._cluster.servers, *self._cluster.workers):
+            while self._is_silent(device, gone=False):
+                time.sleep(0.1)
 
     def run(self, call: Callable, *arguments):
         """What `call` returns, made in another thread.
@@ -116,19 +131,24 @@ class Watch:
         """
         while self._awaited:
             next_time = time.monotonic() + ASK_SECONDS
-            answers = {device: _threads.submit(self._is_silent, device) for device in self._silence}
+            answers = {
+                # Who calls a worker that is gone is told so by TensorFlow, and does without it.
+                device: _threads.submit(self._is_silent, device, device in self._cluster.servers)
+                for device in self._silence
+            }
             for device, is_silent in answers.items():
                 silence = self._silence[device] + ASK_SECONDS
                 self._silence[device] = silence if is_silent.result() else 0.0
             time.sleep(max(0.0, next_time - time.monotonic()))
 
-    def _is_silent(self, device: str) -> bool:
+    def _is_silent(self, device: str, gone: bool) -> bool:
+        """Whether a task does not answer; `gone` where nobody listens at its address."""
         if device in self.lost:
             return False
         try:
             return not greet(self._cluster.addresses[device], ASK_SECONDS)
-        except ConnectionError:  # nobody listens: whoever calls a lost worker is told by TensorFlow
-            return device in self._cluster.servers
+        except ConnectionError:
+            return gone
         except OSError:  # its machine does not answer either
             return True
 

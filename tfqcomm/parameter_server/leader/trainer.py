@@ -147,10 +147,11 @@ class LeaderTrainer(BaseTrainer):
             for index, device in enumerate(cluster.servers)
         ]
         program = LeaderProgram(model, servers, pieces, loss_scale)
+        run = self._watch.run
         self._board = LeaderBoard(
             self._inner_optimizer.levels,
             len(cluster.workers),
-            lambda: Buffer([server.make_room() for server in servers]),
+            lambda: Buffer([run(server.make_room) for server in servers]),
         )
         fleet = self._make_fleet(LeaderWorker, program, servers, makers, loss_scale)
         momenta = Momenta(fleet)
