@@ -50,7 +50,7 @@ def make_fleet(monkeypatch):
     def make(*workers):
         cluster = types.SimpleNamespace(describe=lambda device: "Worker 0", servers=[], workers=[])
         loss_scale = LossScale(keras.optimizers.SGD())
-        return fleets.Fleet(cluster, [], workers, loss_scale, Watch(cluster, 60.0))
+        return fleets.Fleet(cluster, [], workers, loss_scale, Watch(cluster, 60.0, trainer=make))
 
     return make
 

@@ -70,7 +70,7 @@ def watched(worker, server, timeout_seconds=TIMEOUT_SECONDS):
     with worker() as of_worker, server() as of_server:
         addresses = [f"127.0.0.1:{each.getsockname()[1]}" for each in (of_worker, of_server)]
         spec = tf.train.ClusterSpec({"worker": addresses[:1], "ps": addresses[1:]})
-        yield Watch(Cluster(spec, embedded=False), timeout_seconds)
+        yield Watch(Cluster(spec, embedded=False), timeout_seconds, trainer=watched)
 
 
 def test_greet_tells_who_answers_who_is_silent_and_who_is_gone():

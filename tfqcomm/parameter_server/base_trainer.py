@@ -68,7 +68,7 @@ class BaseTrainer(abc.ABC):
         # Connecting gives TensorFlow new devices: what was made before must be made again.
         makers = copies.makers((optimizer, metrics, weighted_metrics))
         self._cluster = connect(cluster_resolver, workers, parameter_servers, timeout_seconds)
-        self._watch = Watch(self._cluster, timeout_seconds)
+        self._watch = Watch(self._cluster, timeout_seconds, self)
         optimizer, metrics, weighted_metrics = copies.make(makers)
         self.model = copies.checked_model(build_model())
         self.model.compile(

@@ -19,6 +19,7 @@ import functools
 import queue
 import threading
 import time
+import weakref
 from collections.abc import Callable, Sequence
 from concurrent.futures import Future
 
@@ -44,12 +45,14 @@ class Watch:
     Args:
         cluster: the tasks, servers before workers.
         timeout_seconds: how long a task may be silent while somebody waits; None: for ever.
+        trainer: whose calls these are.
 
     Attributes:
         lost: devices of workers that nobody waits for until they are back.
     """
 
-    def __init__(self, cluster: Cluster, timeout_seconds: float | None):
+    def __init__(self, cluster: Cluster, timeout_seconds: float | None, trainer):
+        _trainers.add(trainer)
         self.lost: set[str] = set()
         self._cluster = cluster
         self._timeout_seconds = timeout_seconds
@@ -112,8 +115,10 @@ class Watch:
         for device, silence in list(self._silence.items()):
             if self._frozen is None and min(silence, waited) >= self._timeout_seconds:
                 self._frozen = device
+                _threads.leave_behind()
+                # To free a variable of theirs would be a call that nobody could leave.
+                threading.Thread(target=_hold, args=(list(_trainers),), daemon=True).start()
         if self._frozen is not None:
-            _threads.leave_behind()
             raise self._cluster.silent(self._frozen, self._timeout_seconds)
 
     def _see_to_questions(self) -> None:
@@ -207,3 +212,9 @@ class _Threads:
 
 
 _threads = _Threads()
+_trainers: weakref.WeakSet = weakref.WeakSet()
+
+
+def _hold(_) -> None:
+    """Keeps its argument beyond the end of the interpreter, which frees what no thread has."""
+    threading.Event().wait()
