@@ -16,6 +16,7 @@ from __future__ import annotations
 import atexit
 import concurrent.futures
 import functools
+import math
 import queue
 import threading
 import time
@@ -112,14 +113,15 @@ class Watch:
 
     def _check(self, waited: float) -> None:
         """Raises if a task has been silent for too long, and the caller has waited as long."""
+        limit = self._timeout_seconds or math.inf
         for device, silence in list(self._silence.items()):
-            if self._frozen is None and min(silence, waited) >= self._timeout_seconds:
+            if self._frozen is None and min(silence, waited) >= limit:
                 self._frozen = device
                 _threads.leave_behind()
                 # To free a variable of theirs would be a call that nobody could leave.
                 threading.Thread(target=_hold, args=(list(_trainers),), daemon=True).start()
         if self._frozen is not None:
-            raise self._cluster.silent(self._frozen, self._timeout_seconds)
+            raise self._cluster.silent(self._frozen, limit)
 
     def _see_to_questions(self) -> None:
         with self._starting:
