@@ -14,6 +14,7 @@ from tfqcomm.parameter_server import fleet as fleets
 from tfqcomm.parameter_server.loss_scale import LossScale
 from tfqcomm.parameter_server.messages.memory import Memories, WorkerState
 from tfqcomm.parameter_server.partition import Piece
+from tfqcomm.parameter_server.watch import Watch
 
 
 class FakeWorker:
@@ -47,8 +48,9 @@ def make_fleet(monkeypatch):
     monkeypatch.setattr(fleets, "RETRY_SECONDS", 0.01)
 
     def make(*workers):
-        cluster = types.SimpleNamespace(describe=lambda device: "Worker 0")
-        return fleets.Fleet(cluster, [], workers, LossScale(keras.optimizers.SGD()))
+        cluster = types.SimpleNamespace(describe=lambda device: "Worker 0", servers=[], workers=[])
+        loss_scale = LossScale(keras.optimizers.SGD())
+        return fleets.Fleet(cluster, [], workers, loss_scale, Watch(cluster, 60.0, trainer=make))
 
     return make
 

@@ -18,6 +18,7 @@ from tfqcomm.parameter_server.flat import assign_flat
 from tfqcomm.parameter_server.fleet import Fleet
 from tfqcomm.parameter_server.local_state import LocalState
 from tfqcomm.parameter_server.loss_scale import LossScale
+from tfqcomm.parameter_server.watch import Watch, check_timeout
 from tfqcomm.state.ledger import new_ledger
 from tfqcomm.state.traffic import Meter, Route
 from tfqcomm.transport.local import LocalTransport
@@ -30,7 +31,7 @@ class BaseTrainer(abc.ABC):
 
     Args:
         build_model, optimizer, loss, metrics, loss_weights, weighted_metrics, cluster_resolver,
-            workers, parameter_servers: see `Trainer`.
+            workers, parameter_servers, timeout_seconds: see `Trainer`.
 
     Attributes:
         model: a plain Keras model, as of the end of the last epoch.
@@ -53,10 +54,12 @@ class BaseTrainer(abc.ABC):
         cluster_resolver: tf.distribute.cluster_resolver.ClusterResolver | None,
         workers: int,
         parameter_servers: int,
+        timeout_seconds: float | None,
     ):
         copies.check_function(build_model)
         checks.positive_integer("workers", workers)
         checks.positive_integer("parameter_servers", parameter_servers)
+        check_timeout(timeout_seconds)
         if tf.distribute.has_strategy():
             raise ValueError(
                 f"A {type(self).__name__} must not be made in the scope of a strategy. "
@@ -64,7 +67,8 @@ class BaseTrainer(abc.ABC):
             )
         # Connecting gives TensorFlow new devices: what was made before must be made again.
         makers = copies.makers((optimizer, metrics, weighted_metrics))
-        self._cluster = connect(cluster_resolver, workers, parameter_servers)
+        self._cluster = connect(cluster_resolver, workers, parameter_servers, timeout_seconds)
+        self._watch = Watch(self._cluster, timeout_seconds, self)
         optimizer, metrics, weighted_metrics = copies.make(makers)
         self.model = copies.checked_model(build_model())
         self.model.compile(
@@ -149,8 +153,9 @@ class BaseTrainer(abc.ABC):
 
         Raises:
             ValueError: for arguments that do not fit.
-            ServerLost: when a parameter server is gone.
+            ServerLost: when a server is gone, or silent; RuntimeError: when a worker is silent.
         """
+        self._watch.call_roll()
         makers = data.datasets(dataset_fn, len(self._cluster.workers), class_weight)
         spec, length = data.inspect_dataset(makers[0])
         steps = data.steps_of_epoch(steps_per_epoch, length)
@@ -166,7 +171,7 @@ class BaseTrainer(abc.ABC):
         )
         self.model.stop_training = False
         callback_list.on_train_begin()
-        self._send()
+        self._watch.run(self._send)
         self._fleet.applied = int(self.optimizer.iterations) * self._applied_per_iteration
         self._counted = self._fleet.traffic(self._applied_per_iteration)
         driver = self._driver()
@@ -179,6 +184,7 @@ class BaseTrainer(abc.ABC):
                     logs["staleness"] = sum(staleness) / len(staleness)
                     logs["max_staleness"] = max(staleness)
                 if validation_data is not None and (epoch + 1) % validation_freq == 0:
+                    self._watch.call_roll()
                     logs |= data.validate(self.model, validation_data, validation_steps)
                 callback_list.on_epoch_end(epoch, logs)
                 if self.model.stop_training:
@@ -194,8 +200,9 @@ class BaseTrainer(abc.ABC):
 
     def evaluate(self, *args, **kwargs):
         """`keras.Model.evaluate` of `model`, on the chief, with the servers' weights."""
+        self._watch.call_roll()
         if self._ready:
-            self._fetch()
+            self._watch.run(self._fetch)
         return self.model.evaluate(*args, **kwargs)
 
     def _prepare(self, makers: list[Callable], spec) -> None:
@@ -206,7 +213,7 @@ class BaseTrainer(abc.ABC):
             copies.check_weights(self.model)
             if not self.optimizer.built:
                 self.optimizer.build(self.model.trainable_variables)
-            made = self._make(makers, LossScale(self.optimizer))
+            made = self._watch.run(self._make, makers, LossScale(self.optimizer))
             self._fleet, self._copy, self._memories, self._meter = made
             self._local = LocalState(self._fleet)
             self._ready = True
@@ -240,7 +247,7 @@ class BaseTrainer(abc.ABC):
         workers = [
             worker(index, device, program, maker, loss_scale) for index, (device, maker) in devices
         ]
-        return Fleet(self._cluster, servers, workers, loss_scale)
+        return Fleet(self._cluster, servers, workers, loss_scale, self._watch)
 
     def _register(self, routes: Sequence[Route], **memories) -> Meter:
         """Makes the callbacks of this package find what they show and keep.
@@ -259,13 +266,14 @@ class BaseTrainer(abc.ABC):
         self.model.reset_metrics()
         for worker in self._fleet.workers:
             worker.reset_metrics()
-        self._ledger.refresh = self._capture  # for backups within the epoch
-        learning_rate = self._copy.send_learning_rate(None)  # before the first step begins
+        send_rate = functools.partial(self._watch.run, self._copy.send_learning_rate)
+        self._ledger.refresh = lambda: self._watch.run(self._capture)  # for backups within it
+        learning_rate = send_rate(None)  # before the first step begins
         driver.begin_epoch(steps)
         try:
             for step in range(steps):
                 callback_list.on_train_batch_begin(step)
-                learning_rate = self._copy.send_learning_rate(learning_rate)
+                learning_rate = send_rate(learning_rate)
                 driver.round()
                 self._count()
                 iterations = self._fleet.applied // self._applied_per_iteration
@@ -280,17 +288,13 @@ class BaseTrainer(abc.ABC):
             self._memories.release()
         driver.end_epoch()
         self._count()
-        self._fetch()
+        self._watch.run(self._fetch)
         self._fleet.loss_scale.store()
         return dict(logs)
 
     def _logs(self) -> dict[str, float]:
         """The metrics of all workers together."""
-        workers = self._fleet.workers
-        states = workers[0].model_step.metrics
-        states.check(len(workers))
-        merged = states.merge([worker.metrics for worker in workers])
-        assign_flat(self.model.metrics_variables, merged)
+        assign_flat(self.model.metrics_variables, self._fleet.metrics())
         return {name: float(value) for name, value in self.model.get_metrics_result().items()}
 
     def _count(self) -> None:

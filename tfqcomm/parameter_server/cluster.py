@@ -21,6 +21,8 @@ from tfqcomm import cluster as tasks
 
 PATIENCE = 600  # seconds to wait for tasks that have not started yet
 _connected: Cluster | None = None
+# How HTTP/2, and so gRPC, begins: a preface, and a frame of SETTINGS that holds none.
+_GREETING = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n" + b"\0\0\0\4\0\0\0\0\0"
 
 
 @contextlib.contextmanager
@@ -115,20 +117,54 @@ class Cluster:
         kind = "Worker" if job == "job:worker" else "Parameter server"
         return f"{kind} {task} ({self.addresses[device]})"
 
+    def silent(self, device: str, seconds: float) -> RuntimeError:
+        """The error for a task that was there and does not answer: of a server `ServerLost`."""
+        kind = ServerLost if device in self.servers else RuntimeError
+        return kind(
+            f"{self.describe(device)} has not answered for {seconds:g} s, and is waited for: its "
+            "process is stopped, or its machine is frozen or out of reach. Restart the cluster; "
+            "`tfqcomm.callbacks.BackupAndRestore` resumes from the last backup. (`timeout_seconds` "
+            "of the trainer says how long to wait.)"
+        )
+
+
+def greet(address: str, seconds: float) -> bool:
+    """Whether the task at `address`, host:port, answers within so many seconds.
+
+    The kernel accepts connections for a process that is stopped; what gRPC sends on a new one
+    comes from the process itself.
+
+    Raises:
+        OSError: if there is no connection; a `ConnectionError` where nobody listens.
+    """
+    host, _, port = address.rpartition(":")
+    with socket.create_connection((host.strip("[]"), int(port)), timeout=seconds) as connection:
+        connection.sendall(_GREETING)
+        try:
+            if not connection.recv(1):
+                raise ConnectionResetError(f"{address} has closed the connection")
+        except TimeoutError:
+            return False
+    return True
+
 
 def connect(
     resolver: tf.distribute.cluster_resolver.ClusterResolver | None,
     workers: int,
     parameter_servers: int,
+    timeout_seconds: float | None,
 ) -> Cluster:
     """The cluster of `resolver`, or that of TF_CONFIG, or an embedded one.
 
     Args:
         workers, parameter_servers: of an embedded cluster. One that exists already must have at
             least as many; the first ones are used.
+        timeout_seconds: how long a task may be there and not answer; None: for ever.
 
     Raises:
         ValueError: where the cluster cannot be this process' own.
+        ServerLost: where a parameter server does not answer.
+        RuntimeError: where a worker does not.
     """
     if resolver is None and os.environ.get("TF_CONFIG"):
         tasks.Cluster.from_environment()  # says what is wrong with it
@@ -136,7 +172,7 @@ def connect(
     if resolver is None:
         return _embedded(workers, parameter_servers)
     _check_task(resolver)
-    return _connect(resolver, embedded=False)
+    return _connect(resolver, timeout_seconds, embedded=False)
 
 
 def _check_task(resolver) -> None:
@@ -180,7 +216,7 @@ def _embedded(workers: int, parameter_servers: int) -> Cluster:
             for task in spec.task_indices(job):
                 tf.distribute.Server(spec, job, task, protocol="grpc", config=config)
     resolver = tf.distribute.cluster_resolver.SimpleClusterResolver(spec, rpc_layer="grpc")
-    return _connect(resolver, embedded=True)
+    return _connect(resolver, None, embedded=True)
 
 
 def _first_of(cluster: Cluster, workers: int, parameter_servers: int) -> Cluster:
@@ -191,7 +227,7 @@ def _first_of(cluster: Cluster, workers: int, parameter_servers: int) -> Cluster
     return Cluster(tf.train.ClusterSpec(jobs), embedded=cluster.embedded)
 
 
-def _connect(resolver, *, embedded: bool) -> Cluster:
+def _connect(resolver, timeout_seconds: float | None, *, embedded: bool) -> Cluster:
     global _connected
     spec = resolver.cluster_spec()
     if _connected is not None:
@@ -205,7 +241,7 @@ def _connect(resolver, *, embedded: bool) -> Cluster:
     os.environ.setdefault("GRPC_FAIL_FAST", "use_caller")
     cluster = Cluster(spec, embedded=embedded)
     for device in (*cluster.workers, *cluster.servers):
-        _wait_for(cluster, device)
+        _wait_for(cluster, device, timeout_seconds)
     with tasks.loopback_only(cluster.addresses.values()):
         # What connects this process; its variables and its `run` are not used.
         tf.distribute.ParameterServerStrategy(resolver)
@@ -214,16 +250,18 @@ def _connect(resolver, *, embedded: bool) -> Cluster:
     return cluster
 
 
-def _wait_for(cluster: Cluster, device: str) -> None:
-    """Returns when a task listens: TensorFlow's own retries are minutes apart."""
-    host, _, port = cluster.addresses[device].rpartition(":")
-    deadline = time.monotonic() + PATIENCE
+def _wait_for(cluster: Cluster, device: str, timeout_seconds: float | None) -> None:
+    """Returns when a task answers: TensorFlow's own retries are minutes apart."""
+    began = silent_since = time.monotonic()
     while True:
         try:
-            socket.create_connection((host.strip("[]"), int(port)), timeout=5).close()
-            return
-        except OSError as error:
-            if time.monotonic() > deadline:
+            if greet(cluster.addresses[device], seconds=1.0):
+                return
+            if timeout_seconds and time.monotonic() - silent_since > timeout_seconds:
+                raise cluster.silent(device, timeout_seconds)
+        except OSError as error:  # it has not started yet
+            silent_since = time.monotonic()
+            if silent_since - began > PATIENCE:
                 raise TimeoutError(
                     f"{cluster.describe(device)} has not started within {PATIENCE} s: {error}"
                 ) from error

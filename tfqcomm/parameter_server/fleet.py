@@ -10,9 +10,9 @@ import contextlib
 import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from typing import Generic, TypeVar
 
+import numpy as np
 import tensorflow as tf
 from absl import logging
 
@@ -20,6 +20,7 @@ from tfqcomm import _tf_private
 from tfqcomm.parameter_server.base_worker import BaseWorker
 from tfqcomm.parameter_server.cluster import Cluster, ServerLost
 from tfqcomm.parameter_server.loss_scale import LossScale
+from tfqcomm.parameter_server.watch import Watch
 from tfqcomm.state.traffic import Traffic
 
 PATIENCE = 300  # seconds to wait for a worker when none is left
@@ -30,13 +31,14 @@ WorkerKind = TypeVar("WorkerKind", bound=BaseWorker)
 
 
 class Fleet(Generic[WorkerKind]):
-    """Runs steps of workers and servers, in threads of its own.
+    """Runs steps of workers and servers, under the eyes of a watch.
 
     Args:
         cluster: their names, for people.
         servers: each with a `device`, and a `ping` that raises `tf.errors.OpError` if it is gone.
         workers: all of them.
         loss_scale: which a step that was taken or skipped may change.
+        watch: makes the calls that need other tasks.
 
     Attributes:
         applied: messages, or means of messages, that the servers have taken: their version.
@@ -49,6 +51,7 @@ class Fleet(Generic[WorkerKind]):
         servers: Sequence,
         workers: Sequence[WorkerKind],
         loss_scale: LossScale,
+        watch: Watch,
     ):
         self.servers = list(servers)
         self.workers = list(workers)
@@ -56,7 +59,7 @@ class Fleet(Generic[WorkerKind]):
         self.skipped = 0
         self.loss_scale = loss_scale
         self._cluster = cluster
-        self._pool = ThreadPoolExecutor(len(servers) + len(workers))
+        self._watch = watch
         self._reconnecting = threading.Lock()
         self._losing = threading.Lock()  # guards who is lost
         self._applying = threading.RLock()  # held while the servers take a step
@@ -85,15 +88,19 @@ class Fleet(Generic[WorkerKind]):
 
     def in_parallel(self, calls: Sequence[Callable]) -> list:
         """What the calls return."""
-        return [future.result() for future in [self._pool.submit(call) for call in calls]]
+        return self._watch.run_all(calls)
 
     def attempt(self, worker: WorkerKind, call: Callable):
         """What a call that needs a worker returns; None if the worker is lost, or was in it.
 
         Raises:
             ServerLost: where that is the reason.
+            RuntimeError: where the worker is stopped but not gone.
             tf.errors.OpError: from the user's own code.
         """
+        return self._watch.run(self._attempt, worker, call)
+
+    def _attempt(self, worker: WorkerKind, call: Callable):
         life = worker.lives
         if not worker.alive:
             return None
@@ -112,6 +119,7 @@ class Fleet(Generic[WorkerKind]):
             if not worker.alive or worker.lives != life:
                 return
             worker.alive = False
+            self._watch.lost.add(worker.device)
         logging.warning(
             "%s is lost, and its last message with it. Training goes on with the others.",
             self._cluster.describe(worker.device),
@@ -151,6 +159,9 @@ class Fleet(Generic[WorkerKind]):
 
     def check_servers(self, cause: Exception | None = None) -> None:
         """Raises `ServerLost` if a parameter server does not answer any more."""
+        self._watch.run(self._ping_servers, cause)
+
+    def _ping_servers(self, cause: Exception | None) -> None:
         for server in self.servers:
             try:
                 server.ping()
@@ -160,6 +171,12 @@ class Fleet(Generic[WorkerKind]):
                     "Restart the cluster; `tfqcomm.callbacks.BackupAndRestore` resumes from the "
                     f"last backup. ({type(error).__name__})"
                 ) from (cause or error)
+
+    def metrics(self) -> np.ndarray:
+        """The states of all metrics, of all workers together."""
+        states = self.workers[0].model_step.metrics
+        states.check(len(self.workers))
+        return states.merge([worker.metrics for worker in self.workers])
 
     def traffic(self, applied_per_iteration: int) -> Traffic:
         """All there was so far, of an average worker."""
@@ -198,6 +215,7 @@ class Fleet(Generic[WorkerKind]):
                 self._failure = error
                 return
             else:
+                self._watch.lost.discard(worker.device)
                 worker.alive = True
                 logging.warning("%s is back.", self._cluster.describe(worker.device))
                 return

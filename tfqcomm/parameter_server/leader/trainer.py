@@ -40,7 +40,8 @@ class LeaderTrainer(BaseTrainer):
 
     Args:
         build_model, loss, metrics, loss_weights, weighted_metrics: as of `Trainer`.
-        cluster_resolver, workers, parameter_servers, variable_partitioner: likewise.
+        cluster_resolver, workers, parameter_servers, variable_partitioner, timeout_seconds:
+            likewise.
         optimizer: a `tfqcomm.optimizers.LeaderSGD` without a `leader_compressor`; the trainer
             makes one like it. `groups` must divide the number of workers.
         weight_compressor: of the leaders' weights, which are stored as they are encoded:
@@ -61,7 +62,7 @@ class LeaderTrainer(BaseTrainer):
 
     Worker faults: the others go on without one that is killed; if it was elected, the next best
     leads. Started again, it begins with the average of the last epoch. If a parameter server is
-    lost, `fit` raises `ServerLost`.
+    lost, `fit` raises `ServerLost`; what is stopped but not gone is an error as of `Trainer`.
 
     Differences from the paper: losses are compared when the total count comes to the period, by the
     chief, which sees each worker's steps; weights are shown and pulled a step later.
@@ -95,6 +96,7 @@ class LeaderTrainer(BaseTrainer):
         workers: int = 2,
         parameter_servers: int = 1,
         variable_partitioner: Callable | None = None,
+        timeout_seconds: float | None = 60.0,
     ):
         optimizer = keras.optimizers.get(optimizer)
         optimizers.check_leader(optimizer)
@@ -111,6 +113,7 @@ class LeaderTrainer(BaseTrainer):
             cluster_resolver=cluster_resolver,
             workers=workers,
             parameter_servers=parameter_servers,
+            timeout_seconds=timeout_seconds,
         )
         if len(self._cluster.workers) % self._inner_optimizer.groups:
             raise ValueError(
@@ -144,10 +147,11 @@ class LeaderTrainer(BaseTrainer):
             for index, device in enumerate(cluster.servers)
         ]
         program = LeaderProgram(model, servers, pieces, loss_scale)
+        run = self._watch.run
         self._board = LeaderBoard(
             self._inner_optimizer.levels,
             len(cluster.workers),
-            lambda: Buffer([server.make_room() for server in servers]),
+            lambda: Buffer([run(server.make_room) for server in servers]),
         )
         fleet = self._make_fleet(LeaderWorker, program, servers, makers, loss_scale)
         momenta = Momenta(fleet)

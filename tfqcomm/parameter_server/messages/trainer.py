@@ -62,6 +62,10 @@ class Trainer(BaseTrainer):
             of 8 MiB and more are split among the servers. A part counts as a tensor of its own:
             scales and top-k range over it. Where a step or a constraint depends on the whole of a
             variable (Adafactor, Lamb, Muon; all but NonNeg), it is not split.
+        timeout_seconds: how long a worker or a parameter server that is waited for may answer
+            nothing at all, as a stopped process or a frozen machine does, before that is an error
+            that names it. A step may take longer: a task that computes still answers. None: for
+            ever.
 
     Raises:
         ValueError: for arguments that do not fit; the message names what does.
@@ -74,7 +78,8 @@ class Trainer(BaseTrainer):
 
     Worker faults: a worker that is killed takes its last message, residual and moments with it;
     training goes on with the others. Started again, it takes part again, with a new memory. No
-    message is applied twice. If a parameter server is lost, `fit` raises an error.
+    message is applied twice. If a parameter server is lost, `fit` raises `ServerLost`; also if one
+    is stopped but not gone, for `timeout_seconds`; a worker that is stopped is a `RuntimeError`.
 
     Differences from training in one process: `train_step` is Keras' own; gradients of embeddings
     are dense; moving statistics of layers are averaged over the workers; each worker drops out
@@ -111,6 +116,7 @@ class Trainer(BaseTrainer):
         workers: int = 2,
         parameter_servers: int = 1,
         variable_partitioner: Callable | None = None,
+        timeout_seconds: float | None = 60.0,
     ):
         checks.one_of("mode", mode, MODES)
         optimizer = keras.optimizers.get(optimizer)
@@ -144,6 +150,7 @@ class Trainer(BaseTrainer):
             cluster_resolver=cluster_resolver,
             workers=workers,
             parameter_servers=parameter_servers,
+            timeout_seconds=timeout_seconds,
         )
         check_staleness(mode, max_staleness, len(self._cluster.workers))
 
