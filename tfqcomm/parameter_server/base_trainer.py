@@ -27,8 +27,6 @@ from tfqcomm.transport.local import LocalTransport
 class BaseTrainer(abc.ABC):
     """A model, a cluster, and epochs of rounds: one step of each worker on average.
 
-    A subclass makes servers, workers and the driver that lets them take steps.
-
     Args:
         build_model, optimizer, loss, metrics, loss_weights, weighted_metrics, cluster_resolver,
             workers, parameter_servers, timeout_seconds: see `Trainer`.
@@ -92,8 +90,7 @@ class BaseTrainer(abc.ABC):
             loss_scale: by which they multiply losses.
 
         Returns:
-            The fleet; what moves weights between it and `model`; the workers' memories; and the
-            meter of the optimizer's traffic.
+            The fleet; what moves weights between it and `model`; workers' memories; the meter.
         """
 
     @abc.abstractmethod
