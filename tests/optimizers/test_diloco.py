@@ -18,7 +18,7 @@ from tests.replicas import assert_replicas_equal, build, copies, plain, random_g
 from tfqcomm.callbacks import AverageReplicas, BackupAndRestore
 from tfqcomm.compressors import AdaptiveTopK, PowerSGD, TopK
 from tfqcomm.optimizers import CompAMS, DiLoCo
-from tfqcomm.optimizers.local.diloco import deal
+from tfqcomm.optimizers.local.global_weights import deal
 from tfqcomm.state.ledger import ledger_of, restore_state
 
 SIZES = [12, 5]
@@ -339,7 +339,7 @@ def test_loss_scaling_goes_around_it():
 
 @pytest.mark.slow
 def test_digits_are_learnt_as_by_synchronous_adam():
-    """H = 16 and differences in int8: less than a hundredth of the bytes."""
+    """H = 16 and differences in int8: a fiftieth of the bytes."""
     x, y = load_digits(return_X_y=True)
     order = np.random.default_rng(0).permutation(len(x))
     x, y = (x[order] / 16).astype("float32"), y[order].astype("int32")
@@ -360,7 +360,7 @@ def test_digits_are_learnt_as_by_synchronous_adam():
     traffic = ledger_of(model.optimizer).meter.read()
     assert accuracies[0] > 0.95
     assert accuracies[1] > accuracies[0] - 0.02
-    assert traffic.dense_bytes / traffic.bytes_sent > 60
+    assert traffic.dense_bytes / traffic.bytes_sent > 50
 
 
 # ---------------------------------------------------------------------------------------- arguments

@@ -11,13 +11,13 @@ some steps    a fragment: mean of (global - own) weights, compressed; the outer 
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import dataclasses
 
 import keras
 import tensorflow as tf
 
 from tfqcomm import _tf_private, checks
-from tfqcomm.optimizers.local.global_weights import GlobalWeights, wide
+from tfqcomm.optimizers.local.global_weights import GlobalWeights, deal, wide
 from tfqcomm.optimizers.local.inner_optimizer import (
     keep_state,
     local_steps,
@@ -28,7 +28,7 @@ from tfqcomm.optimizers.local.pulls import Pullable
 from tfqcomm.optimizers.memory import RememberingOptimizer
 from tfqcomm.optimizers.shared_arguments import KERAS_ARGUMENTS, register
 from tfqcomm.state.ledger import ledger_for
-from tfqcomm.state.replicas import copies
+from tfqcomm.state.replicas import copies, values_of
 from tfqcomm.state.traffic import Route
 from tfqcomm.step import empty_shares
 from tfqcomm.step.exchange import GradientExchange
@@ -44,18 +44,6 @@ from tfqcomm.step.shared_arguments import exchange_arguments
 from tfqcomm.step.step import paid
 from tfqcomm.step.verification import verify_replicas
 from tfqcomm.transport.of_strategy import transport_for
-
-
-def deal(sizes: Sequence[int], fragments: int) -> list[list[int]]:
-    """Deals variables greedily, the largest first, into fragments of nearly equal size.
-
-    Returns:
-        For each fragment the positions of its variables, ascending; of too few some get none.
-    """
-    dealt: list[list[int]] = [[] for _ in range(fragments)]
-    for place in sorted(range(len(sizes)), key=lambda i: -sizes[i]):
-        min(dealt, key=lambda fragment: sum(sizes[i] for i in fragment)).append(place)
-    return [sorted(fragment) for fragment in dealt]
 
 
 @register
@@ -75,7 +63,8 @@ class DiLoCo(RememberingOptimizer):
     Between exchanges the replicas' weights differ, and an evaluation or a `save` sees those of the
     first replica, unless `tfqcomm.callbacks.AverageReplicas` is given to `fit`: with DiLoCo it
     shows the global weights, and leaves them in the model at the end. Steps since the last
-    exchange are then not in them: let `every` divide the steps of an epoch.
+    exchange are then not in them: let `every` divide the steps of an epoch. The global weights know
+    nothing of weights that are set or loaded by hand after the first step.
 
     A step with a gradient that is not finite on any replica of a process is skipped by this
     process; an exchange with a message that is not finite is skipped by all, and all replicas go
@@ -196,7 +185,7 @@ class DiLoCo(RememberingOptimizer):
             replicas = Pullable(ledger, copies(strategy, variables))
             self._begin(strategy, replicas, variables)
             finite = local_steps(
-                self.inner, strategy, ledger, _values(variables), gradients, learning_rate
+                self.inner, strategy, ledger, values_of(variables), gradients, learning_rate
             )
             sent, healthy = self._exchange(strategy, replicas, variables)
             size = sum(v.shape.num_elements() * wide(v).size for v in replicas.variables[0])
@@ -223,7 +212,8 @@ class DiLoCo(RememberingOptimizer):
         """Bytes that one worker sent in this step, and whether what it sent was taken."""
         sizes = [v.shape.num_elements() for v in replicas.variables[0]]
         turn = (tf.cast(tf.convert_to_tensor(self.iterations), tf.int32) + 1) % self.every
-        total, healthy, routes = tf.constant(0, tf.int64), tf.constant(True), {}
+        total, healthy = tf.constant(0, tf.int64), tf.constant(True)
+        routes: dict[int, Route] = {}  # by the place of the variable
         for index, places in enumerate(deal(sizes, self.fragments)):
             if not places:
                 continue
@@ -236,12 +226,11 @@ class DiLoCo(RememberingOptimizer):
             )
             total, healthy = total + sent, healthy & taken
             routes |= dict(zip(places, replicas.ledger.routes, strict=True))
-        replicas.ledger.routes = tuple(self._route(routes[place]) for place in sorted(routes))
+        replicas.ledger.routes = tuple(
+            dataclasses.replace(r, codec=f"{r.codec} every {self.every} steps")
+            for _, r in sorted(routes.items())
+        )
         return total, healthy
-
-    def _route(self, route: Route) -> Route:
-        codec = f"{route.codec} every {self.every} steps"
-        return Route(route.path, route.shape, route.schedule, codec)
 
     def _exchange_fragment(self, strategy, replicas: Pullable, variables, places):
         """Means of differences, then the outer step: one graph for all local replicas."""
@@ -267,7 +256,9 @@ class DiLoCo(RememberingOptimizer):
         for message, place in zip(messages, places, strict=True):
             self.global_weights.give(message.key, own[place])  # also of a round that was lost
         if exchange.options.verify:
-            verify_replicas(exchange.ledger, strategy, _values(variables, places), taken)
+            verify_replicas(
+                exchange.ledger, strategy, values_of([variables[place] for place in places]), taken
+            )
         return tf.cast(reduction.bytes_sent, tf.int64), taken
 
     def show_global_weights(self, strategy, variables) -> None:
@@ -292,11 +283,6 @@ class DiLoCo(RememberingOptimizer):
             "fragments": self.fragments,
             **self.exchange_options.get_config(),
         }
-
-
-def _values(variables, places=None) -> list[tf.Variable]:
-    chosen = variables if places is None else [variables[place] for place in places]
-    return [v.value if isinstance(v, keras.Variable) else v for v in chosen]
 
 
 def _refuse_compressor(compressor, fragments):

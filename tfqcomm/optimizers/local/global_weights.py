@@ -1,4 +1,4 @@
-"""The weights that all replicas start from, and the outer step that moves them."""
+"""The weights that all replicas start from, their fragments, and the outer step that moves them."""
 
 from __future__ import annotations
 
@@ -22,6 +22,18 @@ def outer_step(weights, buffer, delta, learning_rate, momentum):
     """
     buf = momentum * buffer + delta
     return weights - learning_rate * (delta + momentum * buf), buf
+
+
+def deal(sizes: Sequence[int], fragments: int) -> list[list[int]]:
+    """Deals variables greedily, the largest first, into fragments of nearly equal size.
+
+    Returns:
+        For each fragment the positions of its variables, ascending; of too few some get none.
+    """
+    dealt: list[list[int]] = [[] for _ in range(fragments)]
+    for place in sorted(range(len(sizes)), key=lambda i: -sizes[i]):
+        min(dealt, key=lambda fragment: sum(sizes[i] for i in fragment)).append(place)
+    return [sorted(fragment) for fragment in dealt]
 
 
 def wide(variable) -> tf.DType:
