@@ -166,6 +166,18 @@ def test_a_compressed_exchange_sends_its_payload():
     assert ledger_of(optimizer).meter.read().bytes_sent == 10 * 4 * (4 + 256 + 1)
 
 
+def test_fragments_lower_the_peak_to_the_mean():
+    strategy = plain(2)
+    make = functools.partial(adam, 4, fragments=4)
+    optimizer, variables = build(strategy, make, [(5, 2)] * 4)
+    step = tf.function(lambda: strategy.run(optimizer.apply, ([tf.ones([5, 2])] * 4, variables)))
+    sent = [0]
+    for _ in range(8):
+        step()
+        sent.append(ledger_of(optimizer).meter.read().bytes_sent)
+    np.testing.assert_array_equal(np.diff(sent), 4 * 10)
+
+
 # ------------------------------------------------------------------------------- what is not finite
 
 
@@ -275,6 +287,40 @@ def test_neither_an_exchange_nor_a_new_epoch_traces_again(monkeypatch):
     traces = len(traced)
     fit(model, 3)
     assert len(traced) == traces > 0
+
+
+@pytest.mark.slow
+def test_eager_steps_are_those_of_the_graph():
+    models = [compiled(2, fragments=5), compiled(2, fragments=5)]
+    models[1].compile(models[1].optimizer, "mse", run_eagerly=True)
+    for model in models:
+        fit(model, 2)
+    assert models[0].optimizer.iterations.numpy() == 16
+    for a, b in zip(*(copies(plain(2), m.weights) for m in models), strict=True):
+        for one, two in zip(a, b, strict=True):
+            np.testing.assert_allclose(one, two, atol=1e-5)
+    sent = [ledger_of(model.optimizer).meter.read().bytes_sent for model in models]
+    assert sent[0] == sent[1] > 0
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"compressor": AdaptiveTopK(0.3), "granularity": "model"},
+        {"compressor": "ternary", "fragments": 2},
+        {"compressor": "float16", "fragments": 2},
+        {"compressor": PowerSGD(1), "fragments": 2},
+        {"compressor": PowerSGD(1, alternate=True)},
+        {"compressor": "block_sign", "fragments": 2, "schedule": "two_phase"},
+    ],
+    ids=lambda options: str(options["compressor"]),
+)
+def test_other_compressors_go_through(options):
+    model = compiled(2, 4, outer_momentum=0.5, **{"schedule": "auto", **options})
+    losses = fit(model, 6).history["loss"]
+    assert losses[-1] < losses[0]
+    assert ledger_of(model.optimizer).meter.read().skipped_steps == 0
 
 
 class Watcher(keras.callbacks.Callback):

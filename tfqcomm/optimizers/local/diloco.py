@@ -202,7 +202,7 @@ class DiLoCo(RememberingOptimizer):
     def _begin(self, strategy, replicas: Pullable, variables):
         """Before the first step: workers agree on what they do, and state finds its place."""
         ledger = replicas.ledger
-        if not ledger.routes:
+        if "shared" not in ledger.kept:
             agree_to_train(ledger.transport, self, variables, self.exchange_options.facts())
             keep_state(self.inner, strategy, ledger)
         ledger.keep("shared", lambda: self.global_weights.shared)
@@ -220,19 +220,16 @@ class DiLoCo(RememberingOptimizer):
             sent, taken = tf.cond(
                 tf.equal(turn, index * (self.every // self.fragments)),
                 lambda places=places: self._exchange_fragment(
-                    strategy, replicas, variables, places
+                    strategy, replicas, variables, places, routes
                 ),
                 lambda: (tf.constant(0, tf.int64), tf.constant(True)),
             )
             total, healthy = total + sent, healthy & taken
-            routes |= dict(zip(places, replicas.ledger.routes, strict=True))
-        replicas.ledger.routes = tuple(
-            dataclasses.replace(r, codec=f"{r.codec} every {self.every} steps")
-            for _, r in sorted(routes.items())
-        )
+        if routes:  # in a step that is not traced, those of what is exchanged, if anything is
+            replicas.ledger.routes = tuple(route for _, route in sorted(routes.items()))
         return total, healthy
 
-    def _exchange_fragment(self, strategy, replicas: Pullable, variables, places):
+    def _exchange_fragment(self, strategy, replicas: Pullable, variables, places, routes):
         """Means of differences, then the outer step: one graph for all local replicas."""
         exchange = GradientExchange(self.exchange_options, replicas.ledger)
         own = list(zip(*replicas.variables, strict=True))  # of each variable its local copies
@@ -242,6 +239,9 @@ class DiLoCo(RememberingOptimizer):
             differences = self.global_weights.differences(key, own[place])
             messages.append(Message(key, differences, path=path))
         reduction = exchange.reduce(messages, self.iterations.value)
+        for place, route in zip(places, replicas.ledger.routes, strict=True):
+            codec = f"{route.codec} every {self.every} steps"
+            routes[place] = dataclasses.replace(route, codec=codec)
         residuals = replicas.ledger.residuals
         debts = [residuals.debt(m.key, m.size) for m in messages]
 
