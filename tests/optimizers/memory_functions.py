@@ -55,9 +55,26 @@ class _KeepOwn(keras.callbacks.Callback):
         self.own = copies(self.model.distribute_strategy, self.model.weights)
 
 
-def train_diloco(strategy=None):
-    """Sixteen steps, of which the last two are behind the last exchange of either fragment."""
-    strategy = strategy or MultiWorkerMirroredStrategy()
+def train_diloco_twice():
+    """By itself, and with scaled losses."""
+    strategy = MultiWorkerMirroredStrategy()
+    return train_diloco(strategy), train_scaled_diloco(strategy)
+
+
+def train_scaled_diloco(strategy):
+    """Two epochs, the first of which ends between exchanges: replicas differ, as they should."""
+    with strategy.scope():
+        model = keras.Sequential([keras.Input([8]), keras.layers.Dense(4)])
+        inner = DiLoCo(keras.optimizers.Adam(0.01), 6)
+        model.compile(keras.optimizers.LossScaleOptimizer(inner), "mse")
+    x = np.random.default_rng(0).normal(size=[256, 8]).astype("float32")
+    options = {"batch_size": 32, "epochs": 2, "shuffle": False, "verbose": 0}
+    history = model.fit(x, x[:, :4] ** 2, **options).history
+    return {"loss": history["loss"], "steps": ledger_of(inner).meter.read().steps}
+
+
+def train_diloco(strategy):
+    """Sixteen steps, of which the last is behind the last exchange of either fragment."""
     keras.utils.set_random_seed(0)
     with strategy.scope():
         model = keras.Sequential([keras.Input([8]), keras.layers.Dense(8), keras.layers.Dense(4)])

@@ -13,7 +13,7 @@ from sklearn.datasets import load_digits
 from tests.multi_process import run_workers
 from tests.optimizers.diloco_reference import DiLoCoReference, keep_largest
 from tests.optimizers.local_runs import SHAPES, flat, follow, run
-from tests.optimizers.memory_functions import train_diloco
+from tests.optimizers.memory_functions import train_diloco, train_diloco_twice
 from tests.replicas import assert_replicas_equal, build, copies, plain, random_gradients
 from tfqcomm.callbacks import AverageReplicas, BackupAndRestore
 from tfqcomm.compressors import AdaptiveTopK, PowerSGD, TopK
@@ -493,7 +493,8 @@ def test_it_must_be_made_in_the_scope_under_which_it_trains():
 @pytest.mark.slow
 @pytest.mark.multi_process
 def test_two_processes_do_what_two_devices_do():
-    one, two = run_workers(train_diloco)
+    (one, scaled), (two, _) = run_workers(train_diloco_twice)
+    assert scaled["steps"] == 16 and scaled["loss"][1] < scaled["loss"][0]
     alone = train_diloco(plain(2))
     for a, b in zip(one["global"], two["global"], strict=True):
         np.testing.assert_array_equal(a, b)
