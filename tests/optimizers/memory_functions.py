@@ -1,4 +1,4 @@
-"""What the workers of `test_memory.py` and `test_one_bit_adam.py` do."""
+"""What the workers of `test_memory.py`, `test_one_bit_adam.py` and `test_diloco.py` do."""
 
 from __future__ import annotations
 
@@ -8,8 +8,10 @@ import keras
 import numpy as np
 
 from tests.multi_process_functions import task_index
+from tests.replicas import copies
+from tfqcomm.callbacks import AverageReplicas
 from tfqcomm.distribute import MultiWorkerMirroredStrategy
-from tfqcomm.optimizers import OneBitAdam, QAdam
+from tfqcomm.optimizers import DiLoCo, OneBitAdam, QAdam
 from tfqcomm.state.ledger import ledger_of, memory_of
 
 
@@ -42,5 +44,50 @@ def train_one_bit_adam(strategy=None):
     return {
         "weights": model.get_weights(),
         "switched_after": model.optimizer.switched_after,
+        "bytes": ledger_of(model.optimizer).meter.read().bytes_sent,
+    }
+
+
+class _KeepOwn(keras.callbacks.Callback):
+    """Keeps the local replicas' weights of the last step, before the global ones are shown."""
+
+    def on_train_batch_end(self, batch, logs=None):
+        self.own = copies(self.model.distribute_strategy, self.model.weights)
+
+
+def train_diloco_twice():
+    """By itself, and with scaled losses."""
+    strategy = MultiWorkerMirroredStrategy()
+    return train_diloco(strategy), train_scaled_diloco(strategy)
+
+
+def train_scaled_diloco(strategy):
+    """Two epochs, the first of which ends between exchanges: replicas differ, as they should."""
+    with strategy.scope():
+        model = keras.Sequential([keras.Input([8]), keras.layers.Dense(4)])
+        inner = DiLoCo(keras.optimizers.Adam(0.01), 6)
+        model.compile(keras.optimizers.LossScaleOptimizer(inner), "mse")
+    x = np.random.default_rng(0).normal(size=[256, 8]).astype("float32")
+    options = {"batch_size": 32, "epochs": 2, "shuffle": False, "verbose": 0}
+    history = model.fit(x, x[:, :4] ** 2, **options).history
+    return {"loss": history["loss"], "steps": ledger_of(inner).meter.read().steps}
+
+
+def train_diloco(strategy):
+    """Sixteen steps, of which the last is behind the last exchange of either fragment."""
+    keras.utils.set_random_seed(0)
+    with strategy.scope():
+        model = keras.Sequential([keras.Input([8]), keras.layers.Dense(8), keras.layers.Dense(4)])
+        inner = keras.optimizers.Adam(0.01)
+        options = {"compressor": "block_int8", "schedule": "all_gather", "min_size": 0}
+        model.compile(DiLoCo(inner, 6, fragments=2, **options), "mse")
+    x = np.random.default_rng(0).normal(size=[256, 8]).astype("float32")
+    keep = _KeepOwn()
+    options = {"batch_size": 32, "epochs": 2, "shuffle": False, "verbose": 0}
+    model.fit(x, x[:, :4] ** 2, callbacks=[AverageReplicas(), keep], **options)
+    return {
+        "global": model.get_weights(),
+        "own": keep.own,
+        "state": ledger_of(model.optimizer).state(),
         "bytes": ledger_of(model.optimizer).meter.read().bytes_sent,
     }

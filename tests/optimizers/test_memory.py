@@ -19,6 +19,7 @@ OPTIMIZERS = {
     "AdaptiveTopKSGD": lambda: optimizers.AdaptiveTopKSGD(
         0.05, 0.9, rule="threshold", budget=0.5, error_feedback=False, min_size=0
     ),
+    "DiLoCo": lambda: optimizers.DiLoCo(keras.optimizers.Adam(0.05), every=4),  # within a round
     "Adam": lambda: keras.optimizers.Adam(0.05),  # what does not hold for it is wrong with the test
 }
 over_optimizers = pytest.mark.parametrize(

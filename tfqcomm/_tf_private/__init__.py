@@ -53,6 +53,7 @@ from tfqcomm._tf_private.models import (
 from tfqcomm._tf_private.optimizers import (
     OptimizerSeam,
     agree_on_finite_gradients,
+    allow_updates_by_others,
     decays,
     finish_step,
     intercept_stock_optimizers,
@@ -84,6 +85,7 @@ __all__ = [
     "abort_collectives",
     "agree_before_compile",
     "agree_on_finite_gradients",
+    "allow_updates_by_others",
     "build_by_calling",
     "build_from_spec",
     "called_graph",

@@ -59,8 +59,14 @@ def intercept_stock_optimizers(find_step: Callable[[keras.optimizers.Optimizer],
     global _find_step
     if _find_step is None:
         wrap(TFOptimizer, "_backend_apply_gradients", _apply_unless_intercepted)
-        wrap(TFOptimizer, "_backend_update_step", _update_also_in_cross_replica_context)
     _find_step = find_step
+    allow_updates_by_others()
+
+
+def allow_updates_by_others() -> None:
+    """Lets `update_variables` take the step of one of Keras' own optimizers; idempotent."""
+    if not is_wrapped(TFOptimizer._backend_update_step):
+        wrap(TFOptimizer, "_backend_update_step", _update_also_in_cross_replica_context)
 
 
 def _apply_unless_intercepted(original, optimizer, grads, trainable_variables):
@@ -93,7 +99,8 @@ def update_variables(optimizer, strategy, variables, gradients, learning_rate) -
 
     Args:
         variables: `tf.Variable`s, mirrored or not.
-        gradients: one tensor for each, the same on all replicas.
+        gradients: one tensor for each, the same on all replicas; or each replica's own, with which
+            it updates its own copies.
     """
     for variable in variables:
         _decay(optimizer, strategy, variable, learning_rate)

@@ -7,6 +7,8 @@ from collections.abc import Sequence
 import keras
 import tensorflow as tf
 
+from tfqcomm import _tf_private
+from tfqcomm.optimizers.local.diloco import DiLoCo
 from tfqcomm.state import moving_statistics as statistics
 from tfqcomm.transport.of_strategy import transport_for
 
@@ -23,6 +25,9 @@ class AverageReplicas(keras.callbacks.Callback):
     Put it before callbacks that save or watch the model, and pass it to `fit` on all workers: an
     average is a float32 all-reduce of the model, once per epoch, which `TrafficLogger` does not
     count. Within an epoch pass it to `evaluate` or `predict` likewise.
+
+    With `DiLoCo` the weights that are shown, and left at the end, are the global ones, as of the
+    last exchange.
 
     A replica whose weights, or statistics, are not finite is left out, and goes on with the average
     of the others. An empty share of the last batch is enough to spoil the statistics.
@@ -79,13 +84,18 @@ class AverageReplicas(keras.callbacks.Callback):
 
     def _average(self):
         transport = transport_for(self.model.distribute_strategy)
-        if self._own is not None or transport.world == 1:
+        outer = [o for o in _tf_private.optimizers_of(self.model) if isinstance(o, DiLoCo)]
+        if self._own is not None or (transport.world == 1 and not outer):
             return
         self._own = []
         for moving in self._parts():
             for replica in zip(*moving, strict=True):
                 self._own.append((replica, [tf.identity(v) for v in replica]))
             statistics.average(transport, moving)
+        for optimizer in outer:
+            places = _tf_private.trained_weights(optimizer, self.model) or []
+            weights = [self.model.weights[place] for place in places]
+            optimizer.show_global_weights(self.model.distribute_strategy, weights)
 
     def _restore(self):
         for variables, own in self._own or []:

@@ -105,8 +105,8 @@ class Meeting(keras.callbacks.Callback):
 
     def _replicas_are_equal(self):
         options = options_of(self.model.distribute_strategy)
-        synchronous = getattr(self.model.optimizer, "synchronous", True)
-        return synchronous and options.verify
+        inside = optimizers_of(self.model)  # also of a `LossScaleOptimizer`
+        return options.verify and all(getattr(o, "synchronous", True) for o in inside)
 
     def _fingerprint(self):
         strategy = self.model.distribute_strategy

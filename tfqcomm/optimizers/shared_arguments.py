@@ -41,13 +41,14 @@ Optimizer = TypeVar("Optimizer", bound=_Shares)
 
 def shown(optimizer: type[Optimizer]) -> type[Optimizer]:
     """Decorates an optimizer whose `**options` are to be written out: see `show`."""
-    names = [name for name in KERAS_ARGUMENTS if name != "name"]
+    shared = optimizer.shared_arguments()
+    names = [name for name in KERAS_ARGUMENTS if name != "name" and name in shared]
     of_keras = textwrap.fill(
         f"{', '.join(names)}: as of `keras.optimizers.Optimizer`.",
         width=96,
         subsequent_indent=" " * 8,
     )
-    show(optimizer, optimizer.shared_arguments(), exchange_texts(), of_keras)
+    show(optimizer, shared, exchange_texts(), of_keras if names else "")
     return optimizer
 
 

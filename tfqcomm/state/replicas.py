@@ -11,6 +11,11 @@ import keras
 import tensorflow as tf
 
 
+def values_of(variables: Sequence[keras.Variable | tf.Variable]) -> list[tf.Variable]:
+    """TensorFlow's variables, mirrored or not, inside those of Keras."""
+    return [v.value if isinstance(v, keras.Variable) else v for v in variables]
+
+
 def copies(
     strategy: tf.distribute.Strategy, variables: Sequence[keras.Variable | tf.Variable]
 ) -> list[tuple[tf.Variable, ...]]:
@@ -18,8 +23,7 @@ def copies(
 
     To be called in cross-replica context. What is assigned to a copy stays on its replica.
     """
-    values = [v.value if isinstance(v, keras.Variable) else v for v in variables]
-    local = [strategy.experimental_local_results(value) for value in values]
+    local = [strategy.experimental_local_results(value) for value in values_of(variables)]
     return list(zip(*local, strict=True))
 
 

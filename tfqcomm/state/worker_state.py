@@ -39,6 +39,15 @@ class WorkerState:
             )
         return self._variables[replica, name]
 
+    def adopt(self, replica: int, slot: str, key: str, variable: tf.Variable) -> None:
+        """Makes a variable that exists already one of a local replica's slots.
+
+        It is given what was saved of the slot, and keeps its own type.
+        """
+        name = f"{slot}/{key}"
+        self._variables[replica, name] = variable
+        self._give(name, variable)
+
     def mean(self) -> dict[str, np.ndarray]:
         """Each slot's mean over all replicas: a collective, to be called on all processes."""
         total = self._transport.add_up(self._local_sum())
@@ -52,7 +61,9 @@ class WorkerState:
     def _local_sum(self) -> dict[str, np.ndarray]:
         names = dict.fromkeys(name for _, name in self._variables)
         return {
-            name: sum(v.numpy() for (_, n), v in self._variables.items() if n == name)
+            name: sum(
+                v.numpy().astype(np.float32) for (_, n), v in self._variables.items() if n == name
+            )
             for name in names
         }
 
@@ -60,5 +71,8 @@ class WorkerState:
         """Gives a saved `mean()` to every replica there is now, or will be."""
         self._pending = {name: value.astype(np.float32) for name, value in mean.items()}
         for (_, name), variable in self._variables.items():
-            if name in self._pending:
-                variable.assign(self._pending[name])
+            self._give(name, variable)
+
+    def _give(self, name, variable):
+        if name in self._pending:
+            variable.assign(tf.cast(self._pending[name], variable.dtype))

@@ -123,7 +123,8 @@ class GradientExchange:
             dense_bytes = self.transport.bytes_all_reduce(size, itemsize=1)
             self.ledger.meter.record(bytes_sent, dense_bytes, healthy, lambda: _norm(gradients))
 
-        return Reduction([means[m.key] for m in messages], healthy, commit, left_out, record)
+        ordered = [means[m.key] for m in messages]
+        return Reduction(ordered, healthy, commit, left_out, record, bytes_sent)
 
     def _compresses(self, message: Message) -> bool:
         wanted = message.compressible and not message.sparse

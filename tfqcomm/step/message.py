@@ -71,6 +71,7 @@ class Reduction:
         left_out: gives (local replica, key) -> the new residual, in the message's shape; of what
             was compressed with error feedback.
         record: adds the step to the meter.
+        bytes_sent: by one worker, a Python number or a scalar tensor.
     """
 
     means: list[tf.Tensor | tf.IndexedSlices]
@@ -78,6 +79,7 @@ class Reduction:
     commit: Callable[[], None]
     left_out: Callable[[], Mapping[tuple[int, str], tf.Tensor]]
     record: Callable[[], None]
+    bytes_sent: tf.Tensor | int
 
 
 def path_of(variable) -> str:

@@ -107,7 +107,7 @@ def _apply(optimizer, exchange, strategy, messages, halves, variables, learning_
     def update():
         reduction.commit()
         _remember(worker, memory, reduction)
-        owed = [_paid(m, debt) for m, debt in zip(means, debts, strict=True)]
+        owed = [paid(m, debt) for m, debt in zip(means, debts, strict=True)]
         means_now = [_cast_like(m, v) for m, v in zip(owed, tf_variables, strict=True)]
         _tf_private.update_variables(optimizer, strategy, tf_variables, means_now, learning_rate)
         if warm_up:
@@ -124,7 +124,7 @@ def _apply(optimizer, exchange, strategy, messages, halves, variables, learning_
         verify_replicas(exchange.ledger, strategy, tf_variables, updated)
 
 
-def _paid(mean, debt):
+def paid(mean: tf.Tensor | tf.IndexedSlices, debt: tf.Variable | None) -> tf.Tensor:
     """The mean, and what a restored run owes to it, which it owes no longer."""
     if debt is None:
         return mean
