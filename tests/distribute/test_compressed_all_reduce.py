@@ -213,8 +213,9 @@ def test_a_batch_that_does_not_split_trains(rows):
 def test_traffic_logger_counts_by_hand():
     """W = 3. The kernels have 128 and 48 elements, the biases 16 and 3.
 
-    Top-k keeps 13 of 128: 7 words of positions, 13 of values, 1 for the health: 21 words go to
-    two others. The rest and its health, 68 floats, go round the ring: 4/3 of them are sent.
+    Top-k keeps 13 of 128: 39 low bits and a bitmap of 28 for the positions, in 3 words, 13 words of
+    values, 1 for the health: 17 words go to two others. The rest, 67 floats, go round the ring:
+    4/3 of them are sent.
     """
     model = compiled(compressing(3, compressors.TopK(0.1), min_size=100))
     x = np.random.default_rng(0).normal(size=[48, 8]).astype("float32")
@@ -225,7 +226,7 @@ def test_traffic_logger_counts_by_hand():
     model.fit(
         x, y, batch_size=12, verbose=0, callbacks=[logger], epochs=2, initial_epoch=1, shuffle=False
     )
-    sent, dense = 2 * 4 * 21 + 4 * 4 * 68 // 3, 4 * 4 * 195 // 3
+    sent, dense = 2 * 4 * 17 + 4 * 4 * 67 // 3, 4 * 4 * 195 // 3
     expected = [
         {"epoch": 0, "steps": 3, "skipped_steps": 0, "bytes_sent": 3 * sent},
         {"epoch": 1, "steps": 4, "skipped_steps": 1, "bytes_sent": 4 * sent},
