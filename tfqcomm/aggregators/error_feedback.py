@@ -97,7 +97,7 @@ def _encode_and_keep(codec, layout, factor, seed, *given):
 
 def _decode_mean(codec, layout, words):
     words = _as(tf.int32, words)
-    mean = codec.decode_bucket_mean(words, layout)
+    mean = layout.without_padding(codec.decode_bucket_mean(words, layout))
     return mean, codec.mean_finite(mean, words, layout)
 
 

@@ -84,7 +84,6 @@ class TwoPhaseMean(Aggregator):
         chunk = self.chunks[self.transport.ranks[replica]]
         received = rows[:, 1 : 1 + self.compressor.bucket_words(chunk.layout)]
         mean, finite = decode_mean(self.compressor, chunk.layout, received)
-        mean = chunk.layout.without_padding(mean)
         residual = self.owners_residual(replica, chunk)
         seed = self.codec_seed(step, replica, start=chunk.start, phase="owner")
         encoded = encode_with_feedback(self._owner_codec, chunk.layout, mean, residual, seed)
