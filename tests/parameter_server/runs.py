@@ -81,7 +81,6 @@ def make_optimizer(name: str) -> keras.optimizers.Optimizer:
         "qrda_adagrad": lambda: tfqcomm.optimizers.QRDAAdagrad(
             0.05, 1e-3, center="initial", **gathered
         ),
-        "stochastic": lambda: tfqcomm.optimizers.CompAMS(1e-2, compressor="qsgd", **gathered),
         # Of one tensor, so that the budget of all is that of each.
         "adaptive_top_k_sgd": lambda: tfqcomm.optimizers.AdaptiveTopKSGD(
             0.1, budget=0.05, rule="fixed", momentum_correction=True, momentum=0.9, min_size=1000
