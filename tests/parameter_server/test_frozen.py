@@ -25,7 +25,7 @@ class Chief:
 
     def __init__(self, cluster: ServerProcesses, call: str):
         script = f"from tests.parameter_server import frozen_runs as runs\nruns.{call}"
-        self._process = subprocess.Popen(
+        self.process = subprocess.Popen(
             [sys.executable, "-c", script],
             env={**os.environ, **cluster.chief_environment},
             cwd=ROOT,
@@ -40,12 +40,12 @@ class Chief:
         return self
 
     def __exit__(self, *_) -> None:
-        self._process.kill()
-        self._process.communicate()
+        self.process.kill()
+        self.process.communicate()
 
     def wait_for(self, pattern: str) -> re.Match:
         """The first line like it from here on."""
-        for line in self._process.stdout:
+        for line in self.process.stdout:
             self.printed.append(line)
             if found := re.match(pattern, line):
                 return found
@@ -53,15 +53,15 @@ class Chief:
 
     def go_on(self) -> None:
         """Lets it come back from `input()`."""
-        self._process.stdin.write("\n")
-        self._process.stdin.flush()
+        self.process.stdin.write("\n")
+        self.process.stdin.flush()
 
     def error(self, since: float) -> str:
         """The error that it printed in time, before it ended as it should."""
         kind, message, at = self.wait_for(r"(\w+): (.*) at ([\d.]+)$").groups()
         waited = float(at) - since
         assert TIMEOUT_SECONDS - 1 <= waited <= TIMEOUT_SECONDS + SLACK_SECONDS, waited
-        assert self._process.wait(END_SECONDS) == 0
+        assert self.process.wait(END_SECONDS) == 0
         return f"{kind}: {message}"
 
 
@@ -106,7 +106,7 @@ def test_a_server_that_is_stopped_before_the_chief_comes_is_an_error():
         cluster.stop("ps", 1)
         with Chief(cluster, "connect()") as chief:
             error = chief.wait_for(r"(\w+: .*) at ")[1]
-            assert chief._process.wait(END_SECONDS) == 0
+            assert chief.process.wait(END_SECONDS) == 0
     assert_names(error, "ServerLost", "Parameter server 1")
 
 

@@ -21,7 +21,7 @@ TIMEOUT_SECONDS = 0.5
 def fast(monkeypatch):
     monkeypatch.setattr(watch, "ASK_SECONDS", 0.1)
     yield
-    watch._threads._left_behind = False
+    watch.threads.left_behind = False
 
 
 @pytest.fixture
@@ -124,7 +124,7 @@ def test_asks_nobody_when_nobody_waits_for_long():
             assert watch_.run(lambda n=number: n) == number
         time.sleep(2 * TIMEOUT_SECONDS)
         assert watch_.run(lambda: 1) == 1
-        assert watch_._asker is None
+        assert watch_.asker is None
 
 
 @pytest.mark.parametrize("error", [KeyError("no such file"), TimeoutError("of its own")])

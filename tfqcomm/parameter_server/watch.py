@@ -59,7 +59,7 @@ class Watch:
         self._timeout_seconds = timeout_seconds
         self._awaited: set[Future] = set()
         self._silence: dict[str, float] = {}  # device -> seconds, as of the last greetings
-        self._asker: threading.Thread | None = None
+        self.asker: threading.Thread | None = None
         self._starting = threading.Lock()
         self._frozen: str | None = None  # device; from then on every call is an error
 
@@ -84,13 +84,13 @@ class Watch:
             ServerLost: when a parameter server has been silent for too long meanwhile.
             RuntimeError: when a worker has.
         """
-        if self._timeout_seconds is None or _threads.is_one():  # there, somebody waits already
+        if self._timeout_seconds is None or threads.is_one():  # there, somebody waits already
             return call(*arguments)
-        return self.wait(_threads.submit(call, *arguments))
+        return self.wait(threads.submit(call, *arguments))
 
     def run_all(self, calls: Sequence[Callable]) -> list:
         """What the calls return, which are made at the same time; raises as `run` does."""
-        return [self.wait(future) for future in [_threads.submit(call) for call in calls]]
+        return [self.wait(future) for future in [threads.submit(call) for call in calls]]
 
     def wait(self, future: Future):
         """The result of a call that another thread makes; raises as `run` does."""
@@ -117,7 +117,7 @@ class Watch:
         for device, silence in list(self._silence.items()):
             if self._frozen is None and min(silence, waited) >= limit:
                 self._frozen = device
-                _threads.leave_behind()
+                threads.leave_behind()
                 # To free a variable of theirs would be a call that nobody could leave.
                 threading.Thread(target=_hold, args=(list(_trainers),), daemon=True).start()
         if self._frozen is not None:
@@ -125,10 +125,10 @@ class Watch:
 
     def _see_to_questions(self) -> None:
         with self._starting:
-            if self._asker is None or not self._asker.is_alive():
+            if self.asker is None or not self.asker.is_alive():
                 self._silence = dict.fromkeys((*self._cluster.servers, *self._cluster.workers), 0.0)
-                self._asker = threading.Thread(target=self._ask, daemon=True)
-                self._asker.start()
+                self.asker = threading.Thread(target=self._ask, daemon=True)
+                self.asker.start()
 
     def _ask(self) -> None:
         """Greets all tasks as long as somebody waits.
@@ -140,7 +140,7 @@ class Watch:
             next_time = time.monotonic() + ASK_SECONDS
             answers = {
                 # Who calls a worker that is gone is told so by TensorFlow, and does without it.
-                device: _threads.submit(self._is_silent, device, device in self._cluster.servers)
+                device: threads.submit(self._is_silent, device, device in self._cluster.servers)
                 for device in self._silence
             }
             for device, is_silent in answers.items():
@@ -167,7 +167,7 @@ class _Threads:
         self._idle: list[queue.SimpleQueue] = []
         self._busy: set[Future] = set()
         self._here = threading.local()
-        self._left_behind = False
+        self.left_behind = False
         atexit.register(self._finish)
 
     def is_one(self) -> bool:
@@ -188,7 +188,7 @@ class _Threads:
 
     def leave_behind(self) -> None:
         """Some will never return: the process ends without them."""
-        self._left_behind = True
+        self.left_behind = True
 
     def _work(self, inbox: queue.SimpleQueue) -> None:
         self._here.mine = True
@@ -209,11 +209,11 @@ class _Threads:
 
     def _finish(self) -> None:
         """Lets calls end: one that comes back when the interpreter is gone would abort it."""
-        if not self._left_behind:
+        if not self.left_behind:
             concurrent.futures.wait(list(self._busy), CLOSE_SECONDS)
 
 
-_threads = _Threads()
+threads = _Threads()
 _trainers: weakref.WeakSet = weakref.WeakSet()
 
 
