@@ -82,7 +82,11 @@ class DenseMean(Aggregator):
 def _encode(codec, layout, factor, world, message, healthy, seed, residual=None):
     target = message if factor == 1 else message * factor
     target = target if residual is None else target + residual
-    share = target / world
+    # Products of constants by hand: a graph makes one of two in a row, which eager steps do not.
+    if residual is None:
+        share = message if factor == world else message * (factor / world)
+    else:
+        share = target * (1 / world)
     if codec.sum_dtype.size == 2:
         limit = numerics.largest_summand(codec.sum_dtype, world)
         share = tf.clip_by_value(share, -limit, limit)
