@@ -34,10 +34,7 @@ def bits_per_second(text: str) -> int:
         raise ValueError("must be in bits per second, not bytes, as in 100mbit or 1gbit")
     if not found:
         raise ValueError("must be a number and a unit, as in 100mbit, 1gbit or 2.5Mbps")
-    rate = round(float(found[1]) * _THOUSANDS[found[2].lower()])
-    if not _LOWEST <= rate <= _HIGHEST:
-        raise ValueError("must be from 10kbit to 100gbit")
-    return rate
+    return _within(found, _THOUSANDS, _LOWEST, _HIGHEST, "10kbit to 100gbit")
 
 
 def microseconds(text: str) -> int:
@@ -56,7 +53,12 @@ def microseconds(text: str) -> int:
     found = _TIME.fullmatch(text.strip())
     if not found:
         raise ValueError("must be a number and a unit, as in 5ms, 200us or 0.1s")
-    time = round(float(found[1]) * _MICROSECONDS[found[2].lower()])
-    if not 1 <= time <= _LONGEST:
-        raise ValueError("must be from 1us to 10s")
-    return time
+    return _within(found, _MICROSECONDS, 1, _LONGEST, "1us to 10s")
+
+
+def _within(found: re.Match, units: dict[str, int], lowest: int, highest: int, allowed: str) -> int:
+    """The number found times its unit, if it is from `lowest` to `highest`."""
+    number = round(float(found[1]) * units[found[2].lower()])
+    if not lowest <= number <= highest:
+        raise ValueError(f"must be from {allowed}")
+    return number

@@ -24,13 +24,12 @@ from tfqcomm.optimizers.local.inner_optimizer import (
     refuse_constraints,
     refuse_inner,
 )
-from tfqcomm.optimizers.local.pulls import Pullable
+from tfqcomm.optimizers.local.pulls import Pullable, own_gradients
 from tfqcomm.optimizers.memory import RememberingOptimizer
 from tfqcomm.optimizers.shared_arguments import KERAS_ARGUMENTS, register
 from tfqcomm.state.ledger import ledger_for
 from tfqcomm.state.replicas import copies, values_of
 from tfqcomm.state.traffic import Route
-from tfqcomm.step import empty_shares
 from tfqcomm.step.exchange import GradientExchange
 from tfqcomm.step.message import Message, path_of
 from tfqcomm.step.options import ExchangeOptions
@@ -38,7 +37,6 @@ from tfqcomm.step.refusals import (
     agree_to_train,
     refuse_impossible,
     require_own_scope,
-    require_replica_context,
 )
 from tfqcomm.step.shared_arguments import exchange_arguments
 from tfqcomm.step.step import paid
@@ -162,14 +160,8 @@ class DiLoCo(RememberingOptimizer):
 
     @tf.autograph.experimental.do_not_convert  # this is graph code already
     def apply(self, grads, trainable_variables=None):
-        """One inner step, and an exchange if it is time to. In replica context.
-
-        Keras has divided the loss by the number of replicas; here each counts by itself.
-        """
-        world = require_replica_context(self, "apply").num_replicas_in_sync
-        grads = empty_shares.without_empty(grads)
-        own = [None if g is None else tf.convert_to_tensor(g) * world for g in grads]
-        super().apply(own, trainable_variables)
+        """One inner step, and an exchange if it is time to. In replica context."""
+        super().apply(own_gradients(self, grads), trainable_variables)
 
     def distributed_step(self, gradients, variables, learning_rate):
         """Every replica's own inner step, then the exchange of the fragment whose turn it is."""

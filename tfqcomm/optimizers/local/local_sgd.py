@@ -14,13 +14,12 @@ import keras
 import tensorflow as tf
 
 from tfqcomm import _tf_private, checks
-from tfqcomm.optimizers.local.pulls import Pullable, SharedState
+from tfqcomm.optimizers.local.pulls import Pullable, SharedState, own_gradients
 from tfqcomm.optimizers.memory import RememberingOptimizer
 from tfqcomm.state.ledger import Ledger, ledger_for
 from tfqcomm.state.replicas import copies
 from tfqcomm.state.traffic import Route
-from tfqcomm.step import empty_shares
-from tfqcomm.step.refusals import agree_to_train, require_own_scope, require_replica_context
+from tfqcomm.step.refusals import agree_to_train, require_own_scope
 from tfqcomm.transport.of_strategy import transport_for
 
 
@@ -81,14 +80,8 @@ class LocalSGDOptimizer(RememberingOptimizer):
 
     @tf.autograph.experimental.do_not_convert  # this is graph code already
     def apply(self, grads, trainable_variables=None):
-        """One local step, and a pull if it is time to. In replica context.
-
-        Keras has divided the loss by the number of replicas; here each counts by itself.
-        """
-        world = require_replica_context(self, "apply").num_replicas_in_sync
-        grads = empty_shares.without_empty(grads)
-        own = [None if g is None else tf.convert_to_tensor(g) * world for g in grads]
-        super().apply(own, trainable_variables)
+        """One local step, and a pull if it is time to. In replica context."""
+        super().apply(own_gradients(self, grads), trainable_variables)
 
     def distributed_step(self, gradients, variables, learning_rate):
         """Every replica's own step, then the pull."""

@@ -7,12 +7,26 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 
+import keras
 import numpy as np
 import tensorflow as tf
 
 from tfqcomm import _tf_private
 from tfqcomm.state.ledger import Ledger
 from tfqcomm.state.replicas import assign_vector, to_vector
+from tfqcomm.step import empty_shares
+from tfqcomm.step.refusals import require_replica_context
+
+
+def own_gradients(optimizer: keras.optimizers.Optimizer, gradients) -> list[tf.Tensor | None]:
+    """What each replica's own loss has as gradients, in replica context.
+
+    Keras has divided the loss by the number of replicas; where they train alone each counts by
+    itself.
+    """
+    world = require_replica_context(optimizer, "apply").num_replicas_in_sync
+    gradients = empty_shares.without_empty(gradients)
+    return [None if g is None else tf.convert_to_tensor(g) * world for g in gradients]
 
 
 class Pullable:
