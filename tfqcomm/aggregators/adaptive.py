@@ -44,7 +44,6 @@ class AdaptiveMean(Aggregator):
                 words, rest = self._encode(target, k)
                 payloads.append(words)
             if self.residuals is not None:
-                updates.append((self.residual(replica), rest))
                 left_out.append(rest)
         gathered = self.transport.all_gather(payloads)  # [W, w]
         with tf.device(self.transport.device):

@@ -19,18 +19,17 @@ class AllGatherMean(Aggregator):
     """
 
     def exchange(self, messages, healthy, step):
-        payloads, updates, left_out = [], [], []
+        payloads, left_out = [], []
         for replica, message in enumerate(messages):
             with tf.device(self.transport.devices[replica]):
                 encoded = self.encode(replica, message, step)
                 health = health_word(healthy[replica] & encoded.finite)
                 payloads.append(tf.concat([health, encoded.words], 0))
             if encoded.left_out is not None:
-                updates.append((self.residual(replica), encoded.left_out))
                 left_out.append(encoded.left_out)
         gathered = self.transport.all_gather(payloads)  # [W, 1 + w]
         with tf.device(self.transport.device):
             mean, finite = decode_mean(self.compressor, self.layout, gathered[:, 1:])
             healthy = all_healthy(gathered) & finite
         sent = self.transport.bytes_all_gather(payloads[0].shape[0])
-        return BucketMean(mean, healthy, updates, sent, left_out)
+        return BucketMean(mean, healthy, [], sent, left_out)

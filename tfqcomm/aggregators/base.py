@@ -9,7 +9,7 @@ from collections.abc import Sequence
 
 import tensorflow as tf
 
-from tfqcomm.aggregators.error_feedback import Encoded, encode_with_feedback
+from tfqcomm.aggregators.error_feedback import Encoded, encode_with_feedback, target_of
 from tfqcomm.compressors.base import Compressor
 from tfqcomm.kernels.layout import Layout, Part
 from tfqcomm.state.residuals import Residuals, Slot
@@ -26,7 +26,7 @@ class Aggregate:
         means: float32[n] for each tensor, the same bits on all replicas.
         healthy: bool scalar: what all replicas encoded was finite, messages plus residuals, and
             so are the means. Where it is false, `updates` must not be applied.
-        updates: (variable, new value) pairs: the residuals after this step.
+        updates: (variable, new value) pairs: the residuals after this step, and what else is kept.
         bytes_sent: by one worker.
         left_out: for each local replica its new residual, float32[layout.size]; empty without
             error feedback. `Aggregator.unpack` makes tensors of it.
@@ -45,8 +45,8 @@ class BucketMean:
 
     Attributes:
         mean: float32[layout.size].
-        healthy, updates, bytes_sent: as in `Aggregate`.
-        left_out: for each local replica: float32[layout.size].
+        healthy, bytes_sent, left_out: as in `Aggregate`.
+        updates: (variable, new value) pairs of all that is kept beside what `left_out` says.
     """
 
     mean: tf.Tensor
@@ -110,7 +110,8 @@ class Aggregator(abc.ABC):
 
         Args:
             messages: for each local replica, for each tensor: float32[n].
-            healthy: for each local replica, a bool scalar: what else it sends is finite.
+            healthy: for each local replica, a bool scalar: what else it sends is finite; True where
+                there is nothing else.
             step: int scalar; together with bucket and replica it seeds stochastic codecs.
         """
         packed = []
@@ -120,7 +121,9 @@ class Aggregator(abc.ABC):
         found = self.exchange(packed, healthy, step)
         with tf.device(self.transport.device):
             means = self.unpack(found.mean)
-        return Aggregate(means, found.healthy, found.updates, found.bytes_sent, found.left_out)
+        own = [(self.residual(replica), rest) for replica, rest in enumerate(found.left_out)]
+        updates = [*found.updates, *own]
+        return Aggregate(means, found.healthy, updates, found.bytes_sent, found.left_out)
 
     @abc.abstractmethod
     def exchange(
@@ -137,7 +140,8 @@ class Aggregator(abc.ABC):
 
     def residual(self, replica: int) -> tf.Variable | None:
         """What a local replica owes of its own messages: float32[layout.size]."""
-        return self._kept(replica, "worker", self._whole, self.layout)
+        (whole,) = self.layout.cut(1)
+        return self._kept(replica, "worker", whole, self.layout)
 
     def owners_residual(self, replica: int, part: Part) -> tf.Variable | None:
         """What a local replica owes of the means that it has encoded, as the owner of `part`."""
@@ -152,9 +156,12 @@ class Aggregator(abc.ABC):
 
     def target(self, replica: int, message: tf.Tensor) -> tf.Tensor:
         """The message of a local replica plus what is owed from before."""
-        message = message if self.factor == 1 else message * self.factor
+        return target_of(self.factor, *self.given(replica, message))
+
+    def given(self, replica: int, message: tf.Tensor) -> list[tf.Tensor]:
+        """What a kernel makes the target of: the message, and the residual if there is one."""
         residual = self.residual(replica)
-        return message if residual is None else message + residual
+        return [message] if residual is None else [message, tf.convert_to_tensor(residual)]
 
     def encode(self, replica: int, message: tf.Tensor, step: tf.Tensor) -> Encoded:
         """The words of a local replica's message, and what they leave out."""
@@ -177,11 +184,6 @@ class Aggregator(abc.ABC):
         sender = "all" if self.compressor.linear else f"{phase}{self.transport.ranks[replica]}"
         static = zlib.crc32(f"{self.seed}/{sender}/{start}".encode()) & 0x7FFFFFFF
         return tf.stack([tf.constant(static, tf.int32), tf.cast(step, tf.int32)])
-
-    @property
-    def _whole(self) -> Part:
-        (whole,) = self.layout.cut(1)
-        return whole
 
     def _kept(self, replica, kind, part, layout):
         if self.residuals is None or not part.segments:

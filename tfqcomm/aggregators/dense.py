@@ -5,6 +5,7 @@ from __future__ import annotations
 import tensorflow as tf
 
 from tfqcomm.aggregators.base import Aggregator, BucketMean
+from tfqcomm.aggregators.error_feedback import target_of
 from tfqcomm.kernels import numerics, wire
 
 
@@ -43,15 +44,13 @@ class DenseMean(Aggregator):
     """
 
     def exchange(self, messages, healthy, step):
-        headers, bodies, updates, left_out = [], [], [], []
+        headers, bodies, left_out = [], [], []
         for replica, message in enumerate(messages):
             with tf.device(self.transport.devices[replica]):
                 header, body, rest = self._encode(replica, message, healthy[replica], step)
                 headers.append(header)
                 bodies.append(body)
-            if rest is not None:
-                updates.append((self.residual(replica), rest))
-                left_out.append(rest)
+            left_out += rest
         total = self.transport.all_reduce(bodies)
         with tf.device(self.transport.device):
             healthy = tf.math.is_finite(total[-1])
@@ -63,25 +62,23 @@ class DenseMean(Aggregator):
                 mean, finite = decode(headers[0], total)
                 healthy &= finite
         sent = self.transport.bytes_all_reduce(total.shape[0], total.dtype.size)
-        return BucketMean(mean, healthy, updates, sent, left_out)
+        return BucketMean(mean, healthy, [], sent, left_out)
 
     def _encode(self, replica, message, healthy, step):
-        """Header (equal on all replicas), summands and new residual of one replica."""
-        codec, residual = self.compressor, self.residual(replica)
+        """Header (equal on all replicas), summands and, if any, new residual of one replica."""
+        codec = self.compressor
         if not self.layout.size:
             poison = tf.where(healthy, 0.0, float("nan"))
-            return None, tf.cast(poison, codec.sum_dtype)[None], None
+            return None, tf.cast(poison, codec.sum_dtype)[None], []
         static = codec, self.layout, self.factor, self.transport.world
         seed = self.codec_seed(step, replica)
-        residuals = [] if residual is None else [tf.convert_to_tensor(residual)]
         kernel = codec.kernel(_encode, self.layout.size, *static)
-        header, body, *rest = kernel(message, healthy, seed, *residuals)
-        return header, body, rest[0] if rest else None
+        header, body, *rest = kernel(healthy, seed, *self.given(replica, message))
+        return header, body, rest
 
 
-def _encode(codec, layout, factor, world, message, healthy, seed, residual=None):
-    target = message if factor == 1 else message * factor
-    target = target if residual is None else target + residual
+def _encode(codec, layout, factor, world, healthy, seed, message, residual=None):
+    target = target_of(factor, message, residual)
     # Products of constants by hand: a graph makes one of two in a row, which eager steps do not.
     if residual is None:
         share = message if factor == world else message * (factor / world)

@@ -35,6 +35,12 @@ class Encoded:
     finite: tf.Tensor
 
 
+def target_of(factor: float, message: tf.Tensor, residual: tf.Tensor | None = None) -> tf.Tensor:
+    """What is to be sent: `factor` times the message, and what is owed from before."""
+    target = message if factor == 1 else message * factor
+    return target if residual is None else target + residual
+
+
 def encode_with_feedback(
     codec: Compressor,
     layout: Layout,
@@ -77,7 +83,7 @@ def decode_mean(codec: Compressor, layout: Layout, words: tf.Tensor):
 
 
 def _encode(codec, layout, factor, floats, seed, *given):
-    target = _target(factor, *given)
+    target = target_of(factor, *given)
     words = codec.encode_bucket(target, layout, seed)
     finite = codec.encoded_finite(target, words, layout)
     return _as(tf.float32, words) if floats else words, finite
@@ -85,11 +91,11 @@ def _encode(codec, layout, factor, floats, seed, *given):
 
 def _left_out(codec, layout, factor, words, *given):
     sent = codec.decode_bucket(_as(tf.int32, words), layout)
-    return layout.without_padding(_target(factor, *given) - sent)
+    return layout.without_padding(target_of(factor, *given) - sent)
 
 
 def _encode_and_keep(codec, layout, factor, seed, *given):
-    target = _target(factor, *given)
+    target = target_of(factor, *given)
     words, left_out = codec.encode_bucket_with_residual(target, layout, seed)
     finite = codec.encoded_finite(target, words, layout)
     return words, layout.without_padding(left_out), finite
@@ -99,11 +105,6 @@ def _decode_mean(codec, layout, words):
     words = _as(tf.int32, words)
     mean = layout.without_padding(codec.decode_bucket_mean(words, layout))
     return mean, codec.mean_finite(mean, words, layout)
-
-
-def _target(factor, message, residual=None):
-    target = message if factor == 1 else message * factor
-    return target if residual is None else target + residual
 
 
 def _as(dtype, words):

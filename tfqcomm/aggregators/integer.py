@@ -5,6 +5,7 @@ from __future__ import annotations
 import tensorflow as tf
 
 from tfqcomm.aggregators.base import Aggregator, BucketMean
+from tfqcomm.aggregators.error_feedback import target_of
 from tfqcomm.kernels import numerics, rounding, wire
 
 
@@ -25,22 +26,19 @@ class IntegerMean(Aggregator):
         own = []
         for replica, message in enumerate(messages):
             with tf.device(self.transport.devices[replica]):
-                own.append(self._fuse(_scales)(*self._given(replica, message)))
+                own.append(self._fuse(_scales)(*self.given(replica, message)))
         gathered = self.transport.all_gather(own)  # [W, T], T tensors
         with tf.device(self.transport.device):
             scales = tf.reduce_max(gathered, axis=0)
-        payloads, updates, left_out = [], [], []
+        payloads, left_out = [], []
         for replica, message in enumerate(messages):
             with tf.device(self.transport.devices[replica]):
                 seed = self.codec_seed(step, replica)
                 encode = self._fuse(_encode, self._bits)
-                given = self._given(replica, message)
-                fields, rest, finite = encode(scales, seed, *given)
+                fields, finite, *rest = encode(scales, seed, *self.given(replica, message))
                 sick = tf.cast(~(healthy[replica] & finite), tf.int32)
                 payloads.append(tf.concat([sick[None], fields], 0))
-            if self.residuals is not None:
-                updates.append((self.residual(replica), rest))
-                left_out.append(rest)
+            left_out += rest
         total = self.transport.all_reduce(payloads)  # [1 + w]
         with tf.device(self.transport.device):
             decode = self._fuse(_decode, self._bits, self.transport.world)
@@ -48,39 +46,33 @@ class IntegerMean(Aggregator):
             healthy = tf.equal(total[0], 0) & finite
         sent = self.transport.bytes_all_gather(len(self.layout.sizes))
         sent += self.transport.bytes_all_reduce(total.shape[0])
-        return BucketMean(mean, healthy, updates, sent, left_out)
+        return BucketMean(mean, healthy, [], sent, left_out)
 
     @property
     def _bits(self) -> int:
         """Of a field: sums of levels plus one are from 0 to 2 W."""
         return (2 * self.transport.world).bit_length()
 
-    def _given(self, replica, message):
-        residual = self.residual(replica)
-        return [message] if residual is None else [message, tf.convert_to_tensor(residual)]
-
     def _fuse(self, kernel, *static):
         facts = self.compressor, self.layout, self.factor, *static
         return numerics.fuse(kernel, self.layout.size, *facts)
 
 
-def _target(factor, message, residual):
-    target = message if factor == 1 else message * factor
-    return target if residual is None else target + residual
-
-
-def _scales(codec, layout, factor, message, residual=None):
-    return codec.scales(_target(factor, message, residual), layout)
+def _scales(codec, layout, factor, *given):
+    return codec.scales(target_of(factor, *given), layout)
 
 
 def _encode(codec, layout, factor, bits, scales, seed, message, residual=None):
-    """Fields of levels, the new residual, and whether the target is finite."""
-    target = _target(factor, message, residual)
+    """Fields of levels, whether the target is finite, and the new residual if there was one."""
+    target = target_of(factor, message, residual)
     levels = codec.levels(target, scales, layout, seed)
     fields = wire.pack_fields(tf.cast(levels, tf.int32) + 1, bits)
+    finite = numerics.finite(target)
+    if residual is None:
+        return fields, finite
     value = layout.spread(codec.values_of_one(scales, layout))
     sent = layout.flat(value * tf.cast(layout.rows(levels), tf.float32))
-    return fields, layout.without_padding(target - sent), numerics.finite(target)
+    return fields, finite, layout.without_padding(target - sent)
 
 
 def _decode(codec, layout, _, bits, world, words, scales):

@@ -102,7 +102,7 @@ class LowRankMean(Aggregator):
             units = [_unit_rows(right) for right in rights]
             mean = self._join(_products(lefts, rights), rest)
             all_healthy &= _finite_products(lefts, rights)
-        updates = self._updates(kept, units, residuals)
+        updates = self._updates(kept, units)
         return BucketMean(mean, all_healthy, updates, sent, residuals)
 
     def _alternate(self, parts, healthy, step):
@@ -118,7 +118,7 @@ class LowRankMean(Aggregator):
                 lambda: self._one(False, parts, healthy, step),
             )
         mean, all_healthy, residuals, values, sent = found
-        updates = self._updates(kept, values, residuals)
+        updates = self._updates(kept, values)
         return BucketMean(mean, all_healthy, updates, sent, residuals)
 
     def _one(self, left, parts, healthy, step):
@@ -232,12 +232,9 @@ class LowRankMean(Aggregator):
                 residuals.append(self._join(left_out, [tf.zeros_like(x) for x in rest]))
         return residuals, flags
 
-    def _updates(self, kept, values, residuals):
-        """(variable, new value) of the factors and of the residuals."""
-        updates = list(zip(kept, values, strict=True))
-        updates.append((self.factors.step, self.factors.step + 1))
-        own = [self.residual(replica) for replica in range(len(residuals))]
-        return [*updates, *zip(own, residuals, strict=True)]
+    def _updates(self, kept, values):
+        """(variable, new value) of the factors."""
+        return [*zip(kept, values, strict=True), (self.factors.step, self.factors.step + 1)]
 
 
 def _products(lefts, rights):

@@ -39,7 +39,6 @@ class TwoPhaseMean(Aggregator):
                 rows, rest = self._encode_worker(replica, message, healthy[replica], step)
                 sent.append(rows)
             if rest is not None:
-                updates.append((self.residual(replica), rest))
                 left_out.append(rest)
         received = self.transport.all_to_all(sent)  # L times [W, c]
         chunks = []

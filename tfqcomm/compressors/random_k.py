@@ -126,20 +126,18 @@ def random_positions(seed: tf.Tensor, sizes: Sequence[int], counts: Sequence[int
     draws = tf.random.stateless_uniform(shape, seed, None, None, tf.int32, alg="philox")
     draws = tf.cast(tf.bitcast(draws, tf.uint32), tf.int64)
 
+    vector_of_pick = np.repeat(np.arange(len(sizes), dtype=np.int32), counts)
+
     def by_pick(of_vector):
-        values = tf.constant(np.array(of_vector, np.int64))
-        if len(sizes) == 1:
-            return values[0]
-        return tf.gather(values, np.repeat(np.arange(len(sizes), dtype=np.int32), counts))
+        values = tf.convert_to_tensor(of_vector, tf.int64)
+        return values[0] if len(sizes) == 1 else tf.gather(values, vector_of_pick)
 
     n, k = by_pick(sizes), by_pick(counts)
     places = tf.range(total, dtype=tf.int64) - by_pick(_starts(counts))
     starts, stops = places * n // k, (places + 1) * n // k
     picks = starts + tf.bitwise.right_shift(draws[:total] * (stops - starts), 32)
     rotations = tf.bitwise.right_shift(draws[total:] * np.array(sizes, np.int64), 32)
-    if len(sizes) > 1:
-        rotations = tf.gather(rotations, np.repeat(np.arange(len(sizes), dtype=np.int32), counts))
-    rotated = picks + rotations
+    rotated = picks + by_pick(rotations)
     inside = tf.where(rotated < n, rotated, rotated - n)
     return tf.cast(inside + by_pick(_starts(sizes)), tf.int32)
 

@@ -150,18 +150,6 @@ def magnitude_sums(x: tf.Tensor) -> tf.Tensor:
     return sums(tf.abs(x) / _ROW) * _ROW
 
 
-def mean_magnitude(x: tf.Tensor) -> tf.Tensor:
-    """Mean of |x| over the last axis, also where the sum alone would overflow.
-
-    Args:
-        x: float32[rows, n], n > 0
-
-    Returns:
-        float32[rows]; finite if all of `x` is.
-    """
-    return tf.cast(magnitude_sums(x) / x.shape[-1], tf.float32)
-
-
 def norm(x: tf.Tensor, largest: tf.Tensor) -> tf.Tensor:
     """Euclidean norm over the last axis; of finite `x` at most the largest float32.
 
