@@ -10,6 +10,7 @@ from tests.catalogue import AggregatorCase
 from tfqcomm.aggregators import AllGatherMean, TwoPhaseMean
 from tfqcomm.aggregators.vectors import encode_with_feedback
 from tfqcomm.compressors import BlockSign, TopK
+from tfqcomm.kernels.layout import Layout
 from tfqcomm.state.residuals import Residuals, Slot
 
 SIZES = (31, 70)
@@ -69,6 +70,22 @@ def test_total_survives_another_number_of_replicas(before, after, exist):
     for replica in range(after):
         residuals.variable(replica, WORKER)
     np.testing.assert_array_equal(residuals.total()["a"], total["a"])
+
+
+def test_elements_that_change_buckets_take_along_what_they_are_owed():
+    """And what is loaded later is given to one of the buckets, not to each."""
+    residuals = Residuals(local_transport(1))
+    a, b = (Slot("worker", key, 3, 0, 3) for key in "ab")
+    both, alone = Layout((3, 3), 4), Layout((3,), 4)
+    for slot in (a, b):
+        residuals.declare(slot.key, 3)
+    residuals.vector(0, (a, b), both).assign([1, 2, 3, 0, 4, 5, 6, 0])
+    np.testing.assert_array_equal(residuals.vector(0, (b,), alone), [4, 5, 6, 0])
+    np.testing.assert_array_equal(residuals.vector(0, (a, b), both), [1, 2, 3, 0, 0, 0, 0, 0])
+    total = residuals.total()
+    np.testing.assert_array_equal(total["b"], [4, 5, 6])
+    residuals.load_total(total)
+    np.testing.assert_equal(residuals.total(), total)
 
 
 def test_loading_nothing_resets():

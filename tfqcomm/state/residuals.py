@@ -163,8 +163,16 @@ class Residuals:
         self._pending = dict(total)
         for name in self._joints:
             self._take_apart(name)
-        for (_, slots, layout), variable in self._vectors.items():
-            variable.assign(_packed([self._initial_value(slot) for slot in slots], layout))
+        given: set[tuple[int, Slot]] = set()  # once, where several buckets hold an element
+        for (replica, slots, layout), variable in self._vectors.items():
+            values = [
+                self._initial_value(slot)
+                if (replica, slot) not in given
+                else np.zeros([slot.stop - slot.start], np.float32)
+                for slot in slots
+            ]
+            given |= {(replica, slot) for slot in slots}
+            variable.assign(_packed(values, layout))
 
     def _initial_value(self, slot: Slot) -> np.ndarray:
         saved = self._pending.get(slot.key)
