@@ -3,9 +3,10 @@
     for violation in violations(step.get_concrete_function(...).graph):
         print(violation)                # AddV2(int32): host memory
 
-A graph is walked with the functions it calls, but for those that XLA compiles: in them everything
-stays on the device. At each op that takes or gives more than `LARGEST` elements it is asked whether
-there is a kernel for its types on a GPU, and whether that keeps the large argument in host memory.
+A graph is walked with the functions it calls. In those that XLA compiles everything stays on the
+device, and each op must be one that it can compile for a GPU. Elsewhere, at each op that takes or
+gives more than `LARGEST` elements it is asked whether there is a kernel for its types on a GPU, and
+whether that keeps the large argument in host memory.
 
 What calls functions keeps int32 arguments and results in host memory, whatever the register says
 (`MemoryTypesForNode` in TensorFlow's `memory_types.cc`). A call that the graph optimizer inlines
@@ -14,6 +15,7 @@ has no such border.
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Iterator
 
 import tensorflow as tf
@@ -21,7 +23,7 @@ import tensorflow as tf
 from tfqcomm import _tf_private
 
 LARGEST = 1024  # elements that may live in host memory
-NO_KERNEL, HOST_MEMORY = "no kernel", "host memory"
+NO_KERNEL, HOST_MEMORY, NOT_COMPILED = "no kernel", "host memory", "XLA cannot compile it"
 CALLS = {"PartitionedCall", "StatefulPartitionedCall"}
 CONTROL_FLOW = {"If", "StatelessIf", "While", "StatelessWhile", "Case", "StatelessCase"}
 NO_OPS = {"Placeholder", "NoOp"}  # arguments of functions; nothing is computed
@@ -36,11 +38,26 @@ def _walk(graph: tf.Graph, seen: set[str]) -> Iterator[str]:
     for op in graph.get_operations():
         if op.type not in NO_OPS:
             yield from _of_op(op)
-        if is_compiled(op):
-            continue
+        walk = _walk_compiled if is_compiled(op) else _walk
         for name in _called(op) - seen:
             seen.add(name)
-            yield from _walk(_tf_private.called_graph(graph, name), seen)
+            yield from walk(_tf_private.called_graph(graph, name), seen)
+
+
+def _walk_compiled(graph: tf.Graph, seen: set[str]) -> Iterator[str]:
+    _make_xla_register()
+    for op in graph.get_operations():
+        if op.type not in NO_OPS | CALLS | CONTROL_FLOW and _kernel(op, "XLA_GPU_JIT") is None:
+            yield f"{op.type}: {NOT_COMPILED}"
+        for name in _called(op) - seen:
+            seen.add(name)
+            yield from _walk_compiled(_tf_private.called_graph(graph, name), seen)
+
+
+@functools.cache
+def _make_xla_register() -> None:
+    """XLA registers what it can compile, for all devices, when it compiles for the first time."""
+    tf.function(lambda x: x + 1, jit_compile=True)(tf.constant(1))
 
 
 def is_compiled(op: tf.Operation) -> bool:
@@ -75,9 +92,9 @@ def _of_op(op: tf.Operation) -> Iterator[str]:
         yield f"{what}: {HOST_MEMORY}"
 
 
-def _kernel(op: tf.Operation):
+def _kernel(op: tf.Operation, device: str = "GPU"):
     """The kernel that a GPU would run, None where there is none."""
-    fitting = [k for k in _tf_private.kernels_on("GPU", op.type) if _fits(k, op)]
+    fitting = [k for k in _tf_private.kernels_on(device, op.type) if _fits(k, op)]
     return fitting[0] if fitting else None
 
 

@@ -6,6 +6,7 @@ import tensorflow as tf
 
 from tests.catalogue import elias_fano, kept
 from tests.compressors.test_top_k import rng
+from tfqcomm.aggregators import error_feedback
 from tfqcomm.compressors import TopK
 from tfqcomm.kernels import kept_values, numerics
 from tfqcomm.kernels.layout import Layout
@@ -168,3 +169,25 @@ def test_the_graph_has_the_same_size_for_any_number_of_tensors(value_dtype):
         return len(graph.get_operations())
 
     assert ops((20_000,) * 2) == ops((200,) * 200)  # as many elements, and as many kept
+
+
+@pytest.mark.parametrize("value_dtype", VALUE_DTYPES)
+def test_one_kernel_for_a_gpu_makes_the_same_words(value_dtype, monkeypatch):
+    """Run on the CPU by XLA: so workers with and without a GPU understand each other."""
+    codec, layout = TopK(0.01, value_dtype=value_dtype), Layout(SIZES)
+    x = [tf.constant(bucket_of(SIZES, seed)) for seed in range(2)]
+    one_by_one = _step(codec, layout, x)
+    monkeypatch.setattr(numerics, "on_gpu", lambda tensor: True)
+    for compiled, expected in zip(_step(codec, layout, x), one_by_one, strict=True):
+        np.testing.assert_array_equal(compiled, expected)
+
+
+def _step(codec, layout, x):
+    """Two messages with a residual: their words, what they leave out, and the mean."""
+    encoded = [
+        error_feedback.encode_with_feedback(codec, layout, one, x[0], SEED, factor=0.5) for one in x
+    ]
+    words = tf.stack([one.words for one in encoded])
+    mean, finite = error_feedback.decode_mean(codec, layout, words)
+    assert finite and all(one.finite for one in encoded)
+    return tf.bitcast(words, tf.int32), *(one.left_out for one in encoded), mean

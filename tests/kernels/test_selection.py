@@ -51,6 +51,26 @@ def test_equals_a_stable_sort_of_each_segment(name, ratio):
         check(joined(sizes, patterns), sizes, kept_of(sizes, ratio))
 
 
+@pytest.mark.parametrize("name", SIZES)
+def test_compiled_for_a_gpu_it_is_the_same(name, monkeypatch):
+    """By sorting, in one kernel; here XLA makes it for the CPU."""
+    monkeypatch.setattr(numerics, "on_gpu", lambda tensor: True)
+    sizes = tuple(SIZES[name])
+    for ratio in (0.01, 0.5):
+        ks = tuple(kept_of(sizes, ratio))
+        select = numerics.fuse_on_gpu(_compiled_only, sum(sizes), sizes, ks)
+        for patterns in (["normal"], PATTERNS, ["all zero", "few non-zeros"], ["NaN and inf"]):
+            x = joined(sizes, patterns)
+            positions, values = select(tf.constant(x))
+            np.testing.assert_array_equal(positions, expected(x, sizes, ks))
+            np.testing.assert_array_equal(values, x[expected(x, sizes, ks)])
+
+
+def _compiled_only(sizes, ks, x):
+    assert numerics.compiling()
+    return selection.largest_of_segments(x, sizes, ks)
+
+
 @pytest.mark.parametrize("name", PATTERNS)
 def test_every_pattern_beside_ordinary_data(name):
     sizes = [3001, 20_011, 777, 9001]

@@ -61,10 +61,12 @@ def encode_with_feedback(
         return Encoded(tf.zeros([0]), None, tf.constant(True))
     given = [message] if residual is None else [message, tf.convert_to_tensor(residual)]
     static = codec, layout, float(factor)
+    on_gpu = numerics.on_gpu(message)
     if residual is not None and not codec.fusable:
-        words, left_out, finite = _encode_and_keep(*static, seed, *given)
+        encode = codec.kernel(_encode_and_keep, layout.size, *static, on_gpu)
+        words, left_out, finite = encode(seed, *given)
         return Encoded(_as(tf.float32, words), left_out, finite)
-    encode = codec.kernel(_encode, layout.size, *static, numerics.on_gpu(message))
+    encode = codec.kernel(_encode, layout.size, *static, on_gpu)
     words, finite = encode(seed, *given)
     left_out = None
     if residual is not None:
@@ -94,11 +96,12 @@ def _left_out(codec, layout, factor, words, *given):
     return layout.without_padding(target_of(factor, *given) - sent)
 
 
-def _encode_and_keep(codec, layout, factor, seed, *given):
+def _encode_and_keep(codec, layout, factor, floats, seed, *given):
     target = target_of(factor, *given)
     words, left_out = codec.encode_bucket_with_residual(target, layout, seed)
     finite = codec.encoded_finite(target, words, layout)
-    return words, layout.without_padding(left_out), finite
+    left_out = layout.without_padding(left_out)
+    return _as(tf.float32, words) if floats else words, left_out, finite
 
 
 def _decode_mean(codec, layout, words):

@@ -40,6 +40,8 @@ class Compressor(abc.ABC):
     elementwise: ClassVar[bool] = False
     # XLA may compile it as a part of something larger: all shapes are known when it is traced.
     compilable: ClassVar[bool] = True
+    # Where it is not: its bucket methods can be kernels of their own, quicker on a GPU alone.
+    compiled_on_gpu: ClassVar[bool] = False
     # Used in an exchange, it keeps a number of entries that all replicas choose at every step.
     adaptive: ClassVar[bool] = False
     # Used in an exchange, it has one `scale` for all replicas, and sums of integer `levels`.
@@ -158,7 +160,10 @@ class Compressor(abc.ABC):
 
     def kernel(self, function: Callable, n: int, *static: Hashable) -> Callable:
         """`numerics.fuse`, where this codec allows it: `function` of `static`, then of the rest."""
-        return (numerics.fuse if self.fusable else numerics.op_by_op)(function, n, *static)
+        if self.fusable:
+            return numerics.fuse(function, n, *static)
+        fuse = numerics.fuse_on_gpu if self.compiled_on_gpu else numerics.op_by_op
+        return fuse(function, n, *static)
 
     def bucket_words(self, layout: Layout) -> int:
         """Words that `encode_bucket` returns."""

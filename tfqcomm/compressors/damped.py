@@ -17,6 +17,7 @@ _DECLARED = (
     "sparse",
     "integer",
     "compilable",
+    "compiled_on_gpu",
     "elementwise",
     "sum_dtype",
     "header_words",

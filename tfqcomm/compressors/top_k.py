@@ -57,6 +57,7 @@ class TopK(Compressor):
 
     sparse: ClassVar[bool] = True
     compilable: ClassVar[bool] = False
+    compiled_on_gpu: ClassVar[bool] = True
 
     def __post_init__(self):
         object.__setattr__(self, "ratio", checks.ratio(self.ratio))

@@ -22,6 +22,8 @@ def scatter(positions: tf.Tensor, values: tf.Tensor, n: int) -> tf.Tensor:
     Returns:
         float32[n]
     """
+    if numerics.compiling():
+        return _scatter(positions, values, n)
     if positions.shape[0] is not None and n >= numerics.FUSE_FROM:
         return numerics.fuse(_scatter, n)(positions, values, n)
     # The oldest op for it is by far the quickest: `tf.scatter_nd` takes eight times as long.
@@ -52,7 +54,7 @@ def mean(positions: tf.Tensor, values: tf.Tensor, n: int) -> tf.Tensor:
     world = positions.shape[0]
     if world == 1:
         return scatter(positions[0], values[0], n)
-    if n >= numerics.FUSE_FROM:
+    if n >= numerics.FUSE_FROM or numerics.compiling():
         return numerics.fuse(_mean, n)(positions, values, n)
 
     def add(total, message):

@@ -81,7 +81,9 @@ class Levels(ValueFormat):
     def encode(self, values, ks):
         blocks = _blocks(ks)
         owner = _owners(blocks)
-        scales = _by_owner(tf.math.segment_max, numerics.magnitude_keys(values), owner, blocks)
+        scales = _by_owner(
+            tf.math.unsorted_segment_max, numerics.magnitude_keys(values), owner, blocks
+        )
         scales = tf.bitcast(scales, tf.float32)
         levels = numerics.relative(values, tf.gather(scales, owner)) * self.largest
         levels = tf.clip_by_value(tf.cast(tf.round(levels), tf.int32), -self.largest, self.largest)
@@ -131,9 +133,9 @@ class Table(ValueFormat):
         owner = _owners(lengths)
         number = tf.constant(lengths, tf.float64)
         values = tf.cast(values, tf.float64)  # squares of any float32, and sums of those
-        mean = _by_owner(tf.math.segment_sum, values, owner, lengths) / number
+        mean = _by_owner(tf.math.unsorted_segment_sum, values, owner, lengths) / number
         off = values - tf.gather(mean, owner)
-        variance = _by_owner(tf.math.segment_sum, off * off, owner, lengths) / number
+        variance = _by_owner(tf.math.unsorted_segment_sum, off * off, owner, lengths) / number
         width = tf.gather(1.5 * tf.sqrt(variance), owner)  # of a bin
         bins = sum(tf.cast(off >= edge, tf.int32) for edge in (-width, 0.0, width))
         place = 4 * owner + bins
@@ -182,4 +184,4 @@ def _owners(lengths):
 
 
 def _by_owner(reduce, values, owner, lengths):
-    return tf.ensure_shape(reduce(values, owner), [len(lengths)])
+    return reduce(values, owner, len(lengths))

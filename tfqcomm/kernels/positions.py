@@ -20,7 +20,7 @@ from __future__ import annotations
 
 import tensorflow as tf
 
-from tfqcomm.kernels import numerics, wire
+from tfqcomm.kernels import compiled_selection, numerics, wire
 
 
 def num_words(k: int, n: int) -> int:
@@ -41,14 +41,7 @@ def encode(positions: tf.Tensor, n: int) -> tf.Tensor:
     (k,) = positions.shape
     low = _low_bits(k, n)
     ranked = tf.bitwise.right_shift(positions, low) + tf.range(k)
-    bitmap = tf.raw_ops.SparseToDense(
-        sparse_indices=ranked,
-        output_shape=[_bitmap_bits(k, n)],
-        sparse_values=True,
-        default_value=False,
-        validate_indices=False,  # whether they ascend
-    )
-    bitmap = wire.pack_bits(bitmap)
+    bitmap = wire.pack_bits(_bitmap(ranked, _bitmap_bits(k, n)))
     if not low:
         return bitmap
     return tf.concat([numerics.fuse(_pack, n)(positions, low), bitmap], 0)
@@ -66,7 +59,10 @@ def decode(words: tf.Tensor, k: int, n: int) -> tf.Tensor:
     low, bits = _low_bits(k, n), _bitmap_bits(k, n)
     head = wire.num_words(k, low)
     bitmap = numerics.fuse(wire.unpack_bits, n)(words[:, head:], bits)
-    ranked = tf.reshape(tf.cast(tf.where(bitmap)[:, 1], tf.int32), [words.shape[0], k])
+    if numerics.compiling():
+        ranked = compiled_selection.first_true(bitmap, k)
+    else:
+        ranked = tf.reshape(tf.cast(tf.where(bitmap)[:, 1], tf.int32), [words.shape[0], k])
     high = tf.bitwise.left_shift(ranked - tf.range(k), low)
     return high + numerics.fuse(_unpack, n)(words[:, :head], k, low) if low else high
 
@@ -77,6 +73,20 @@ def _low_bits(k, n):
 
 def _bitmap_bits(k, n):
     return (n - 1 >> _low_bits(k, n)) + k
+
+
+def _bitmap(positions, bits):
+    """True at these positions: bool[bits]."""
+    if numerics.compiling():
+        ones = tf.ones([positions.shape[0]], tf.bool)
+        return tf.tensor_scatter_nd_update(tf.zeros([bits], tf.bool), positions[:, None], ones)
+    return tf.raw_ops.SparseToDense(
+        sparse_indices=positions,
+        output_shape=[bits],
+        sparse_values=True,
+        default_value=False,
+        validate_indices=False,  # whether they ascend
+    )
 
 
 def _pack(positions, low):

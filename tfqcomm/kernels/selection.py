@@ -13,7 +13,7 @@ from collections.abc import Sequence
 import numpy as np
 import tensorflow as tf
 
-from tfqcomm.kernels import counting, numerics
+from tfqcomm.kernels import compiled_selection, counting, numerics
 
 SORT_UP_TO = 32768  # elements of one segment; below, sorting beats counting
 _KEY_BITS = 31
@@ -82,6 +82,8 @@ def largest_of_segments(
     n, kept = sum(sizes), sum(ks)
     if kept == n:
         return tf.range(n), x
+    if numerics.compiling():
+        return compiled_selection.largest_of_segments(x, sizes, ks)
     if n <= SORT_UP_TO and len(sizes) == 1:
         # Of equal keys it takes the first.
         positions = tf.sort(tf.math.top_k(numerics.magnitude_keys(x), kept, sorted=False).indices)
