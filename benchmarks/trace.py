@@ -36,7 +36,7 @@ from benchmarks import network
 OPERATION = re.compile(r"[^:]+:[A-Z_]\w*|CpuExecutable::ExecuteAsyncOnStream")
 PAYLOAD = re.compile(r"sgd/.*:Collective\w+")  # made under the optimizer's name
 GRADIENT = "gradient_tape/"
-WARM_UP = 3  # steps before the trace
+WARM_UP = 100  # steps before the trace: by then TensorFlow knows which operations are quick
 
 FLAGS = flags.FLAGS
 flags.DEFINE_string("network", "1gbit", "Bandwidth of each worker, or loopback.")

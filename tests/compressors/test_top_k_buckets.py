@@ -190,4 +190,4 @@ def _step(codec, layout, x):
     words = tf.stack([one.words for one in encoded])
     mean, finite = error_feedback.decode_mean(codec, layout, words)
     assert finite and all(one.finite for one in encoded)
-    return tf.bitcast(words, tf.int32), *(one.left_out for one in encoded), mean
+    return tf.bitcast(words, tf.int32), *(one.left_out()[0] for one in encoded), mean

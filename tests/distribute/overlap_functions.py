@@ -10,10 +10,12 @@ import tfqcomm
 LAYERS = 6  # of 64 x 64: each in a bucket of its own
 
 
-def reached(compressor: str | None, schedule: str) -> list[list[bool]]:
-    """For each payload's collectives, in order: which layers' gradients they wait for.
+def reached(compressor: str | None, schedule: str) -> tuple[list[list[bool]], list[int]]:
+    """What each payload's collectives, in order, wait for.
 
-    Layers are counted from the input, whose gradient is the last to be ready.
+    Returns:
+        For each collective which layers' gradients it waits for, counted from the input, whose
+        gradient is the last to be ready; and how many collectives.
     """
     strategy = tfqcomm.distribute.MultiWorkerMirroredStrategy(
         compressor, schedule=schedule, min_size=0, bucket_mb=4 * 64 * 64 / 2**20
@@ -40,7 +42,10 @@ def reached(compressor: str | None, schedule: str) -> list[list[bool]]:
     step(tf.ones([8, 64]), tf.ones([8, 64]))
     collectives = [op for op in graph.get_operations() if op.type.startswith("Collective")]
     waits = [_ancestors(op) for op in collectives]
-    return [[name in ancestors for name in names] for ancestors in waits]
+    of_gradients = [[name in ancestors for name in names] for ancestors in waits]
+    own = {op.name for op in collectives}
+    others = [len((own & a) - {op.name}) for op, a in zip(collectives, waits, strict=True)]
+    return of_gradients, others
 
 
 def _ancestors(op: tf.Operation) -> set[str]:

@@ -14,7 +14,7 @@ pytestmark = pytest.mark.multi_process
 )
 def test_the_first_collectives_do_not_wait_for_the_last_gradients(compressor, schedule, per_bucket):
     args = {"compressor": compressor, "schedule": schedule}
-    for waits in run_workers(overlap_functions.reached, workers=2, args=args):
+    for waits, _ in run_workers(overlap_functions.reached, workers=2, args=args):
         layers = overlap_functions.LAYERS
         assert len(waits) >= layers * per_bucket
         for bucket in range(layers):
@@ -23,3 +23,11 @@ def test_the_first_collectives_do_not_wait_for_the_last_gradients(compressor, sc
             expected = [layer >= first_needed for layer in range(layers)]
             for collective in waits[bucket * per_bucket : (bucket + 1) * per_bucket]:
                 assert collective == expected
+
+
+@pytest.mark.parametrize(("compressor", "schedule"), [("block_sign", "all_gather"), (None, "auto")])
+def test_payloads_are_in_flight_at_a_time(compressor, schedule):
+    """None waits for the end of another."""
+    args = {"compressor": compressor, "schedule": schedule}
+    for _, others in run_workers(overlap_functions.reached, workers=2, args=args):
+        assert others == [0] * overlap_functions.LAYERS

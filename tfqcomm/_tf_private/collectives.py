@@ -15,7 +15,7 @@ from tensorflow.python.distribute import (
 from tensorflow.python.eager import context
 from tensorflow.python.ops import collective_ops
 
-from tfqcomm._tf_private.graphs import local_variable
+from tfqcomm._tf_private.graphs import local_variable, run_independently
 
 
 def process_count(strategy: tf.distribute.Strategy) -> int:
@@ -71,10 +71,15 @@ def place_text(number: int) -> str:
     return _places.get(number, "the beginning")
 
 
-def _place(kind: str, value: tf.Tensor) -> int:
-    """Numbers a place in the program: the same on all processes, whenever it was traced."""
+def _place(kind: str, value: tf.Tensor, number: int = 0) -> int:
+    """Numbers a place in the program: the same on all processes, whenever it was traced.
+
+    Args:
+        number: among those that are in flight at a time, from 1 on.
+    """
     what = getattr(_doing, "what", "") or "a collective of the program's own"
-    text = f"{what} ({kind}, {value.dtype.name}{value.shape})"
+    which = f", number {number}" if number else ""
+    text = f"{what} ({kind}, {value.dtype.name}{value.shape}{which})"
     number = _FIRST_FIXED_KEY | zlib.crc32(text.encode()) >> 2
     if _places.setdefault(number, text) != text:
         raise RuntimeError(f"Two collectives share a key: {text!r} and {_places[number]!r}")
@@ -84,8 +89,9 @@ def _place(kind: str, value: tf.Tensor) -> int:
 class Progress:
     """How far this process is among its collectives: noted in the graph, read by the watch.
 
-    Noting one also keeps the next from beginning before it has ended, as TensorFlow's ordering
-    token does, so the n-th collective of every process is the same.
+    Noting them keeps them in program order: none begins before the one before it has ended, or, of
+    those that may be in flight at a time, has begun. So the n-th collective of every process is
+    the same.
     """
 
     def __init__(self):
@@ -103,16 +109,34 @@ class Progress:
         with tf.control_dependencies([] if tf.executing_eagerly() else noted):
             return tf.identity(value)
 
-    def end(self, result: tf.Tensor) -> tf.Tensor:
-        """`result`, and notes that the collective has ended."""
-        with tf.control_dependencies([result]), tf.device("CPU:0"):
-            self._counts.assign_add([0, 1], read_value=False)
-        return result
+    def end(self, *results: tf.Tensor) -> None:
+        """Notes that the collectives with these results have ended."""
+        with tf.control_dependencies(list(results)), tf.device("CPU:0"):
+            self._counts.assign_add([0, len(results)], read_value=False)
 
     def read(self) -> tuple[int, int, int]:
         """Collectives begun, ended, and the number of the last one's place; eager."""
         begun, ended = self._counts.numpy()
         return int(begun), int(ended), int(self._at.numpy())
+
+
+class _Flight:
+    """Collectives that may be in flight at a time: how many there were, and their results."""
+
+    def __init__(self):
+        self.results: list[tf.Tensor] = []
+        self._number = 0
+        self._graph = None if tf.executing_eagerly() else tf.compat.v1.get_default_graph()
+
+    def next_number(self) -> int:
+        """Of two such collectives of one kind and shape each needs a key of its own."""
+        self._number += 1
+        return self._number
+
+    def has_graph(self) -> bool:
+        """Whether results made now can be waited for at the end: not those of a branch."""
+        eager = tf.executing_eagerly()
+        return self._graph is (None if eager else tf.compat.v1.get_default_graph())
 
 
 class Launcher(cross_device_utils.CollectiveReplicaLauncher):
@@ -135,6 +159,22 @@ class Launcher(cross_device_utils.CollectiveReplicaLauncher):
     def __init__(self, group_key, group_size, keys, device, options, progress: Progress | None):
         super().__init__(group_key, group_size, keys, device, options)
         self._progress = progress
+        self._flight: _Flight | None = None
+
+    @contextlib.contextmanager
+    def together(self) -> Iterator[None]:
+        """Scope of collectives that may be in flight at a time.
+
+        Each begins when its value is there and the one before it has begun. What follows the scope
+        waits for all. NCCL wants them one after the other: so they stay on GPUs.
+        """
+        self._flight = flight = _Flight()
+        try:
+            yield
+        finally:
+            self._flight = None
+        if flight.results and self._progress is not None:
+            self._progress.end(*flight.results)
 
     @classmethod
     def like(cls, launcher, progress: Progress | None) -> Launcher:
@@ -188,20 +228,29 @@ class Launcher(cross_device_utils.CollectiveReplicaLauncher):
         """Runs `collective` on `value`, noting that it begins and ends."""
         options = self._options.merge(options)
         value = tf.convert_to_tensor(value)
-        place = _place(kind, value)
+        flight = self._flight if self._keeps_key(value) else None
+        place = _place(kind, value, flight.next_number() if flight else 0)
+        flies = flight is not None and flight.has_graph()
         group = {
             "group_size": self._group_size,
             "group_key": self._group_key,
             "instance_key": self._key(place, value),
             "communication_hint": options.implementation.value,
             "timeout": options.timeout_seconds or 0,
-            "ordering_token": self._get_ordering_token(),
+            "ordering_token": None if flies else self._get_ordering_token(),
             **more,
         }
         with tf.device(self._device):
             if self._progress is None:
                 return collective(value, **group)
-            return self._progress.end(collective(self._progress.begin(place, value), **group))
+            result = collective(self._progress.begin(place, value), **group)
+            if flies:
+                flight.results.append(result)
+                if not tf.executing_eagerly():
+                    run_independently(result.op)
+            else:
+                self._progress.end(result)
+            return result
 
     def _keeps_key(self, value):
         return value.shape.is_fully_defined() and "GPU" not in self._device
@@ -232,6 +281,10 @@ class Collectives:
         self._launcher = Launcher(
             group_key, self.size, keys, device, self._options, None if aside else extended.progress
         )
+
+    def together(self) -> contextlib.AbstractContextManager[None]:
+        """Scope of collectives that may be in flight at a time; see `Launcher.together`."""
+        return self._launcher.together()
 
     def all_gather(self, value: tf.Tensor) -> tf.Tensor:
         """Concatenates every process' `value` along the first axis."""

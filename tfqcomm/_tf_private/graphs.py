@@ -45,3 +45,13 @@ def converted(function: Callable) -> Callable:
     """`function` as `tf.distribute.Strategy.run` would convert it for AutoGraph."""
     status = autograph_ctx.control_status_ctx()
     return autograph.tf_convert(function, status, convert_by_default=False)
+
+
+def run_independently(op: tf.Operation) -> None:
+    """Lets an operation run whenever its inputs are there.
+
+    Otherwise a function runs whatever has a state and no variable in program order.
+    """
+    manager = getattr(op.graph, "experimental_acd_manager", None)
+    if manager is not None:
+        manager.run_independently(op)

@@ -39,6 +39,8 @@ NAMES: dict[str, tuple[str, ...] | None] = {
         "python_function",
     ),
     # the register of kernels
+    "tensorflow.python.framework.auto_control_deps:"
+    "AutomaticControlDependencies.run_independently": ("op",),
     "tensorflow.python.framework.kernels:get_registered_kernels_for_op": ("name",),
     "tensorflow.python.framework.ops:Graph._get_function": ("name",),
     # collectives

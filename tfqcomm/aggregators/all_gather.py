@@ -25,8 +25,7 @@ class AllGatherMean(Aggregator):
                 encoded = self.encode(replica, message, step)
                 health = health_word(healthy[replica] & encoded.finite)
                 payloads.append(tf.concat([health, encoded.words], 0))
-            if encoded.left_out is not None:
-                left_out.append(encoded.left_out)
+                left_out += encoded.left_out(payloads[-1])
         gathered = self.transport.all_gather(payloads)  # [W, 1 + w]
         with tf.device(self.transport.device):
             mean, finite = decode_mean(self.compressor, self.layout, gathered[:, 1:])

@@ -12,6 +12,8 @@ TensorFlow keeps int32 that crosses a function's border in the host's memory.
 from __future__ import annotations
 
 import dataclasses
+import functools
+from collections.abc import Callable
 
 import tensorflow as tf
 
@@ -26,13 +28,20 @@ class Encoded:
 
     Attributes:
         words: int32[w] in float32.
-        left_out: float32[n], the new residual; None without error feedback.
         finite: bool scalar, whether what was encoded is.
+        make_left_out: computes the new residual, float32[n]; None without error feedback.
     """
 
     words: tf.Tensor
-    left_out: tf.Tensor | None
     finite: tf.Tensor
+    make_left_out: Callable[[], tf.Tensor] | None = None
+
+    def left_out(self, *after: tf.Tensor) -> list[tf.Tensor]:
+        """The new residual, if there is one; computed once `after` is there: what is sent first."""
+        if self.make_left_out is None:
+            return []
+        with tf.control_dependencies(after):
+            return [self.make_left_out()]
 
 
 def target_of(factor: float, message: tf.Tensor, residual: tf.Tensor | None = None) -> tf.Tensor:
@@ -58,21 +67,22 @@ def encode_with_feedback(
         seed: int32[2].
     """
     if not layout.size:
-        return Encoded(tf.zeros([0]), None, tf.constant(True))
+        return Encoded(tf.zeros([0]), tf.constant(True))
     given = [message] if residual is None else [message, tf.convert_to_tensor(residual)]
     static = codec, layout, float(factor)
     on_gpu = numerics.on_gpu(message)
     if residual is not None and not codec.fusable:
         encode = codec.kernel(_encode_and_keep, layout.size, *static, on_gpu)
         words, left_out, finite = encode(seed, *given)
-        return Encoded(_as(tf.float32, words), left_out, finite)
+        return Encoded(_as(tf.float32, words), finite, lambda: left_out)
     encode = codec.kernel(_encode, layout.size, *static, on_gpu)
     words, finite = encode(seed, *given)
-    left_out = None
+    make_left_out = None
     if residual is not None:
         # Apart from the other kernel, in which XLA would compute the words anew for every use.
-        left_out = codec.kernel(_left_out, layout.size, *static)(words, *given)
-    return Encoded(_as(tf.float32, words), left_out, finite)
+        kernel = codec.kernel(_left_out, layout.size, *static)
+        make_left_out = functools.partial(kernel, words, *given)
+    return Encoded(_as(tf.float32, words), finite, make_left_out)
 
 
 def decode_mean(codec: Compressor, layout: Layout, words: tf.Tensor):

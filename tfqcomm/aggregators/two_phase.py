@@ -38,8 +38,7 @@ class TwoPhaseMean(Aggregator):
             with tf.device(self.transport.devices[replica]):
                 rows, rest = self._encode_worker(replica, message, healthy[replica], step)
                 sent.append(rows)
-            if rest is not None:
-                left_out.append(rest)
+            left_out += rest
         received = self.transport.all_to_all(sent)  # L times [W, c]
         chunks = []
         for replica, rows in enumerate(received):
@@ -56,7 +55,7 @@ class TwoPhaseMean(Aggregator):
         return BucketMean(mean, healthy, updates, cost, left_out)
 
     def _encode_worker(self, replica, message, healthy, step):
-        """float32[W, c], row j for owner j; and the new residual."""
+        """float32[W, c], row j for owner j; and the new residual, if there is one."""
         residual = self.residual(replica)
         owed = None if residual is None else tf.convert_to_tensor(residual)
         encoded = []
@@ -75,8 +74,8 @@ class TwoPhaseMean(Aggregator):
             )
         finite = tf.reduce_all([one.finite for one in encoded])
         rows = tf.stack([self._payload(healthy & finite, one.words) for one in encoded])
-        rest = [one.left_out for one in encoded if one.left_out is not None]
-        return rows, tf.concat(rest, 0) if rest else None
+        rest = [part for one in encoded for part in one.left_out(rows)]
+        return rows, [tf.concat(rest, 0)] if rest else []
 
     def _encode_owner(self, replica, rows, step):
         """float32[c]: the mean of everyone's chunk, encoded again; and the owner's residual."""
@@ -86,9 +85,8 @@ class TwoPhaseMean(Aggregator):
         residual = self.owners_residual(replica, chunk)
         seed = self.codec_seed(step, replica, start=chunk.start, phase="owner")
         encoded = encode_with_feedback(self._owner_codec, chunk.layout, mean, residual, seed)
-        updates = [] if residual is None else [(residual, encoded.left_out)]
-        healthy = all_healthy(rows) & finite & encoded.finite
-        return self._payload(healthy, encoded.words), updates
+        payload = self._payload(all_healthy(rows) & finite & encoded.finite, encoded.words)
+        return payload, [(residual, rest) for rest in encoded.left_out(payload)]
 
     def _decode(self, gathered):
         """float32[size] of the bucket, from float32[W, c]; and whether it is finite."""

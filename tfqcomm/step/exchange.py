@@ -88,15 +88,18 @@ class GradientExchange:
 
         means, aggregates, unpacks = {}, [], []
         groups = self._groups(compressed, schedule, dense, compresses)
-        for place, (aggregator, group, dtype) in enumerate(groups, start=1):
-            vectors = [_vectors(group, replica, dtype) for replica in range(self.transport.local)]
-            # Aggregators look at what they encode themselves. The last one, for which the others
-            # need not wait, tells of the rows, too.
-            health = self._health(sparse if place == len(groups) else [])
-            aggregates.append(aggregator.aggregate(vectors, health, step))
-            unpacks.append((group, aggregator.unpack))
-            for message, mean in zip(group, aggregates[-1].means, strict=True):
-                means[message.key] = tf.reshape(mean, message.shape)
+        with self.transport.together():
+            for place, (aggregator, group, dtype) in enumerate(groups, start=1):
+                vectors = [
+                    _vectors(group, replica, dtype) for replica in range(self.transport.local)
+                ]
+                # Aggregators look at what they encode themselves. The last one, for which the
+                # others need not wait, tells of the rows, too.
+                health = self._health(sparse if place == len(groups) else [])
+                aggregates.append(aggregator.aggregate(vectors, health, step))
+                unpacks.append((group, aggregator.unpack))
+                for message, mean in zip(group, aggregates[-1].means, strict=True):
+                    means[message.key] = tf.reshape(mean, message.shape)
         rows = [self._gather_rows(m) for m in sparse]
         means |= {m.key: mean for m, (mean, _) in zip(sparse, rows, strict=True)}
 

@@ -15,6 +15,7 @@ Letters: L local replicas, P processes, W = P x L replicas in all, w words, c wo
 from __future__ import annotations
 
 import abc
+import contextlib
 from collections.abc import Callable, Mapping, Sequence
 
 import numpy as np
@@ -49,6 +50,10 @@ class Transport(abc.ABC):
     def ranks(self) -> range:
         """The replicas of this process, among all."""
         return range(self.process * self.local, (self.process + 1) * self.local)
+
+    def together(self) -> contextlib.AbstractContextManager[None]:
+        """Scope of moves of which each may begin while others are under way."""
+        return contextlib.nullcontext()
 
     def all_gather(self, words: Sequence[tf.Tensor]) -> tf.Tensor:
         """Gives everyone's words to everyone: L times int32[w] -> int32[W, w], in rank order."""

@@ -25,6 +25,9 @@ class CollectiveTransport(Transport):
         self.addresses = _tf_private.process_addresses(strategy)
         self.watch = Watch(strategy, self.addresses, strategy.extended.timeout_seconds or 0)
 
+    def together(self):
+        return self._collectives.together()
+
     def agree(self, topic, facts, notes, **more):
         with tf.init_scope():
             self.before_agreement()
