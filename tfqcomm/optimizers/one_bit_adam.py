@@ -209,7 +209,7 @@ class OneBitAdam(CompressedOptimizer):
     def _log_the_switch(self, t):
         def log(step):
             text = "%s: the warm-up is over after %d steps; from now on momenta travel as %s."
-            logging.info(text, self.name, step, self.options.codec)
+            logging.info(text, self.name, step, self.options.compressor)
             return False
 
         with tf.device("CPU:0"):

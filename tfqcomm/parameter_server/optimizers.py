@@ -17,6 +17,7 @@ from tfqcomm import _tf_private, compressors
 from tfqcomm.optimizers.base import CompressedOptimizer
 from tfqcomm.step.halves import WorkerHalf
 from tfqcomm.step.options import ExchangeOptions
+from tfqcomm.step.policy import Policy
 
 # What each element's step depends on: itself alone. Others see the whole tensor: its norm, say.
 _ELEMENTWISE = {
@@ -146,6 +147,12 @@ def options_of(
         ValueError: for codecs whose messages a server cannot decode.
     """
     options = getattr(inner(optimizer), "options", None) or ExchangeOptions(**arguments)
+    if isinstance(options.compressor, Policy):
+        raise ValueError(
+            "Argument `compressor` must be one compressor with parameter servers: policies by path "
+            "are for a MirroredStrategy or `tfqcomm.distribute.MultiWorkerMirroredStrategy`. "
+            f"Received: compressor={options.compressor}"
+        )
     compressor = options.compressor
     if compressor.low_rank:
         raise ValueError(

@@ -27,6 +27,7 @@ from tfqcomm.step.options import ExchangeOptions
 from tfqcomm.step.refusals import (
     agree_to_train,
     counter_of,
+    refuse_idle_patterns,
     refuse_impossible,
     require_own_scope,
     require_replica_context,
@@ -64,22 +65,24 @@ def distributed_step(
     variables = list(variables)
     # By position: Keras may call the same layer `dense` in one run and `dense_2` in the next.
     keys = [str(_tf_private.variable_index(optimizer, v)) for v in variables]
+    paths = [path_of(v) for v in variables]
 
     def merged(strategy, gradients, learning_rate):
         require_own_scope(optimizer, strategy)
         ledger = ledger_for(optimizer, transport_for(strategy))
         exchange = GradientExchange(options, ledger)
         if not ledger.routes:  # before the first step
-            agree_to_train(exchange.transport, optimizer, variables, exchange.options.facts())
+            agree_to_train(exchange.transport, optimizer, variables, options.facts(paths))
+            refuse_idle_patterns(optimizer, options, variables)
         messages, memory = [], []
-        for key, gradient, variable in zip(keys, gradients, variables, strict=True):
+        for key, path, gradient in zip(keys, paths, gradients, strict=True):
             values, factor = _local_gradients(exchange.transport, strategy, gradient)
             if worker is not None:
                 values = [_map_values(lambda v, f=factor: v * f, value) for value in values]
                 values, state = _worker_half(worker, exchange, key, values, optimizer, strategy)
                 memory.append((key, state))
                 factor = 1
-            messages.append(Message(key, values, path=path_of(variable), factor=factor))
+            messages.append(Message(key, values, path=path, factor=factor))
         halves = worker, memory, warm_up
         _apply(optimizer, exchange, strategy, messages, halves, variables, learning_rate)
 

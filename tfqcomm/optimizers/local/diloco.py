@@ -35,6 +35,7 @@ from tfqcomm.step.message import Message, path_of
 from tfqcomm.step.options import ExchangeOptions
 from tfqcomm.step.refusals import (
     agree_to_train,
+    refuse_idle_patterns,
     refuse_impossible,
     require_own_scope,
 )
@@ -195,7 +196,9 @@ class DiLoCo(RememberingOptimizer):
         """Before the first step: workers agree on what they do, and state finds its place."""
         ledger = replicas.ledger
         if "shared" not in ledger.kept:
-            agree_to_train(ledger.transport, self, variables, self.exchange_options.facts())
+            facts = self.exchange_options.facts(path_of(v) for v in variables)
+            agree_to_train(ledger.transport, self, variables, facts)
+            refuse_idle_patterns(self, self.exchange_options, variables)
             keep_state(self.inner, strategy, ledger)
         ledger.keep("shared", lambda: self.global_weights.shared)
         self.global_weights.begin(replicas, [self._key(v) for v in variables])
