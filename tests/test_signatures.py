@@ -18,6 +18,7 @@ SHARED = {  # what all that compress have in common
     "min_size": 1024,
     "schedule": "auto",
     "granularity": "tensor",
+    "warm_up": 0,
     "seed": 0,
     "verify": True,
 }
@@ -90,7 +91,7 @@ GOLDENS = {  # by position, and by name alone: argument -> default, as of the fi
     ),
     "OneBitAdam": (
         ADAM,
-        {"warm_up": "auto", "compressor": "block_sign", **SHARED, "name": "one_bit_adam"},
+        {"compressor": "block_sign", **SHARED, "warm_up": "auto", "name": "one_bit_adam"},
     ),
     "PeriodicAveragingSGD": (
         SGD,

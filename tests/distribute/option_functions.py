@@ -16,6 +16,7 @@ CASES = {
         "min_size": 0,
         "schedule": "all_gather",
     },
+    "warm_up": {"compressor": "block_sign", "min_size": 0, "schedule": "two_phase", "warm_up": 40},
 }
 EXAMPLES = 512
 

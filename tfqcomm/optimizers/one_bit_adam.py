@@ -98,6 +98,7 @@ class OneBitAdam(CompressedOptimizer):
         Convergence Speed, ICML 2021, https://arxiv.org/abs/2102.02888, Algorithm 1, Section 7.1
     """
 
+    decides = frozenset({"warm_up"})
     reads_server = True
     warms_up = True
 

@@ -25,6 +25,7 @@ _ELEMENTWISE = {
     *("ScheduleFreeAdamW", "CompAMS", "QAdam", "QCMDAdagrad", "QRDAAdagrad", "AdaptiveTopKSGD"),
     "LeaderSGD",
 }
+_ALL_REDUCE_ONLY = {"warm_up"}  # options of a step that workers of servers do not take
 
 
 def inner(optimizer: keras.optimizers.Optimizer) -> keras.optimizers.Optimizer:
@@ -147,6 +148,13 @@ def options_of(
         ValueError: for codecs whose messages a server cannot decode.
     """
     options = getattr(inner(optimizer), "options", None) or ExchangeOptions(**arguments)
+    for field in dataclasses.fields(options):
+        value = getattr(options, field.name)
+        if field.name in _ALL_REDUCE_ONLY and value != field.default:
+            raise ValueError(
+                f"Argument `{field.name}` of the optimizer is not supported with parameter "
+                f"servers. Received: {field.name}={value!r}"
+            )
     if isinstance(options.compressor, Policy):
         raise ValueError(
             "Argument `compressor` must be one compressor with parameter servers: policies by path "

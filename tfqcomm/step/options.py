@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
+
+import tensorflow as tf
 
 from tfqcomm import checks, compressors
 from tfqcomm.aggregators import schedule as schedules
@@ -38,6 +40,8 @@ class ExchangeOptions:
             as in the papers, or "model" for all compressed tensors together.
         bucket_mb: megabytes of float32 that are encoded and sent at once, while the gradients of
             the next bucket are computed; larger => fewer messages, less of it hidden.
+        warm_up: the first so many steps send float32, and compress nothing; higher => a safer
+            start, in which gradients are large and change quickly.
         seed: of stochastic compressors.
         verify: compare the replicas' weights after the first step.
     """
@@ -48,6 +52,7 @@ class ExchangeOptions:
     schedule: str = "auto"
     granularity: str = "tensor"
     bucket_mb: float = 32.0
+    warm_up: int = 0
     seed: int = 0
     verify: bool = True
 
@@ -59,6 +64,7 @@ class ExchangeOptions:
                 f"Received: granularity={self.granularity!r}"
             )
         checks.non_negative_integer("min_size", self.min_size)
+        checks.non_negative_integer("warm_up", self.warm_up)
         checks.non_negative_integer("seed", self.seed)
         checks.positive("bucket_mb", self.bucket_mb)
         if not isinstance(self.error_feedback, bool) and self.error_feedback != "auto":
@@ -117,6 +123,14 @@ class ExchangeOptions:
     def reaches(self, shape: tuple[int, ...], size: int) -> bool:
         """Whether a tensor of this shape is large enough to be compressed."""
         return self.min_size == 0 or (len(shape) > 1 and size >= self.min_size)
+
+    def after_warm_up(self, steps: tf.Tensor) -> Callable[[], tf.Tensor] | None:
+        """What `GradientExchange.reduce` takes as `compresses`, where there is a warm-up.
+
+        Args:
+            steps: int scalar, taken so far; a step that is skipped does not count.
+        """
+        return (lambda: tf.convert_to_tensor(steps) >= self.warm_up) if self.warm_up else None
 
     def get_config(self) -> dict:
         """Arguments that make the same options, serializable."""

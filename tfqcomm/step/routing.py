@@ -55,6 +55,8 @@ class Group:
             text = f"float32 (less than {codec})"
         else:
             text = str(codec)
+            if self.options.warm_up:
+                text += f" after {self.options.warm_up} steps of float32"
         return Route(path, message.shape, self.schedule, text)
 
 

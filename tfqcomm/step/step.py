@@ -54,7 +54,7 @@ def distributed_step(
 
     Args:
         worker: makes messages of the gradients (times W); None sends these themselves.
-        warm_up: says until when messages travel dense; None compresses from the first step on.
+        warm_up: says until when messages travel dense; None leaves it to `options.warm_up`.
 
     Raises:
         ValueError: where compression cannot work, saying what to do instead.
@@ -99,7 +99,8 @@ def _apply(optimizer, exchange, strategy, messages, halves, variables, learning_
     if moving:
         messages = [*messages, Message("statistics", statistics.pack(moving), compressible=False)]
     counter = counter_of(optimizer)
-    compresses = warm_up.compresses if warm_up else None
+    own = exchange.options.after_warm_up(optimizer.iterations)
+    compresses = warm_up.compresses if warm_up else own
     reduction = exchange.reduce(messages, counter.value, compresses)
     reduction.record()
     means = list(reduction.means)

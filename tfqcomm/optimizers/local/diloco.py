@@ -233,7 +233,8 @@ class DiLoCo(RememberingOptimizer):
             key, path = self._key(variables[place]), path_of(variables[place])
             differences = self.global_weights.differences(key, own[place])
             messages.append(Message(key, differences, path=path))
-        reduction = exchange.reduce(messages, self.iterations.value)
+        compresses = exchange.options.after_warm_up(self.iterations)
+        reduction = exchange.reduce(messages, self.iterations.value, compresses)
         for place, route in zip(places, replicas.ledger.routes, strict=True):
             codec = f"{route.codec} every {self.every} steps"
             routes[place] = dataclasses.replace(route, codec=codec)
