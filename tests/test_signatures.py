@@ -15,6 +15,7 @@ REQUIRED = inspect.Parameter.empty
 
 SHARED = {  # what all that compress have in common
     "error_feedback": "auto",
+    "scale_residual": False,
     "min_size": 1024,
     "schedule": "auto",
     "granularity": "tensor",
@@ -62,7 +63,7 @@ GOLDENS = {  # by position, and by name alone: argument -> default, as of the fi
             "compressor": None,
             "fragments": 1,
         },
-        {**SHARED, "name": "diloco"},
+        {**SHARED, "scale_residual": "missing", "name": "diloco"},
     ),
     "ElasticAveragingSGD": (
         SGD,

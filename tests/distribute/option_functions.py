@@ -17,6 +17,7 @@ CASES = {
         "schedule": "all_gather",
     },
     "warm_up": {"compressor": "block_sign", "min_size": 0, "schedule": "two_phase", "warm_up": 40},
+    "scale_residual": {"compressor": TopK(0.1), "min_size": 0, "scale_residual": True},
 }
 EXAMPLES = 512
 
@@ -24,7 +25,8 @@ EXAMPLES = 512
 def train(strategy, case):
     """A hundred batches, in one trace."""
     shared.use(strategy, **CASES[case])
-    model = shared.compiled(strategy, optimizer=lambda: keras.optimizers.Adam(1e-2))
+    rate = keras.optimizers.schedules.ExponentialDecay(1e-2, 20, 0.8)
+    model = shared.compiled(strategy, optimizer=lambda: keras.optimizers.Adam(rate))
     x, y = shared.classification(EXAMPLES)
     traffic = TrafficLogger(verbose=0)
     history = shared.fit(model, x, y, 6, callbacks=[traffic])

@@ -25,7 +25,10 @@ _ELEMENTWISE = {
     *("ScheduleFreeAdamW", "CompAMS", "QAdam", "QCMDAdagrad", "QRDAAdagrad", "AdaptiveTopKSGD"),
     "LeaderSGD",
 }
-_ALL_REDUCE_ONLY = {"warm_up"}  # options of a step that workers of servers do not take
+_ALL_REDUCE_ONLY = {
+    "warm_up",
+    "scale_residual",
+}  # options of a step that workers of servers do not take
 
 
 def inner(optimizer: keras.optimizers.Optimizer) -> keras.optimizers.Optimizer:

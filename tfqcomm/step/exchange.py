@@ -66,6 +66,7 @@ class GradientExchange:
         messages: Sequence[Message],
         step: tf.Tensor,
         compresses: Callable[[], tf.Tensor] | None = None,
+        residual_scale: tf.Tensor | None = None,
     ) -> Reduction:
         """Averages messages over all replicas. Nothing is changed until `Reduction.commit`.
 
@@ -74,11 +75,12 @@ class GradientExchange:
             step: int scalar, equal on all replicas; seeds stochastic codecs.
             compresses: gives a bool scalar, equal on all replicas, which is false in a warm-up:
                 then everything travels dense. None for none.
+            residual_scale: scalar by which what is owed is multiplied first; None for 1.
         """
         sorting = routing.sort(messages, self.options, self.transport.world)
         sparse = sorting.sparse
         means, aggregates, unpacks = {}, [], []
-        groups = self._payloads(sorting, compresses)
+        groups = self._payloads(sorting, compresses, residual_scale)
         for place, (aggregator, group, dtype) in enumerate(groups, start=1):
             vectors = [_vectors(group, replica, dtype) for replica in range(self.transport.local)]
             # Aggregators look at what they encode themselves. The last one, for which the others
@@ -127,13 +129,13 @@ class GradientExchange:
                 health.append(numerics.all_finite([m.floats(replica) for m in messages]))
         return health
 
-    def _payloads(self, sorting, compresses):
+    def _payloads(self, sorting, compresses, residual_scale):
         """What travels together: (aggregator, messages, type) for each payload."""
         payloads = []
         for group in sorting.compressed:
             routing.warn_of_rounding(group)
             for bucket in group.buckets():
-                aggregator = self._aggregator(group, bucket, len(payloads))
+                aggregator = self._aggregator(group, bucket, len(payloads), residual_scale)
                 if compresses is not None:
                     aggregator = WarmUp(compresses, aggregator, self._dense_mean(bucket))
                 payloads.append((aggregator, bucket, tf.float32))
@@ -144,17 +146,18 @@ class GradientExchange:
         # Somebody has to carry the health of the rows.
         return payloads or [(self._dense_mean([]), [], tf.float32)]
 
-    def _aggregator(self, group: routing.Group, bucket, index) -> Aggregator:
+    def _aggregator(self, group: routing.Group, bucket, index, residual_scale) -> Aggregator:
         options = group.options
         joint = options.granularity == "model"
         if joint:
             self.ledger.residuals.declare_joint(_joint_key(bucket), {m.key: m.size for m in bucket})
         residuals = self.ledger.residuals if options.feedback else None
         arguments = (options.codec, self.transport, residuals, *_keys_and_sizes(bucket))
+        more = {"factor": _factor(bucket), "residual_scale": residual_scale}
         if group.schedule == "adaptive":
             budget = self._budget_for(options, sum(m.size for m in bucket))
-            return AdaptiveMean(*arguments, budget=budget, factor=_factor(bucket))
-        more = {"seed": options.seed + index, "factor": _factor(bucket)}
+            return AdaptiveMean(*arguments, budget=budget, **more)
+        more["seed"] = options.seed + index
         if group.schedule == "low_rank":
             shapes, factors = [m.shape for m in bucket], self._factors(options)
             return LowRankMean(*arguments, shapes=shapes, factors=factors, **more)

@@ -19,6 +19,7 @@ from tfqcomm import _tf_private
 from tfqcomm.kernels import numerics
 from tfqcomm.state import moving_statistics as statistics
 from tfqcomm.state.ledger import ledger_for
+from tfqcomm.state.residual_rate import ResidualRate
 from tfqcomm.step import empty_shares
 from tfqcomm.step.exchange import GradientExchange
 from tfqcomm.step.halves import WarmUp, WorkerHalf
@@ -101,7 +102,8 @@ def _apply(optimizer, exchange, strategy, messages, halves, variables, learning_
     counter = counter_of(optimizer)
     own = exchange.options.after_warm_up(optimizer.iterations)
     compresses = warm_up.compresses if warm_up else own
-    reduction = exchange.reduce(messages, counter.value, compresses)
+    scale, remember_rate = _residual_scale(exchange, strategy, learning_rate, compresses)
+    reduction = exchange.reduce(messages, counter.value, compresses, scale)
     reduction.record()
     means = list(reduction.means)
     if moving:
@@ -111,7 +113,8 @@ def _apply(optimizer, exchange, strategy, messages, halves, variables, learning_
     def update():
         reduction.commit()
         _remember(worker, memory, reduction)
-        owed = [paid(m, debt) for m, debt in zip(means, debts, strict=True)]
+        remember_rate()
+        owed = [paid(m, debt, scale) for m, debt in zip(means, debts, strict=True)]
         means_now = [_cast_like(m, v) for m, v in zip(owed, tf_variables, strict=True)]
         _tf_private.update_variables(optimizer, strategy, tf_variables, means_now, learning_rate)
         if warm_up:
@@ -128,15 +131,36 @@ def _apply(optimizer, exchange, strategy, messages, halves, variables, learning_
         verify_replicas(exchange.ledger, strategy, tf_variables, updated)
 
 
-def paid(mean: tf.Tensor | tf.IndexedSlices, debt: tf.Variable | None) -> tf.Tensor:
+def paid(
+    mean: tf.Tensor | tf.IndexedSlices,
+    debt: tf.Variable | None,
+    residual_scale: tf.Tensor | None = None,
+) -> tf.Tensor:
     """The mean, and what a restored run owes to it, which it owes no longer."""
     if debt is None:
         return mean
     mean = tf.convert_to_tensor(mean)
-    total = mean + tf.cast(tf.reshape(debt, tf.shape(mean)), mean.dtype)
+    owed = tf.reshape(debt, tf.shape(mean))
+    owed = owed if residual_scale is None else owed * residual_scale
+    total = mean + tf.cast(owed, mean.dtype)
     with tf.control_dependencies([total]):
         debt.assign(tf.zeros_like(debt))
     return total
+
+
+def _residual_scale(exchange, strategy, learning_rate, compresses):
+    """What residuals are multiplied by, None for 1; and what a step that is taken calls."""
+    if not exchange.options.scale_residual:
+        return None, lambda: None
+    if isinstance(learning_rate, keras.Variable):
+        learning_rate = learning_rate.value
+    rate = tf.cast(strategy.experimental_local_results(learning_rate)[0], tf.float32)
+    kept = exchange.ledger.keep("residual_rate", ResidualRate)
+
+    def remember():
+        kept.remember(rate, compresses() if compresses else tf.constant(True))
+
+    return kept.scale(rate), remember
 
 
 def _worker_half(worker, exchange, key, gradients, optimizer, strategy):

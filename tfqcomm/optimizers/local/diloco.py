@@ -44,6 +44,8 @@ from tfqcomm.step.step import paid
 from tfqcomm.step.verification import verify_replicas
 from tfqcomm.transport.of_strategy import transport_for
 
+_ARGUMENTS = exchange_arguments(of_gradients=False)
+
 
 @register
 class DiLoCo(RememberingOptimizer):
@@ -112,7 +114,7 @@ class DiLoCo(RememberingOptimizer):
         name: str = "diloco",
         **options,
     ):
-        exchange = {n: options.pop(n) for n in exchange_arguments() if n in options}
+        exchange = {n: options.pop(n) for n in _ARGUMENTS if n in options}
         super().__init__(0.0, name=name, **options)  # its learning rate is that of `inner`
         checks.positive_integer("every", every)
         checks.positive("outer_learning_rate", outer_learning_rate)
@@ -138,7 +140,7 @@ class DiLoCo(RememberingOptimizer):
     @classmethod
     def shared_arguments(cls):
         """Those of `ExchangeOptions`: what Keras' optimizers take is an argument of `inner`."""
-        return exchange_arguments() | {"name": KERAS_ARGUMENTS["name"]}
+        return _ARGUMENTS | {"name": KERAS_ARGUMENTS["name"]}
 
     @property
     def supports_jit(self) -> bool:
@@ -270,6 +272,7 @@ class DiLoCo(RememberingOptimizer):
 
     def get_config(self):
         """Serializable arguments."""
+        exchange = self.exchange_options.get_config()
         return {
             "name": self.name,
             "inner": keras.saving.serialize_keras_object(self.inner),
@@ -277,7 +280,7 @@ class DiLoCo(RememberingOptimizer):
             "outer_learning_rate": self.global_weights.learning_rate,
             "outer_momentum": self.global_weights.momentum,
             "fragments": self.fragments,
-            **self.exchange_options.get_config(),
+            **{n: exchange[n] for n in ("compressor", *_ARGUMENTS)},
         }
 
 
