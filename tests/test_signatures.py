@@ -15,9 +15,11 @@ REQUIRED = inspect.Parameter.empty
 
 SHARED = {  # what all that compress have in common
     "error_feedback": "auto",
+    "scale_residual": False,
     "min_size": 1024,
     "schedule": "auto",
     "granularity": "tensor",
+    "warm_up": 0,
     "seed": 0,
     "verify": True,
 }
@@ -61,7 +63,7 @@ GOLDENS = {  # by position, and by name alone: argument -> default, as of the fi
             "compressor": None,
             "fragments": 1,
         },
-        {**SHARED, "name": "diloco"},
+        {**SHARED, "scale_residual": "missing", "name": "diloco"},
     ),
     "ElasticAveragingSGD": (
         SGD,
@@ -90,7 +92,7 @@ GOLDENS = {  # by position, and by name alone: argument -> default, as of the fi
     ),
     "OneBitAdam": (
         ADAM,
-        {"warm_up": "auto", "compressor": "block_sign", **SHARED, "name": "one_bit_adam"},
+        {"compressor": "block_sign", **SHARED, "warm_up": "auto", "name": "one_bit_adam"},
     ),
     "PeriodicAveragingSGD": (
         SGD,

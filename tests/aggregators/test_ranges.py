@@ -20,8 +20,8 @@ from tfqcomm.compressors import (
 )
 from tfqcomm.kernels import numerics
 from tfqcomm.state.ledger import Ledger
-from tfqcomm.step import ExchangeOptions
-from tfqcomm.step.exchange import GradientExchange, _cut
+from tfqcomm.step import ExchangeOptions, routing
+from tfqcomm.step.exchange import GradientExchange
 from tfqcomm.step.message import Message
 
 LARGEST = float(np.finfo(np.float32).max)
@@ -282,11 +282,11 @@ def test_a_model_beyond_int32_travels_in_several_payloads():
             self.size = size
 
     sizes = (2**29, 2**29, 1, 2**31 + 5, 7, 2**30 - 7, 1)
-    groups = _cut([Sized(size) for size in sizes], 2**40)
+    groups = routing.cut([Sized(size) for size in sizes], 2**40)
     assert [[m.size for m in group] for group in groups] == [
         [2**29, 2**29], [1], [2**31 + 5], [7, 2**30 - 7], [1]
     ]  # fmt: skip
-    assert _cut([], 1) == []
+    assert routing.cut([], 1) == []
 
 
 def test_bytes_beyond_int32_are_counted():

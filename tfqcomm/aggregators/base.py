@@ -71,6 +71,7 @@ class Aggregator(abc.ABC):
         joint: make one vector of all tensors, for scales and selections that range over all.
         seed: base of the seeds of stochastic codecs.
         factor: a message is what is given times this.
+        residual_scale: scalar by which what is owed from before is multiplied; None for 1.
 
     Attributes:
         layout: of the bucket; tensors without elements are left out.
@@ -87,6 +88,7 @@ class Aggregator(abc.ABC):
         joint: bool = False,
         seed: int = 0,
         factor: int = 1,
+        residual_scale: tf.Tensor | None = None,
     ):
         self.compressor = compressor
         self.transport = transport
@@ -95,6 +97,7 @@ class Aggregator(abc.ABC):
         self.sizes = tuple(sizes)
         self.seed = seed
         self.factor = factor
+        self.residual_scale = residual_scale
         filled = tuple(n for n in sizes if n)
         row = compressor.row(sum(filled))
         self._tensors = Layout(filled, 1 if joint else row)
@@ -154,21 +157,28 @@ class Aggregator(abc.ABC):
         found = [self.residual(replica) for replica in range(self.transport.local)]
         return [residual.read_value() for residual in found if residual is not None]
 
+    def value_owed(self, residual: tf.Variable | None) -> tf.Tensor | None:
+        """What a residual adds to the message of this step."""
+        if residual is None:
+            return None
+        value = tf.convert_to_tensor(residual)
+        return value if self.residual_scale is None else value * self.residual_scale
+
     def target(self, replica: int, message: tf.Tensor) -> tf.Tensor:
         """The message of a local replica plus what is owed from before."""
         return target_of(self.factor, *self.given(replica, message))
 
     def given(self, replica: int, message: tf.Tensor) -> list[tf.Tensor]:
         """What a kernel makes the target of: the message, and the residual if there is one."""
-        residual = self.residual(replica)
-        return [message] if residual is None else [message, tf.convert_to_tensor(residual)]
+        owed = self.value_owed(self.residual(replica))
+        return [message] if owed is None else [message, owed]
 
     def encode(self, replica: int, message: tf.Tensor, step: tf.Tensor) -> Encoded:
         """The words of a local replica's message, and what they leave out."""
         seed = self.codec_seed(step, replica)
-        residual = self.residual(replica)
+        owed = self.value_owed(self.residual(replica))
         return encode_with_feedback(
-            self.compressor, self.layout, message, residual, seed, factor=self.factor
+            self.compressor, self.layout, message, owed, seed, factor=self.factor
         )
 
     def codec_seed(

@@ -56,8 +56,7 @@ class TwoPhaseMean(Aggregator):
 
     def _encode_worker(self, replica, message, healthy, step):
         """float32[W, c], row j for owner j; and the new residual, if there is one."""
-        residual = self.residual(replica)
-        owed = None if residual is None else tf.convert_to_tensor(residual)
+        owed = self.value_owed(self.residual(replica))
         encoded = []
         for chunk in self.chunks:
             seed = self.codec_seed(step, replica, start=chunk.start)
@@ -83,8 +82,9 @@ class TwoPhaseMean(Aggregator):
         received = rows[:, 1 : 1 + self.compressor.bucket_words(chunk.layout)]
         mean, finite = decode_mean(self.compressor, chunk.layout, received)
         residual = self.owners_residual(replica, chunk)
+        owed = self.value_owed(residual)
         seed = self.codec_seed(step, replica, start=chunk.start, phase="owner")
-        encoded = encode_with_feedback(self._owner_codec, chunk.layout, mean, residual, seed)
+        encoded = encode_with_feedback(self._owner_codec, chunk.layout, mean, owed, seed)
         payload = self._payload(all_healthy(rows) & finite & encoded.finite, encoded.words)
         return payload, [(residual, rest) for rest in encoded.left_out(payload)]
 

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import tensorflow as tf
 
-from tfqcomm import compressors
 from tfqcomm.compressors.base import Compressor
 from tfqcomm.distribute import interception, keras_loop
+from tfqcomm.step import policy
 from tfqcomm.step.options import ExchangeOptions
 from tfqcomm.step.shared_arguments import (
     exchange_arguments,
@@ -27,7 +27,9 @@ class CompressedAllReduce(tf.distribute.ReductionToOneDevice):
     Keras. Each optimizer has residuals of its own.
 
     Args:
-        compressor: a `tfqcomm.compressors.Compressor`, its name or its config.
+        compressor: a `tfqcomm.compressors.Compressor`, its name or its config; or a policy,
+            `{".*kernel": "top_k", "*": None}`: regular expressions of variables' whole paths, of
+            which the first that matches counts.
         **options: shared with all that compress.
 
     Raises:
@@ -45,6 +47,6 @@ class CompressedAllReduce(tf.distribute.ReductionToOneDevice):
     ):
         refuse_unknown(type(self), options, exchange_arguments(), TypeError)
         super().__init__()
-        self.options = ExchangeOptions(compressors.get(compressor), **options)
+        self.options = ExchangeOptions(policy.get(compressor), **options)
         interception.install()
         keras_loop.install()

@@ -6,12 +6,12 @@ import contextlib
 
 import tensorflow as tf
 
-from tfqcomm import _tf_private, compressors
+from tfqcomm import _tf_private
 from tfqcomm.compressors.base import Compressor
 from tfqcomm.distribute import interception, joining, keras_loop
 from tfqcomm.distribute.new_variables import NewVariables
 from tfqcomm.distribute.scopes import expect_models_of
-from tfqcomm.step import empty_shares
+from tfqcomm.step import empty_shares, policy
 from tfqcomm.step.options import ExchangeOptions
 from tfqcomm.step.shared_arguments import (
     exchange_arguments,
@@ -34,8 +34,9 @@ class MultiWorkerMirroredStrategy(tf.distribute.MultiWorkerMirroredStrategy):
     then replaces the strategy's. Clipping acts on the local gradients, as in Keras.
 
     Args:
-        compressor: a `tfqcomm.compressors.Compressor`, its name or its config; None compresses
-            nothing.
+        compressor: a `tfqcomm.compressors.Compressor`, its name or its config; a policy,
+            `{".*kernel": "top_k", "*": None}`: regular expressions of variables' whole paths, of
+            which the first that matches counts; None compresses nothing.
         timeout_seconds: how long a worker waits for the others, at the start and in a collective,
             before it is an error that says what each is doing. Raise it when single steps of some
             workers take longer, for instance to save. Workers that have died, or wait for one
@@ -65,7 +66,7 @@ class MultiWorkerMirroredStrategy(tf.distribute.MultiWorkerMirroredStrategy):
         **options,
     ):
         refuse_unknown(type(self), options, exchange_arguments(), TypeError)
-        self.options = ExchangeOptions(compressors.get(compressor), **options)
+        self.options = ExchangeOptions(policy.get(compressor), **options)
         interception.install()
         keras_loop.install()
         defaults = tf.distribute.experimental.CommunicationOptions(timeout_seconds=timeout_seconds)

@@ -103,7 +103,7 @@ class AdaptiveTopKSGD(CompressedOptimizer):
         Lin et al.: Deep Gradient Compression, ICLR 2018, https://arxiv.org/abs/1712.01887
     """
 
-    decides = frozenset({"compressor", "schedule", "granularity", "seed"})
+    decides = frozenset({"compressor", "schedule", "granularity", "warm_up", "seed"})
 
     def __init__(
         self,

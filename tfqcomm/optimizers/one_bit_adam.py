@@ -98,6 +98,7 @@ class OneBitAdam(CompressedOptimizer):
         Convergence Speed, ICML 2021, https://arxiv.org/abs/2102.02888, Algorithm 1, Section 7.1
     """
 
+    decides = frozenset({"warm_up"})
     reads_server = True
     warms_up = True
 
@@ -209,7 +210,7 @@ class OneBitAdam(CompressedOptimizer):
     def _log_the_switch(self, t):
         def log(step):
             text = "%s: the warm-up is over after %d steps; from now on momenta travel as %s."
-            logging.info(text, self.name, step, self.options.codec)
+            logging.info(text, self.name, step, self.options.compressor)
             return False
 
         with tf.device("CPU:0"):

@@ -17,6 +17,7 @@ from tfqcomm import _tf_private, compressors
 from tfqcomm.optimizers.base import CompressedOptimizer
 from tfqcomm.step.halves import WorkerHalf
 from tfqcomm.step.options import ExchangeOptions
+from tfqcomm.step.policy import Policy
 
 # What each element's step depends on: itself alone. Others see the whole tensor: its norm, say.
 _ELEMENTWISE = {
@@ -24,6 +25,10 @@ _ELEMENTWISE = {
     *("ScheduleFreeAdamW", "CompAMS", "QAdam", "QCMDAdagrad", "QRDAAdagrad", "AdaptiveTopKSGD"),
     "LeaderSGD",
 }
+_ALL_REDUCE_ONLY = {
+    "warm_up",
+    "scale_residual",
+}  # options of a step that workers of servers do not take
 
 
 def inner(optimizer: keras.optimizers.Optimizer) -> keras.optimizers.Optimizer:
@@ -146,6 +151,19 @@ def options_of(
         ValueError: for codecs whose messages a server cannot decode.
     """
     options = getattr(inner(optimizer), "options", None) or ExchangeOptions(**arguments)
+    for field in dataclasses.fields(options):
+        value = getattr(options, field.name)
+        if field.name in _ALL_REDUCE_ONLY and value != field.default:
+            raise ValueError(
+                f"Argument `{field.name}` of the optimizer is not supported with parameter "
+                f"servers. Received: {field.name}={value!r}"
+            )
+    if isinstance(options.compressor, Policy):
+        raise ValueError(
+            "Argument `compressor` must be one compressor with parameter servers: policies by path "
+            "are for a MirroredStrategy or `tfqcomm.distribute.MultiWorkerMirroredStrategy`. "
+            f"Received: compressor={options.compressor}"
+        )
     compressor = options.compressor
     if compressor.low_rank:
         raise ValueError(

@@ -53,7 +53,7 @@ class Format:
     @property
     def push_lengths(self) -> list[int]:
         """Words of each part of a push."""
-        codec = self.options.compressor
+        codec = self.options.one_compressor
         return [*(codec.num_words(p.size) for p in self.large), self._rest]
 
     @property
@@ -145,7 +145,7 @@ def gradient_seeds(pieces: Sequence[Piece], options: ExchangeOptions, worker: in
 
     A tensor in one piece draws what it would draw in an all-reduce.
     """
-    sender = "all" if options.compressor.linear else f"worker{worker}"
+    sender = "all" if options.one_compressor.linear else f"worker{worker}"
     place = {v: i for i, v in enumerate(dict.fromkeys(p.variable for p in pieces))}
     return [
         _crc(f"{options.seed}/{place[p.variable]}/{sender}" + (f"/{p.start}" if p.start else ""))

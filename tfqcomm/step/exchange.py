@@ -8,8 +8,8 @@
                                        LowRankMean for factors of matrices;
                                        in a warm-up still DenseMean(Identity)
 
-Each group is cut into buckets of `bucket_mb`, and each of these is one payload: the number of
-collectives does not grow with the number of layers.
+The rest is a group for each codec. Each group is cut into buckets of `bucket_mb`, and each of these
+is one payload: the number of collectives does not grow with the number of layers.
 """
 
 from __future__ import annotations
@@ -19,9 +19,7 @@ from collections.abc import Callable, Sequence
 from typing import cast
 
 import tensorflow as tf
-from absl import logging
 
-from tfqcomm.aggregators import schedule as schedules
 from tfqcomm.aggregators.adaptive import AdaptiveMean
 from tfqcomm.aggregators.all_gather import AllGatherMean
 from tfqcomm.aggregators.base import Aggregator
@@ -35,13 +33,11 @@ from tfqcomm.aggregators.warm_up import WarmUp
 from tfqcomm.compressors.adaptive_top_k import AdaptiveTopK
 from tfqcomm.compressors.identity import Identity
 from tfqcomm.compressors.power_sgd import PowerSGD
-from tfqcomm.kernels import low_rank, numerics
+from tfqcomm.kernels import numerics
 from tfqcomm.state.ledger import Ledger
-from tfqcomm.state.traffic import Route
+from tfqcomm.step import routing
 from tfqcomm.step.message import Message, Reduction
 from tfqcomm.step.options import ExchangeOptions
-
-MOST_PER_PAYLOAD = 2**30  # elements: TensorFlow's slices and splits count in int32
 
 _AGGREGATORS: dict[str, Callable[..., Aggregator]] = {
     "dense": DenseMean,
@@ -70,6 +66,7 @@ class GradientExchange:
         messages: Sequence[Message],
         step: tf.Tensor,
         compresses: Callable[[], tf.Tensor] | None = None,
+        residual_scale: tf.Tensor | None = None,
     ) -> Reduction:
         """Averages messages over all replicas. Nothing is changed until `Reduction.commit`.
 
@@ -78,16 +75,12 @@ class GradientExchange:
             step: int scalar, equal on all replicas; seeds stochastic codecs.
             compresses: gives a bool scalar, equal on all replicas, which is false in a warm-up:
                 then everything travels dense. None for none.
+            residual_scale: scalar by which what is owed is multiplied first; None for 1.
         """
-        sparse = [m for m in messages if m.sparse]
-        compressed = [m for m in messages if self._compresses(m)]
-        schedule = self._schedule(compressed)
-        if self._is_dearer(schedule):
-            compressed = []
-        dense = [m for m in messages if not m.sparse and m not in compressed]
-
+        sorting = routing.sort(messages, self.options, self.transport.world)
+        sparse = sorting.sparse
         means, aggregates, unpacks = {}, [], []
-        groups = self._groups(compressed, schedule, dense, compresses)
+        groups = self._payloads(sorting, compresses, residual_scale)
         with self.transport.together():
             for place, (aggregator, group, dtype) in enumerate(groups, start=1):
                 vectors = [
@@ -103,7 +96,7 @@ class GradientExchange:
         rows = [self._gather_rows(m) for m in sparse]
         means |= {m.key: mean for m, (mean, _) in zip(sparse, rows, strict=True)}
 
-        self.ledger.routes = tuple(self._route(m, m in compressed, schedule) for m in messages)
+        self.ledger.routes = sorting.routes
         healthy = tf.reduce_all([a.healthy for a in aggregates])
         bytes_sent = sum(a.bytes_sent for a in aggregates) + sum(cost for _, cost in rows)
 
@@ -129,10 +122,6 @@ class GradientExchange:
         ordered = [means[m.key] for m in messages]
         return Reduction(ordered, healthy, commit, left_out, record, bytes_sent)
 
-    def _compresses(self, message: Message) -> bool:
-        wanted = message.compressible and not message.sparse
-        return wanted and self.options.compresses(message.shape, message.size)
-
     def _health(self, messages: Sequence[Message]) -> list[tf.Tensor | bool]:
         """For each local replica: all numbers in `messages` are finite."""
         if not messages:
@@ -143,49 +132,39 @@ class GradientExchange:
                 health.append(numerics.all_finite([m.floats(replica) for m in messages]))
         return health
 
-    def _groups(self, compressed, schedule, dense, compresses):
+    def _payloads(self, sorting, compresses, residual_scale):
         """What travels together: (aggregator, messages, type) for each payload."""
-        joint = self.options.granularity == "model"
-        if schedule == "low_rank":  # those of one shape side by side
-            compressed = sorted(compressed, key=lambda m: low_rank.matrix_shape(m.shape))
-        whole = joint or schedule == "adaptive"  # must not be cut: one selection ranges over all
-        cut = [compressed] if compressed and whole else self._cut(compressed)
-        groups = []
-        for index, group in enumerate(cut):
-            if joint:
-                self.ledger.residuals.declare_joint(
-                    _joint_key(group), {m.key: m.size for m in group}
-                )
-            if any(m.dtype != tf.float32 for m in group):
-                _warn_of_rounding(self.options.codec)
-            aggregator = self._aggregator(schedule, group, joint, index)
-            if compresses is not None:
-                aggregator = WarmUp(compresses, aggregator, self._dense_mean(group))
-            groups.append((aggregator, group, tf.float32))
+        payloads = []
+        for group in sorting.compressed:
+            routing.warn_of_rounding(group)
+            for bucket in group.buckets():
+                aggregator = self._aggregator(group, bucket, len(payloads), residual_scale)
+                if compresses is not None:
+                    aggregator = WarmUp(compresses, aggregator, self._dense_mean(bucket))
+                payloads.append((aggregator, bucket, tf.float32))
         for dtype in (tf.float32, tf.float64):
-            for group in self._cut([m for m in dense if m.dtype == dtype]):
-                groups.append((self._dense_mean(group), group, dtype))
+            found = [m for m in sorting.dense if m.dtype == dtype]
+            for bucket in routing.in_buckets(found, self.options):
+                payloads.append((self._dense_mean(bucket), bucket, dtype))
         # Somebody has to carry the health of the rows.
-        return groups or [(self._dense_mean([]), [], tf.float32)]
+        return payloads or [(self._dense_mean([]), [], tf.float32)]
 
-    def _cut(self, messages: Sequence[Message]) -> list[list[Message]]:
-        """Buckets, in the order in which gradients become ready: that of the last layer first.
-
-        So the first bucket travels while the gradients of the others are computed.
-        """
-        return _cut(messages[::-1], int(self.options.bucket_mb * 2**20 / 4))
-
-    def _aggregator(self, schedule, group, joint, index) -> Aggregator:
-        residuals = self.ledger.residuals if self.options.feedback else None
-        arguments = (self.options.codec, self.transport, residuals, *_keys_and_sizes(group))
-        if schedule == "adaptive":
-            budget = self._budget_for(sum(m.size for m in group))
-            return AdaptiveMean(*arguments, budget=budget, factor=_factor(group))
-        options = {"seed": self.options.seed + index, "factor": _factor(group)}
-        if schedule == "low_rank":
-            shapes, factors = [m.shape for m in group], self._factors()
-            return LowRankMean(*arguments, shapes=shapes, factors=factors, **options)
-        return _AGGREGATORS[schedule](*arguments, joint=joint, **options)
+    def _aggregator(self, group: routing.Group, bucket, index, residual_scale) -> Aggregator:
+        options = group.options
+        joint = options.granularity == "model"
+        if joint:
+            self.ledger.residuals.declare_joint(_joint_key(bucket), {m.key: m.size for m in bucket})
+        residuals = self.ledger.residuals if options.feedback else None
+        arguments = (options.codec, self.transport, residuals, *_keys_and_sizes(bucket))
+        more = {"factor": _factor(bucket), "residual_scale": residual_scale}
+        if group.schedule == "adaptive":
+            budget = self._budget_for(options, sum(m.size for m in bucket))
+            return AdaptiveMean(*arguments, budget=budget, **more)
+        more["seed"] = options.seed + index
+        if group.schedule == "low_rank":
+            shapes, factors = [m.shape for m in bucket], self._factors(options)
+            return LowRankMean(*arguments, shapes=shapes, factors=factors, **more)
+        return _AGGREGATORS[group.schedule](*arguments, joint=joint, **more)
 
     def _dense_mean(self, group) -> Aggregator:
         """One all-reduce for everything that is not compressed."""
@@ -194,8 +173,8 @@ class GradientExchange:
             Identity(), self.transport, None, keys, sizes, joint=True, factor=_factor(group)
         )
 
-    def _budget_for(self, n: int) -> Budget:
-        compressor = cast(AdaptiveTopK, self.options.compressor)
+    def _budget_for(self, options: ExchangeOptions, n: int) -> Budget:
+        compressor = cast(AdaptiveTopK, options.compressor)
         budget = self.ledger.keep("budget", lambda: Budget(compressor, n))
         if budget.n != n:
             raise ValueError(
@@ -204,17 +183,9 @@ class GradientExchange:
             )
         return budget
 
-    def _factors(self) -> Factors:
-        rank, seed = cast(PowerSGD, self.options.codec).rank, self.options.seed
+    def _factors(self, options: ExchangeOptions) -> Factors:
+        rank, seed = cast(PowerSGD, options.codec).rank, options.seed
         return self.ledger.keep("factors", lambda: Factors(rank, seed, self.transport.device))
-
-    def _schedule(self, messages: Sequence[Message]) -> str:
-        options, sizes = self.options, [m.size for m in messages]
-        return schedules.choose(options.schedule, options.codec, sizes, self.transport.world)
-
-    def _is_dearer(self, schedule: str) -> bool:
-        """Whether compression would send more than no compression: then "auto" is "dense"."""
-        return schedule == "dense" and not self.options.codec.linear
 
     def _gather_rows(self, message: Message) -> tuple[tf.IndexedSlices, tf.Tensor]:
         """The rows of all replicas, and the bytes one worker sent for them.
@@ -231,19 +202,6 @@ class GradientExchange:
                 dense_shape=tf.constant(message.shape, tf.int64),
             )
         return mean, value_bytes + index_bytes
-
-    def _route(self, message: Message, compressed: bool, schedule: str) -> Route:
-        path, codec = message.path or message.key, self.options.codec
-        if message.sparse:
-            return Route(path, message.shape, "all_gather", "rows as they are")
-        if compressed and isinstance(codec, PowerSGD) and not codec.reduces(message.shape):
-            return Route(path, message.shape, schedule, f"float32 (less than {codec})")
-        if compressed:
-            return Route(path, message.shape, schedule, str(codec))
-        description = message.dtype.name
-        if self._is_dearer(schedule) and self._compresses(message):
-            description += f" (less than {codec})"
-        return Route(path, message.shape, "dense", description)
 
 
 def _keys_and_sizes(messages: Sequence[Message]) -> tuple[list[str], list[int]]:
@@ -269,24 +227,6 @@ def _norm(gradients: Sequence[Message]) -> tf.Tensor:
     """Of what the first local replica sends."""
     norm = numerics.global_norm([m.floats(0) for m in gradients])
     return tf.minimum(norm, tf.float32.max / _factor(gradients)) * _factor(gradients)
-
-
-def _cut(messages: Sequence[Message], most: int) -> list[list[Message]]:
-    """Groups, in order, of no more than so many elements, unless one message has more."""
-    most, elements = min(most, MOST_PER_PAYLOAD), 0
-    groups: list[list[Message]] = []
-    for message in messages:
-        if not groups or elements + message.size > most:
-            groups.append([])
-            elements = 0
-        groups[-1].append(message)
-        elements += message.size
-    return groups
-
-
-def _warn_of_rounding(codec) -> None:
-    text = "Float64 gradients are rounded to float32 for %s; without a compressor they are not."
-    logging.log_first_n(logging.WARNING, text, 1, codec)
 
 
 def _joint_key(messages: Sequence[Message]) -> str:

@@ -3,11 +3,16 @@
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Callable, Iterable
+
+import tensorflow as tf
 
 from tfqcomm import checks, compressors
 from tfqcomm.aggregators import schedule as schedules
 from tfqcomm.compressors import damped
 from tfqcomm.compressors.base import Compressor
+from tfqcomm.step import policy
+from tfqcomm.step.policy import Policy
 
 GRANULARITIES = ("tensor", "model")
 
@@ -20,11 +25,15 @@ class ExchangeOptions:
     described here: see `shared_arguments`.
 
     Attributes:
-        compressor: a `tfqcomm.compressors.Compressor`, its name or its config.
+        compressor: a `tfqcomm.compressors.Compressor`, its name or its config; or a policy,
+            `{".*kernel": "top_k", "*": None}`: regular expressions of variables' whole paths, of
+            which the first that matches counts. "*" is all others; None sends float32.
         error_feedback: add what compression left out to the next message. "auto" does so where it
             converges: for compressors whose error is always smaller than what they compress. True
             does so for the others, too ("qsgd" with few bits, "ternary"), and scales what they
             decode down until it converges; False loses what compression leaves out.
+        scale_residual: multiply what is owed by the old learning rate over the new one where the
+            rate changes, so that it moves the weights as far as it would have.
         min_size: tensors with fewer elements, and those of rank <= 1, travel dense, fused into one
             buffer; higher => less compression. 0 compresses everything, as the papers do.
         schedule: "auto" (the one that sends the fewest bytes), "dense", "all_gather" or
@@ -33,34 +42,32 @@ class ExchangeOptions:
             as in the papers, or "model" for all compressed tensors together.
         bucket_mb: megabytes of float32 that are encoded and sent at once, while the gradients of
             the next bucket are computed; larger => fewer messages, less of it hidden.
+        warm_up: the first so many steps send float32, and compress nothing; higher => a safer
+            start, in which gradients are large and change quickly.
         seed: of stochastic compressors.
         verify: compare the replicas' weights after the first step.
     """
 
-    compressor: Compressor  # once it is made: `compressors.get` takes its name or config, too
+    compressor: Compressor | Policy  # once it is made: also its name, its config or a dictionary
     error_feedback: bool | str = "auto"
+    scale_residual: bool = False
     min_size: int = 1024
     schedule: str = "auto"
     granularity: str = "tensor"
     bucket_mb: float = 32.0
+    warm_up: int = 0
     seed: int = 0
     verify: bool = True
 
     def __post_init__(self):
-        object.__setattr__(self, "compressor", compressors.get(self.compressor))
-        schedules.check(self.schedule, self.compressor)
+        object.__setattr__(self, "compressor", policy.get(self.compressor))
         if self.granularity not in GRANULARITIES:
             raise ValueError(
                 f"Argument `granularity` must be one of {GRANULARITIES}. "
                 f"Received: granularity={self.granularity!r}"
             )
-        if self.compressor.low_rank and self.granularity != "tensor":
-            raise ValueError(
-                "Argument `granularity` must be 'tensor' for a compressor of low rank: each tensor "
-                f"is a matrix. Received: granularity={self.granularity!r}, "
-                f"compressor={self.compressor}"
-            )
         checks.non_negative_integer("min_size", self.min_size)
+        checks.non_negative_integer("warm_up", self.warm_up)
         checks.non_negative_integer("seed", self.seed)
         checks.positive("bucket_mb", self.bucket_mb)
         if not isinstance(self.error_feedback, bool) and self.error_feedback != "auto":
@@ -68,33 +75,82 @@ class ExchangeOptions:
                 "Argument `error_feedback` must be a bool or 'auto'. "
                 f"Received: error_feedback={self.error_feedback!r}"
             )
+        checks.boolean("scale_residual", self.scale_residual)
         checks.boolean("verify", self.verify)
+        if isinstance(self.compressor, Policy):
+            for compressor in self.compressor.compressors:
+                self._with(compressor)  # says what does not fit
+        else:
+            self._check(self.compressor)
+
+    def _check(self, compressor):
+        schedules.check(self.schedule, compressor)
+        if compressor.low_rank and self.granularity != "tensor":
+            raise ValueError(
+                "Argument `granularity` must be 'tensor' for a compressor of low rank: each tensor "
+                f"is a matrix. Received: granularity={self.granularity!r}, "
+                f"compressor={compressor}"
+            )
+
+    def for_path(self, path: str) -> ExchangeOptions:
+        """Those of one variable: with the compressor that a policy gives it."""
+        if not isinstance(self.compressor, Policy):
+            return self
+        return self._with(self.compressor.compressor_for(path))
+
+    def _with(self, compressor):
+        schedule = "auto" if compressor.lossless else self.schedule
+        return dataclasses.replace(self, compressor=compressor, schedule=schedule)
+
+    @property
+    def one_compressor(self) -> Compressor:
+        """The compressor, of options that have no policy: those `for_path`."""
+        if isinstance(self.compressor, Policy):
+            raise TypeError(f"Each variable has a compressor of its own: {self.compressor}")
+        return self.compressor
 
     @property
     def feedback(self) -> bool:
         """Whether there is error feedback: what `error_feedback` comes to."""
         automatic = self.error_feedback == "auto"
-        return self.compressor.contracts if automatic else bool(self.error_feedback)
+        return self.one_compressor.contracts if automatic else bool(self.error_feedback)
 
     @property
     def codec(self) -> Compressor:
         """What messages are encoded with: `compressor`, scaled as error feedback needs it."""
-        return damped.for_exchange(self.compressor, self.feedback)
+        return damped.for_exchange(self.one_compressor, self.feedback)
 
     def compresses(self, shape: tuple[int, ...], size: int) -> bool:
         """Whether a tensor of this shape is compressed."""
-        return not self.compressor.lossless and self.reaches(shape, size)
+        return not self.one_compressor.lossless and self.reaches(shape, size)
 
     def reaches(self, shape: tuple[int, ...], size: int) -> bool:
         """Whether a tensor of this shape is large enough to be compressed."""
         return self.min_size == 0 or (len(shape) > 1 and size >= self.min_size)
 
+    def after_warm_up(self, steps: tf.Tensor) -> Callable[[], tf.Tensor] | None:
+        """What `GradientExchange.reduce` takes as `compresses`, where there is a warm-up.
+
+        Args:
+            steps: int scalar, taken so far; a step that is skipped does not count.
+        """
+        return (lambda: tf.convert_to_tensor(steps) >= self.warm_up) if self.warm_up else None
+
     def get_config(self) -> dict:
         """Arguments that make the same options, serializable."""
         values = {field.name: getattr(self, field.name) for field in dataclasses.fields(self)}
+        if isinstance(self.compressor, Policy):
+            return {**values, "compressor": self.compressor.get_config()}
         return {**values, "compressor": compressors.serialize(self.compressor)}
 
-    def facts(self) -> dict[str, str]:
-        """What all workers must have in common, by name."""
+    def facts(self, paths: Iterable[str]) -> dict[str, str]:
+        """What all workers must have in common, by name.
+
+        Args:
+            paths: of the variables. A worker may have other names for them, and so others match.
+        """
         facts = {field.name: str(getattr(self, field.name)) for field in dataclasses.fields(self)}
+        if isinstance(self.compressor, Policy):
+            taken = [self.for_path(path).compressor for path in paths]
+            return facts | {f"compressor of variable {i}": str(c) for i, c in enumerate(taken)}
         return {**facts, "error_feedback": str(self.feedback)}

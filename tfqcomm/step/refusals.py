@@ -9,6 +9,7 @@ import tensorflow as tf
 
 from tfqcomm import _tf_private
 from tfqcomm.step.message import path_of
+from tfqcomm.step.policy import Policy
 from tfqcomm.transport.base import Transport
 from tfqcomm.transport.of_strategy import transport_for
 
@@ -75,6 +76,27 @@ def refuse_impossible(optimizer, options) -> None:
             "Argument `ema_overwrite_frequency` is not supported under a distribution strategy. "
             "Leave it None: `fit` puts the averages into the model when it ends. "
             f"Received: ema_overwrite_frequency={optimizer.ema_overwrite_frequency}"
+        )
+
+
+def refuse_idle_patterns(optimizer, options, variables) -> None:
+    """Refuses a policy with a pattern that takes no variable: a mistake in writing, most likely.
+
+    Variables of the whole model count, also where several optimizers share them.
+
+    Raises:
+        ValueError: naming the patterns and the paths.
+    """
+    if not isinstance(options.compressor, Policy):
+        return
+    known = [v for layer in _tf_private.trained_by(optimizer) for v in layer.weights]
+    paths = list(dict.fromkeys(path_of(v) for v in [*variables, *known]))
+    idle = options.compressor.idle(paths)
+    if idle:
+        raise ValueError(
+            "Argument `compressor`, as a policy, must not have patterns that match no variable, or "
+            f"only such as an earlier pattern takes: {idle}. A pattern must match the whole of a "
+            f"path. The paths are {paths}. Received: compressor={options.compressor}"
         )
 
 

@@ -16,6 +16,7 @@ from tfqcomm.step.options import ExchangeOptions
 
 Parameters = Mapping[str, inspect.Parameter]
 
+_OF_GRADIENTS = ("scale_residual",)
 _OPTIONS = re.compile(r"^    \*\*options:.*(?:\n {8}.*)*", re.MULTILINE)
 _ATTRIBUTE = re.compile(r"^    (\w+): (.*(?:\n {8}.*)*)", re.MULTILINE)
 
@@ -26,12 +27,17 @@ def keyword(name: str, default, annotation=inspect.Parameter.empty) -> inspect.P
     return inspect.Parameter(name, kind, default=default, annotation=annotation)
 
 
-def exchange_arguments() -> dict[str, inspect.Parameter]:
-    """Those of `ExchangeOptions` that have the same default everywhere: all but `compressor`."""
+def exchange_arguments(*, of_gradients: bool = True) -> dict[str, inspect.Parameter]:
+    """Those of `ExchangeOptions` that have the same default everywhere: all but `compressor`.
+
+    Args:
+        of_gradients: also those that mean something for the gradients of a step alone.
+    """
+    left_out = {"compressor"} if of_gradients else {"compressor", *_OF_GRADIENTS}
     return {
         field.name: keyword(field.name, field.default, field.type)
         for field in dataclasses.fields(ExchangeOptions)
-        if field.name != "compressor"
+        if field.name not in left_out
     }
 
 

@@ -19,6 +19,7 @@ from tfqcomm import _tf_private
 from tfqcomm.kernels import numerics
 from tfqcomm.state import moving_statistics as statistics
 from tfqcomm.state.ledger import ledger_for
+from tfqcomm.state.residual_rate import ResidualRate
 from tfqcomm.step import empty_shares
 from tfqcomm.step.exchange import GradientExchange
 from tfqcomm.step.halves import WarmUp, WorkerHalf
@@ -27,6 +28,7 @@ from tfqcomm.step.options import ExchangeOptions
 from tfqcomm.step.refusals import (
     agree_to_train,
     counter_of,
+    refuse_idle_patterns,
     refuse_impossible,
     require_own_scope,
     require_replica_context,
@@ -53,7 +55,7 @@ def distributed_step(
 
     Args:
         worker: makes messages of the gradients (times W); None sends these themselves.
-        warm_up: says until when messages travel dense; None compresses from the first step on.
+        warm_up: says until when messages travel dense; None leaves it to `options.warm_up`.
 
     Raises:
         ValueError: where compression cannot work, saying what to do instead.
@@ -64,22 +66,24 @@ def distributed_step(
     variables = list(variables)
     # By position: Keras may call the same layer `dense` in one run and `dense_2` in the next.
     keys = [str(_tf_private.variable_index(optimizer, v)) for v in variables]
+    paths = [path_of(v) for v in variables]
 
     def merged(strategy, gradients, learning_rate):
         require_own_scope(optimizer, strategy)
         ledger = ledger_for(optimizer, transport_for(strategy))
         exchange = GradientExchange(options, ledger)
         if not ledger.routes:  # before the first step
-            agree_to_train(exchange.transport, optimizer, variables, exchange.options.facts())
+            agree_to_train(exchange.transport, optimizer, variables, options.facts(paths))
+            refuse_idle_patterns(optimizer, options, variables)
         messages, memory = [], []
-        for key, gradient, variable in zip(keys, gradients, variables, strict=True):
+        for key, path, gradient in zip(keys, paths, gradients, strict=True):
             values, factor = _local_gradients(exchange.transport, strategy, gradient)
             if worker is not None:
                 values = [_map_values(lambda v, f=factor: v * f, value) for value in values]
                 values, state = _worker_half(worker, exchange, key, values, optimizer, strategy)
                 memory.append((key, state))
                 factor = 1
-            messages.append(Message(key, values, path=path_of(variable), factor=factor))
+            messages.append(Message(key, values, path=path, factor=factor))
         halves = worker, memory, warm_up
         _apply(optimizer, exchange, strategy, messages, halves, variables, learning_rate)
 
@@ -96,8 +100,10 @@ def _apply(optimizer, exchange, strategy, messages, halves, variables, learning_
     if moving:
         messages = [*messages, Message("statistics", statistics.pack(moving), compressible=False)]
     counter = counter_of(optimizer)
-    compresses = warm_up.compresses if warm_up else None
-    reduction = exchange.reduce(messages, counter.value, compresses)
+    own = exchange.options.after_warm_up(optimizer.iterations)
+    compresses = warm_up.compresses if warm_up else own
+    scale, remember_rate = _residual_scale(exchange, strategy, learning_rate, compresses)
+    reduction = exchange.reduce(messages, counter.value, compresses, scale)
     reduction.record()
     means = list(reduction.means)
     if moving:
@@ -107,7 +113,8 @@ def _apply(optimizer, exchange, strategy, messages, halves, variables, learning_
     def update():
         reduction.commit()
         _remember(worker, memory, reduction)
-        owed = [paid(m, debt) for m, debt in zip(means, debts, strict=True)]
+        remember_rate()
+        owed = [paid(m, debt, scale) for m, debt in zip(means, debts, strict=True)]
         means_now = [_cast_like(m, v) for m, v in zip(owed, tf_variables, strict=True)]
         _tf_private.update_variables(optimizer, strategy, tf_variables, means_now, learning_rate)
         if warm_up:
@@ -124,15 +131,36 @@ def _apply(optimizer, exchange, strategy, messages, halves, variables, learning_
         verify_replicas(exchange.ledger, strategy, tf_variables, updated)
 
 
-def paid(mean: tf.Tensor | tf.IndexedSlices, debt: tf.Variable | None) -> tf.Tensor:
+def paid(
+    mean: tf.Tensor | tf.IndexedSlices,
+    debt: tf.Variable | None,
+    residual_scale: tf.Tensor | None = None,
+) -> tf.Tensor:
     """The mean, and what a restored run owes to it, which it owes no longer."""
     if debt is None:
         return mean
     mean = tf.convert_to_tensor(mean)
-    total = mean + tf.cast(tf.reshape(debt, tf.shape(mean)), mean.dtype)
+    owed = tf.reshape(debt, tf.shape(mean))
+    owed = owed if residual_scale is None else owed * residual_scale
+    total = mean + tf.cast(owed, mean.dtype)
     with tf.control_dependencies([total]):
         debt.assign(tf.zeros_like(debt))
     return total
+
+
+def _residual_scale(exchange, strategy, learning_rate, compresses):
+    """What residuals are multiplied by, None for 1; and what a step that is taken calls."""
+    if not exchange.options.scale_residual:
+        return None, lambda: None
+    if isinstance(learning_rate, keras.Variable):
+        learning_rate = learning_rate.value
+    rate = tf.cast(strategy.experimental_local_results(learning_rate)[0], tf.float32)
+    kept = exchange.ledger.keep("residual_rate", ResidualRate)
+
+    def remember():
+        kept.remember(rate, compresses() if compresses else tf.constant(True))
+
+    return kept.scale(rate), remember
 
 
 def _worker_half(worker, exchange, key, gradients, optimizer, strategy):

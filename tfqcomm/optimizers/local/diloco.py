@@ -35,6 +35,7 @@ from tfqcomm.step.message import Message, path_of
 from tfqcomm.step.options import ExchangeOptions
 from tfqcomm.step.refusals import (
     agree_to_train,
+    refuse_idle_patterns,
     refuse_impossible,
     require_own_scope,
 )
@@ -42,6 +43,8 @@ from tfqcomm.step.shared_arguments import exchange_arguments
 from tfqcomm.step.step import paid
 from tfqcomm.step.verification import verify_replicas
 from tfqcomm.transport.of_strategy import transport_for
+
+_ARGUMENTS = exchange_arguments(of_gradients=False)
 
 
 @register
@@ -111,7 +114,7 @@ class DiLoCo(RememberingOptimizer):
         name: str = "diloco",
         **options,
     ):
-        exchange = {n: options.pop(n) for n in exchange_arguments() if n in options}
+        exchange = {n: options.pop(n) for n in _ARGUMENTS if n in options}
         super().__init__(0.0, name=name, **options)  # its learning rate is that of `inner`
         checks.positive_integer("every", every)
         checks.positive("outer_learning_rate", outer_learning_rate)
@@ -137,7 +140,7 @@ class DiLoCo(RememberingOptimizer):
     @classmethod
     def shared_arguments(cls):
         """Those of `ExchangeOptions`: what Keras' optimizers take is an argument of `inner`."""
-        return exchange_arguments() | {"name": KERAS_ARGUMENTS["name"]}
+        return _ARGUMENTS | {"name": KERAS_ARGUMENTS["name"]}
 
     @property
     def supports_jit(self) -> bool:
@@ -195,7 +198,9 @@ class DiLoCo(RememberingOptimizer):
         """Before the first step: workers agree on what they do, and state finds its place."""
         ledger = replicas.ledger
         if "shared" not in ledger.kept:
-            agree_to_train(ledger.transport, self, variables, self.exchange_options.facts())
+            facts = self.exchange_options.facts(path_of(v) for v in variables)
+            agree_to_train(ledger.transport, self, variables, facts)
+            refuse_idle_patterns(self, self.exchange_options, variables)
             keep_state(self.inner, strategy, ledger)
         ledger.keep("shared", lambda: self.global_weights.shared)
         self.global_weights.begin(replicas, [self._key(v) for v in variables])
@@ -230,7 +235,8 @@ class DiLoCo(RememberingOptimizer):
             key, path = self._key(variables[place]), path_of(variables[place])
             differences = self.global_weights.differences(key, own[place])
             messages.append(Message(key, differences, path=path))
-        reduction = exchange.reduce(messages, self.iterations.value)
+        compresses = exchange.options.after_warm_up(self.iterations)
+        reduction = exchange.reduce(messages, self.iterations.value, compresses)
         for place, route in zip(places, replicas.ledger.routes, strict=True):
             codec = f"{route.codec} every {self.every} steps"
             routes[place] = dataclasses.replace(route, codec=codec)
@@ -266,6 +272,7 @@ class DiLoCo(RememberingOptimizer):
 
     def get_config(self):
         """Serializable arguments."""
+        exchange = self.exchange_options.get_config()
         return {
             "name": self.name,
             "inner": keras.saving.serialize_keras_object(self.inner),
@@ -273,7 +280,7 @@ class DiLoCo(RememberingOptimizer):
             "outer_learning_rate": self.global_weights.learning_rate,
             "outer_momentum": self.global_weights.momentum,
             "fragments": self.fragments,
-            **self.exchange_options.get_config(),
+            **{n: exchange[n] for n in ("compressor", *_ARGUMENTS)},
         }
 
 

@@ -64,7 +64,7 @@ class Program:
 
     def _lay_out_memory(self) -> tuple[dict[tuple[Piece, str], slice], np.ndarray]:
         slots, initial, start = {}, [], 0
-        keeps = self.options.error_feedback and not self.options.compressor.lossless
+        keeps = self.options.error_feedback and not self.options.one_compressor.lossless
         for piece in self.pieces:
             names = dict(self.half.worker_slots) if self.half else {}
             if keeps and piece in self.large:
