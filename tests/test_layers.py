@@ -9,9 +9,9 @@ transport
 state
 aggregators
 step
-optimizers
+optimizers, costs
 distribute, callbacks, launch
-parameter_server
+parameter_server, advise
 tfqcomm itself
 models: Keras only           experiments, benchmarks, examples: the public tfqcomm and models
 """
@@ -36,9 +36,9 @@ LAYERS = [  # a module imports from the lines above its own, and from its own fo
     {"state"},
     {"aggregators"},
     {"step"},
-    {"optimizers"},
+    {"optimizers", "costs"},
     {"distribute", "callbacks", "launch"},
-    {"parameter_server"},
+    {"parameter_server", "advise"},
 ]
 LEVEL_OF = {unit: level for level, units in enumerate(LAYERS) for unit in units}
 
