@@ -1,7 +1,7 @@
 """Says which compressor to take for a model, and whether any pays.
 
-    python -m tfqcomm.advise --model=my_module:build --workers=8 --bandwidth=1Gbps --latency=0.2ms
-    python -m tfqcomm.launch --workers=2 --bandwidth=100mbit -m tfqcomm.advise --model=my_module:build
+    python -m tfqcomm.advise --model=module:build --workers=8 --bandwidth=1Gbps --latency=0.2ms
+    python -m tfqcomm.launch --workers=2 --bandwidth=100mbit -m tfqcomm.advise --model=module:build
 
 `build` is called without arguments and returns a Keras model, compiled or not; or (model, x, y); or
 (model, data set of batches). It makes the model under no strategy. Without examples noise in the
@@ -10,8 +10,8 @@ shape of the inputs stands in, and the mean square of the outputs for the loss.
 A step of the model is timed on this machine, and so is the exchange of its gradients with every
 compressor. With a cluster in TF_CONFIG, as on a real one or under the launcher, so is the link
 between its workers, all of which run this; otherwise it is what `--bandwidth` and `--latency` say,
-behind what TensorFlow's own part takes on this machine. From that follow the bytes and the time of a
-step with each, for the workers asked for, and the best for 2 to 1,024 of them.
+behind what TensorFlow's own part takes on this machine. From that follow the bytes and the time of
+a step with each, for the workers asked for, and the best for 2 to 1,024 of them.
 
 With `--out` the tables go to advice.md there, and step.png shows the time against the bandwidth.
 """

@@ -6,7 +6,7 @@ import dataclasses
 from collections.abc import Sequence
 
 from tfqcomm.compressors.base import Compressor
-from tfqcomm.costs.predict import Bucket, Compute, Link, Prediction, predict
+from tfqcomm.costs.prediction import Bucket, Compute, Link, Prediction, predict
 
 WORTH_IT = 1.05  # times as fast as dense: below it the difference is not worth a lossy exchange
 DENSE = "no compressor"
@@ -98,9 +98,9 @@ class Advice:
         ratio = dense.prediction.seconds / best.prediction.seconds
         return (
             f"Take {best.method}, schedule={best.method.schedule!r}: "
-            f"{_milliseconds(best.prediction.seconds)} ms a step on {self.workers} workers, "
-            f"{ratio:.1f} times as fast as dense training ({_milliseconds(dense.prediction.seconds)}"
-            " ms). This is about time alone: docs/choosing.md says what each loses."
+            f"{_milliseconds(best.prediction.seconds)} ms a step on {self.workers} workers. "
+            f"Dense training takes {_milliseconds(dense.prediction.seconds)} ms, {ratio:.1f} times "
+            "as long. This is about time alone: docs/choosing.md says what each loses."
         )
 
     def table(self, workers: int | None = None) -> str:

@@ -9,7 +9,7 @@ from collections.abc import Callable
 import keras
 import tensorflow as tf
 
-from tfqcomm.costs.predict import Compute
+from tfqcomm.costs.prediction import Compute
 from tfqcomm.costs.timing import median_seconds
 
 
@@ -113,7 +113,7 @@ def measure(step: Step, seconds: float) -> tuple[Compute, list[tf.Tensor | tf.In
 
 
 def _compiled(function: Callable) -> Callable:
-    return tf.function(function, autograph=False)
+    return tf.function(function, autograph=False).get_concrete_function()
 
 
 def _loss(step: Step) -> tf.Tensor:

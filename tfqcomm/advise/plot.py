@@ -6,7 +6,7 @@ import importlib.util
 import pathlib
 
 from tfqcomm.advise.advice import Advice
-from tfqcomm.costs.predict import Link
+from tfqcomm.costs.prediction import Link
 
 RATES = tuple(10 ** (exponent / 10) for exponent in range(70, 111))  # 10 Mbit/s to 100 Gbit/s
 

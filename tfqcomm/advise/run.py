@@ -14,7 +14,7 @@ from tfqcomm.advise.advice import Advice, Method
 from tfqcomm.advise.software import of_this_machine
 from tfqcomm.costs import exchange
 from tfqcomm.costs import link as links
-from tfqcomm.costs.predict import Compute, Link
+from tfqcomm.costs.prediction import Compute, Link
 from tfqcomm.launch.units import bits_per_second, microseconds
 from tfqcomm.step.options import ExchangeOptions
 from tfqcomm.transport.base import Transport
@@ -85,8 +85,9 @@ def report(
     transport = _transport_of(strategy)
     if transport is not None and network:
         raise ValueError(
-            "Arguments `bandwidth` and `latency` must be None with a `strategy` of several workers, "
-            f"whose link is measured. Received: bandwidth={bandwidth!r}, latency={latency!r}"
+            "Arguments `bandwidth` and `latency` must be None with a `strategy` of several "
+            "workers, whose link is measured. "
+            f"Received: bandwidth={bandwidth!r}, latency={latency!r}"
         )
     progress("the link")
     link, origin, software = _link(network, transport)
@@ -154,14 +155,8 @@ def _link(network: dict[str, float], transport: Transport | None) -> tuple[Link,
     if transport is not None:
         link = links.measure(transport)
         rate, wait = 8e-6 / link.all_reduce.byte_seconds, 1e3 * link.all_gather.round_seconds
-        return (
-            link,
-            (
-                f"measured between {transport.processes} workers: all-reduces at {rate:.0f} Mbit/s, "
-                f"{wait:.2f} ms a round"
-            ),
-            None,
-        )
+        origin = f"measured between {transport.processes} workers: {wait:.2f} ms a round, "
+        return link, f"{origin}all-reduces at {rate:.0f} Mbit/s", None
     software = of_this_machine()
     assumed = [name for name in ("bandwidth", "latency") if name not in network]
     rate = network.get("bandwidth", float(bits_per_second(BANDWIDTH)))
@@ -170,8 +165,5 @@ def _link(network: dict[str, float], transport: Transport | None) -> tuple[Link,
     if assumed:
         text += f" (assumed: {' and '.join(assumed)}; give them, or start this on the cluster)"
     slowness = 1e3 * 1e6 * software.all_reduce.byte_seconds
-    return (
-        software.behind(rate, wait),
-        (f"{text}; TensorFlow's own part of an all-reduce: {slowness:.1f} ms a MB"),
-        software,
-    )
+    text += f"; TensorFlow's own part of an all-reduce: {slowness:.1f} ms a MB"
+    return software.behind(rate, wait), text, software

@@ -1,4 +1,4 @@
-"""What TensorFlow's collectives take where the network takes nothing: two processes, one machine."""
+"""What TensorFlow's collectives take where the network takes nothing: on one machine."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ import subprocess
 import sys
 import tempfile
 
-from tfqcomm.costs.predict import Line, Link
+from tfqcomm.costs.prediction import Line, Link
 
 TIMEOUT = 120  # seconds
 

@@ -6,7 +6,6 @@ The real buckets and aggregators, with residuals, on a transport that gives back
 from __future__ import annotations
 
 import dataclasses
-import functools
 from collections.abc import Sequence
 
 import tensorflow as tf
@@ -17,7 +16,7 @@ from tfqcomm.aggregators.dense import DenseMean, PlainMean
 from tfqcomm.aggregators.low_rank import LowRankMean
 from tfqcomm.aggregators.two_phase import TwoPhaseMean
 from tfqcomm.compressors.base import Compressor
-from tfqcomm.costs.predict import Bucket, moves
+from tfqcomm.costs.prediction import Bucket, moves
 from tfqcomm.costs.simulated import SimulatedTransport
 from tfqcomm.costs.timing import median_seconds
 from tfqcomm.state.ledger import Ledger
@@ -81,16 +80,16 @@ class _Run:
 
     def __init__(self, options: ExchangeOptions, gradients: Gradients, world: int):
         self._world, self._gradients = world, list(gradients)
-        self._exchange = _Watched(options, Ledger(SimulatedTransport(world)))
-        step = tf.function(self._step, autograph=False)
-        self.step = functools.partial(step, self._gradients, tf.constant(0))
+        self._exchange = GradientExchange(options, Ledger(SimulatedTransport(world)))
+        self._number = tf.constant(0)  # captured, so that no graph knows it
+        self.step = tf.function(self._step, autograph=False).get_concrete_function()
 
-    def _step(self, gradients, number):
+    def _step(self):
         messages = [
             Message(str(index), [gradient], factor=self._world)
-            for index, gradient in enumerate(gradients)
+            for index, gradient in enumerate(self._gradients)
         ]
-        reduction = self._exchange.reduce(messages, number)
+        reduction = self._exchange.reduce(messages, self._number)
         healthy = tf.cond(reduction.healthy, lambda: _true(reduction.commit), lambda: False)
         return reduction.means, healthy
 
@@ -101,7 +100,7 @@ class _Run:
             seconds: of an exchange.
             each: what of it is for each worker's payload.
         """
-        found = [*self._exchange.watched, *self._rows()]
+        found = [*map(_group_of, self._exchange.sent), *self._rows()]
         total = sum(one.elements for one in found) or 1
         fixed = seconds - self._world * each
         buckets = []
@@ -143,39 +142,17 @@ class _Group:
     tensors: tuple[int, ...]
 
 
-class _Watched(GradientExchange):
-    """An exchange that remembers its buckets."""
-
-    watched: list[_Group]
-
-    def _groups(self, *args):
-        self.watched = []
-        groups = super()._groups(*args)
-        return [(_WatchedMean(a, group, self.watched), group, d) for a, group, d in groups]
-
-
-class _WatchedMean:
-    """An aggregator that notes what it has sent."""
-
-    def __init__(self, aggregator, group, notes):
-        self._aggregator, self._group, self._notes = aggregator, group, notes
-        self.unpack = aggregator.unpack
-
-    def aggregate(self, *args):
-        """See `Aggregator.aggregate`."""
-        found = self._aggregator.aggregate(*args)
-        schedule = _SCHEDULES[type(self._aggregator)]
-        world = self._aggregator.transport.world
-        for_one_byte = sum(sent for _, _, sent in moves(schedule, 1.0, world))
-        self._notes.append(
-            _Group(
-                schedule,
-                found.bytes_sent / for_one_byte,
-                sum(message.size for message in self._group),
-                tuple(int(message.key) for message in self._group),
-            )
-        )
-        return found
+def _group_of(sent) -> _Group:
+    """A payload as the exchange tells it."""
+    aggregator, messages, result = sent
+    schedule = _SCHEDULES[type(aggregator)]
+    of_one_byte = sum(b for _, _, b in moves(schedule, 1.0, aggregator.transport.world))
+    return _Group(
+        schedule,
+        result.bytes_sent / of_one_byte,
+        sum(message.size for message in messages),
+        tuple(int(message.key) for message in messages),
+    )
 
 
 def _true(do):

@@ -8,7 +8,7 @@ from collections.abc import Callable
 import numpy as np
 import tensorflow as tf
 
-from tfqcomm.costs.predict import Line, Link, moves
+from tfqcomm.costs.prediction import Line, Link, moves
 from tfqcomm.transport.base import Transport
 
 REPEATS = 5
@@ -62,7 +62,8 @@ def _seconds(transport, collective, words, repeats=REPEATS) -> tuple[float, floa
     """Wall and processor time of one: the median, of all processes the longest."""
     words = -(-words // transport.world) * transport.world
     x = tf.zeros([words])
-    run = tf.function(lambda x: collective(x + 1), autograph=False)
+    # Not called as it is, which would warn of so many functions.
+    run = tf.function(lambda x: collective(x + 1), autograph=False).get_concrete_function(x)
     wall, busy = [], []
     for _ in range(repeats + 1):
         start, used = time.perf_counter(), time.process_time()

@@ -1,7 +1,7 @@
 """The time of a step from what its parts take: arithmetic alone, nothing is run.
 
-    processor   forward | backward ... encode 1 ... backward ... encode 2 | decode 1 | decode 2 | update
-    link                                        |--- bucket 1 ---|--- bucket 2 ---|
+    processor   forward | backward | encode 1 | backward | encode 2 | decode 1 | decode 2 | update
+    link                                      |---- bucket 1 ----|---- bucket 2 ----|
 
 A bucket travels while the gradients of the next are computed, and only then: encoding and decoding
 are work of the same processor as the backward pass and hide behind nothing, and so is what sending
