@@ -134,7 +134,5 @@ def _gradients(step: Step) -> list:
 
 
 def _train(step: Step) -> None:
-    gradients = _gradients(step)
-    pairs = zip(gradients, step.model.trainable_variables, strict=True)
-    gradients, variables = zip(*[(g, v) for g, v in pairs if g is not None], strict=True)
-    step.model.optimizer.apply(gradients, variables)
+    pairs = zip(_gradients(step), step.model.trainable_variables, strict=True)
+    step.model.optimizer.apply_gradients([(g, v) for g, v in pairs if g is not None])

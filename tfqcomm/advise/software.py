@@ -50,5 +50,6 @@ def to_json(link: Link) -> str:
 
 def from_json(text: str) -> Link:
     """Inverse of `to_json`."""
-    *lines, processor = json.loads(text).values()
-    return Link(*(Line(**line) for line in lines), processor)
+    found = json.loads(text)
+    processor = found.pop("processor_seconds")
+    return Link(**{k: Line(**line) for k, line in found.items()}, processor_seconds=processor)

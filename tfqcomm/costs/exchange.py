@@ -27,7 +27,7 @@ from tfqcomm.step.options import ExchangeOptions
 Gradients = Sequence[tf.Tensor | tf.IndexedSlices]
 
 FEW, MORE = 2, 4  # workers whose payloads are decoded, to tell what one more takes
-_SCHEDULES = {
+_SCHEDULES: dict[type, str] = {
     PlainMean: "dense",
     DenseMean: "dense",
     AllGatherMean: "all_gather",

@@ -32,15 +32,15 @@ def measure(transport: Transport) -> Link:
         "all_to_all": lambda x: transport.all_to_all([tf.reshape(x, [transport.world, -1])])[0][:1],
     }
     words = _long(transport, kinds["all_reduce"])
-    lines, processor = [], 0.0
+    lines, processor = {}, 0.0
     for kind, collective in kinds.items():
         short, _ = _seconds(transport, collective, SMALL)
         wall, busy = _seconds(transport, collective, words)
         rounds, _ = _traffic(kind, SMALL, transport.world)
         _, sent = _traffic(kind, words, transport.world)
-        lines.append(Line(short / rounds, max(0.0, wall - short) / sent))
+        lines[kind] = Line(short / rounds, max(0.0, wall - short) / sent)
         processor = max(processor, busy / sent)
-    return Link(*lines, processor)
+    return Link(**lines, processor_seconds=processor)
 
 
 def _traffic(kind: str, words: int, world: int) -> tuple[int, float]:

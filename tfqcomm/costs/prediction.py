@@ -64,11 +64,11 @@ class Link:
         The times add up: TensorFlow's rings do not copy while they send.
         """
         network = Link.of_network(bandwidth, latency)
-        lines = [
+        reduce, gather, to_all = (
             Line(own.round_seconds + far.round_seconds, own.byte_seconds + far.byte_seconds)
             for own, far in zip(self.lines, network.lines, strict=True)
-        ]
-        return Link(*lines, self.processor_seconds)
+        )
+        return Link(reduce, gather, to_all, self.processor_seconds)
 
     @property
     def lines(self) -> tuple[Line, Line, Line]:
