@@ -28,7 +28,7 @@ WAYS = [
 @pytest.fixture
 def untimed(monkeypatch):
     """Exchanges are traced, and not run."""
-    monkeypatch.setattr(exchange, "median_seconds", lambda function, seconds: 1.0)
+    monkeypatch.setattr(exchange, "best_seconds", lambda function, seconds: 1.0)
 
 
 def gradients():
@@ -77,7 +77,7 @@ def test_exchanges_are_run():
 
 def test_time_is_shared_out_by_elements_and_what_grows_with_the_workers_is_told(monkeypatch):
     times = iter([2.0, 3.0])  # with 2 and 4 payloads to decode
-    monkeypatch.setattr(exchange, "median_seconds", lambda function, seconds: next(times))
+    monkeypatch.setattr(exchange, "best_seconds", lambda function, seconds: next(times))
     buckets = exchange.measure(options_of("top_k", "all_gather"), gradients(), 0.0)
     compressed, dense = buckets
     share = 114000 / sum(SIZES)

@@ -10,7 +10,7 @@ import keras
 import tensorflow as tf
 
 from tfqcomm.costs.prediction import Compute
-from tfqcomm.costs.timing import median_seconds
+from tfqcomm.costs.timing import best_seconds
 
 
 @dataclasses.dataclass(frozen=True)
@@ -103,9 +103,9 @@ def measure(step: Step, seconds: float) -> tuple[Compute, list[tf.Tensor | tf.In
     gradients = _compiled(functools.partial(_gradients, step))
     whole = _compiled(functools.partial(_train, step))
     found = [g for g in gradients() if g is not None]  # of the weights as they are now
-    to_loss = median_seconds(forward, seconds)
-    to_gradients = max(to_loss, median_seconds(gradients, seconds))
-    to_end = max(to_gradients, median_seconds(whole, seconds))
+    to_loss = best_seconds(forward, seconds)
+    to_gradients = max(to_loss, best_seconds(gradients, seconds))
+    to_end = max(to_gradients, best_seconds(whole, seconds))
 
     for variable, value in zip(kept, values, strict=True):
         variable.assign(value)

@@ -18,7 +18,7 @@ from tfqcomm.aggregators.two_phase import TwoPhaseMean
 from tfqcomm.compressors.base import Compressor
 from tfqcomm.costs.prediction import Bucket, moves
 from tfqcomm.costs.simulated import SimulatedTransport
-from tfqcomm.costs.timing import median_seconds
+from tfqcomm.costs.timing import best_seconds
 from tfqcomm.state.ledger import Ledger
 from tfqcomm.step.exchange import GradientExchange
 from tfqcomm.step.message import Message
@@ -63,10 +63,10 @@ def measure(options: ExchangeOptions, gradients: Gradients, seconds: float) -> t
     """
     world = MORE if options.schedule == "two_phase" else FEW
     run = _Run(options, gradients, world)
-    taken = median_seconds(run.step, seconds)
+    taken = best_seconds(run.step, seconds)
     each = 0.0
     if options.schedule == "all_gather":
-        more = median_seconds(_Run(options, gradients, MORE).step, seconds)
+        more = best_seconds(_Run(options, gradients, MORE).step, seconds)
         each = min(max(0.0, (more - taken) / (MORE - FEW)), taken / FEW)
     return tuple(run.buckets(taken, each))
 

@@ -1,30 +1,30 @@
-"""How long something takes: the median of many runs."""
+"""How long something takes on a machine that does nothing else: the quickest of many runs."""
 
 from __future__ import annotations
 
 import time
 from collections.abc import Callable
 
-import numpy as np
-
 FEWEST, MOST = 5, 50
 
 
-def median_seconds(function: Callable[[], object], seconds: float) -> float:
-    """Wall time of a run, the median of 5 to 50, after two that trace, compile and allocate.
+def best_seconds(function: Callable[[], object], seconds: float) -> float:
+    """Wall time of the quickest of 5 to 50 runs, after two that compile and allocate.
+
+    Others may use the machine, too: they make runs longer, and none shorter.
 
     Args:
-        function: returns what can be waited for: tensors or nothing.
+        function: returns when it is done.
         seconds: for how long to run it, at about.
     """
     function()
-    times = [_time_of(function)]
-    runs = min(MOST, max(FEWEST, int(seconds / max(times[0], 1e-9))))
-    times = [_time_of(function) for _ in range(runs)]
-    return float(np.median(times))
+    first = seconds_of(function)
+    runs = min(MOST, max(FEWEST, int(seconds / max(first, 1e-9))))
+    return min(seconds_of(function) for _ in range(runs))
 
 
-def _time_of(function: Callable[[], object]) -> float:
+def seconds_of(function: Callable[[], object]) -> float:
+    """Wall time of one run."""
     start = time.perf_counter()
     function()
     return time.perf_counter() - start
