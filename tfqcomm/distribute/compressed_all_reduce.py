@@ -6,7 +6,7 @@ import tensorflow as tf
 
 from tfqcomm import compressors
 from tfqcomm.compressors.base import Compressor
-from tfqcomm.distribute import interception, keras_loop
+from tfqcomm.distribute import automatic, interception, keras_loop
 from tfqcomm.step.options import ExchangeOptions
 from tfqcomm.step.shared_arguments import (
     exchange_arguments,
@@ -26,6 +26,8 @@ class CompressedAllReduce(tf.distribute.ReductionToOneDevice):
     Clipping (`clipnorm` and friends) acts on the local gradients, before the exchange, as in
     Keras. Each optimizer has residuals of its own.
 
+    With `compressor="auto"` nothing is compressed: there is no link between the devices.
+
     Args:
         compressor: a `tfqcomm.compressors.Compressor`, its name or its config.
         **options: shared with all that compress.
@@ -43,6 +45,7 @@ class CompressedAllReduce(tf.distribute.ReductionToOneDevice):
         compressor: Compressor | str | dict,
         **options,
     ):
+        compressor, self.automatic = automatic.told(compressor, options)
         refuse_unknown(type(self), options, exchange_arguments(), TypeError)
         super().__init__()
         self.options = ExchangeOptions(compressors.get(compressor), **options)
