@@ -20,7 +20,6 @@ from __future__ import annotations
 
 import argparse
 import importlib
-import json
 import os
 import pathlib
 import sys
@@ -32,6 +31,8 @@ from tfqcomm import compressors
 from tfqcomm.advise import plot, run
 from tfqcomm.advise.advice import Advice
 from tfqcomm.advise.software import of_this_machine
+from tfqcomm.cluster import Cluster
+from tfqcomm.distribute import MultiWorkerMirroredStrategy
 from tfqcomm.launch.units import microseconds
 
 WORLDS = tuple(2**i for i in range(1, 11))  # 2 to 1,024
@@ -42,10 +43,10 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Runs the command and returns its exit code."""
     options = _parser().parse_args(argv)
     try:
-        build = _function(options.model)
         count, index = _cluster()
-        strategy = _strategy() if count > 1 else None
-        model, x, y = _parts(build())
+        # Before anything is done with TensorFlow, as a user's module may when it is imported.
+        strategy = MultiWorkerMirroredStrategy() if count > 1 else None
+        model, x, y = _parts(_function(options.model)())
         advice = run.report(
             model,
             x,
@@ -112,19 +113,12 @@ def _parts(built) -> tuple:
 
 
 def _cluster() -> tuple[int, int]:
-    """Workers in TF_CONFIG, 1 without, and which of them this is."""
-    config = json.loads(os.environ.get("TF_CONFIG") or "{}")
-    cluster = config.get("cluster", {})
-    chiefs, task = len(cluster.get("chief", [])), config.get("task", {})
-    first = chiefs if task.get("type") == "worker" else 0
-    return max(1, chiefs + len(cluster.get("worker", []))), first + task.get("index", 0)
-
-
-def _strategy():
-    """Of this cluster; made before TensorFlow does anything else."""
-    from tfqcomm.distribute import MultiWorkerMirroredStrategy
-
-    return MultiWorkerMirroredStrategy()
+    """Workers of the cluster in the environment, 1 without, and which of them this is."""
+    cluster = Cluster.from_environment()
+    if cluster is None:
+        return 1, 0
+    tasks = list(cluster.only("chief", "worker").tasks)
+    return len(tasks), tasks.index(cluster.task)
 
 
 def _compressors(names: str | None) -> Sequence:
