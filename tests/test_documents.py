@@ -19,7 +19,15 @@ from tfqcomm.launch.__main__ import _parser
 
 PAGES = sorted((ROOT / "docs").rglob("*.md"))
 DOCUMENTS = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *PAGES]
-PUBLIC = ("callbacks", "compressors", "distribute", "optimizers", "parameter_server", "sparsity")
+PUBLIC = (
+    "advise",
+    "callbacks",
+    "compressors",
+    "distribute",
+    "optimizers",
+    "parameter_server",
+    "sparsity",
+)
 
 
 def name_of(path) -> str:

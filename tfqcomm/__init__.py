@@ -5,6 +5,7 @@ from tfqcomm.launch.start import is_launcher
 if not is_launcher():
     import tfqcomm._tf_private.probe  # noqa: F401 (says what does not fit)
     from tfqcomm import (
+        advise,
         callbacks,
         compressors,
         distribute,
@@ -15,6 +16,7 @@ if not is_launcher():
     )
 
 __all__ = [
+    "advise",
     "callbacks",
     "compressors",
     "distribute",

@@ -5,7 +5,7 @@ from __future__ import annotations
 import tensorflow as tf
 
 from tfqcomm.compressors.base import Compressor
-from tfqcomm.distribute import interception, keras_loop
+from tfqcomm.distribute import automatic, interception, keras_loop
 from tfqcomm.step import policy
 from tfqcomm.step.options import ExchangeOptions
 from tfqcomm.step.shared_arguments import (
@@ -26,6 +26,8 @@ class CompressedAllReduce(tf.distribute.ReductionToOneDevice):
     Clipping (`clipnorm` and friends) acts on the local gradients, before the exchange, as in
     Keras. Each optimizer has residuals of its own.
 
+    With `compressor="auto"` nothing is compressed: there is no link between the devices.
+
     Args:
         compressor: a `tfqcomm.compressors.Compressor`, its name or its config; or a policy,
             `{".*kernel": "top_k", "*": None}`: regular expressions of variables' whole paths, of
@@ -45,6 +47,7 @@ class CompressedAllReduce(tf.distribute.ReductionToOneDevice):
         compressor: Compressor | str | dict,
         **options,
     ):
+        compressor, self.automatic = automatic.told(compressor, options)
         refuse_unknown(type(self), options, exchange_arguments(), TypeError)
         super().__init__()
         self.options = ExchangeOptions(policy.get(compressor), **options)

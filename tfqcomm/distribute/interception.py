@@ -8,6 +8,7 @@ import keras
 import tensorflow as tf
 
 from tfqcomm import _tf_private
+from tfqcomm.distribute import automatic
 from tfqcomm.step.options import ExchangeOptions
 from tfqcomm.step.step import distributed_step
 
@@ -22,18 +23,23 @@ def install() -> None:
 
 def find_step(optimizer: keras.optimizers.Optimizer):
     """The step that replaces Keras' own, or None under any other strategy."""
-    options = options_of(tf.distribute.get_strategy())
-    return None if options is None else functools.partial(_step, options)
+    owner = _owner_of_options(tf.distribute.get_strategy())
+    return None if owner is None else functools.partial(_step, owner)
 
 
 def options_of(strategy: tf.distribute.Strategy) -> ExchangeOptions | None:
     """The `options` of a compressing strategy, or of its cross-device ops."""
+    owner = _owner_of_options(strategy)
+    return None if owner is None else owner.options
+
+
+def _owner_of_options(strategy: tf.distribute.Strategy):
     for owner in (strategy, _tf_private.cross_device_ops(strategy)):
-        options = getattr(owner, "options", None)
-        if isinstance(options, ExchangeOptions):
-            return options
+        if isinstance(getattr(owner, "options", None), ExchangeOptions):
+            return owner
     return None
 
 
-def _step(options, optimizer, gradients, variables, learning_rate):
+def _step(owner, optimizer, gradients, variables, learning_rate):
+    options = automatic.options_for(owner, optimizer, gradients)
     distributed_step(optimizer, options, gradients, variables, learning_rate)

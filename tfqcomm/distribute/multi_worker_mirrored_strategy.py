@@ -8,7 +8,7 @@ import tensorflow as tf
 
 from tfqcomm import _tf_private
 from tfqcomm.compressors.base import Compressor
-from tfqcomm.distribute import interception, joining, keras_loop
+from tfqcomm.distribute import automatic, interception, joining, keras_loop
 from tfqcomm.distribute.new_variables import NewVariables
 from tfqcomm.distribute.scopes import expect_models_of
 from tfqcomm.step import empty_shares, policy
@@ -32,6 +32,9 @@ class MultiWorkerMirroredStrategy(tf.distribute.MultiWorkerMirroredStrategy):
     Gradients of every Keras optimizer are compressed; metrics, batch-norm statistics and your own
     `all_reduce` are not. Optimizers of `tfqcomm.optimizers` bring their own compression, which
     then replaces the strategy's. Clipping acts on the local gradients, as in Keras.
+
+    With `compressor="auto"` the workers measure link and exchange before an optimizer's first step,
+    log what they found, and take the fastest of none, `BFloat16`, `Float8` and `BlockInt8`.
 
     Args:
         compressor: a `tfqcomm.compressors.Compressor`, its name or its config; a policy,
@@ -65,6 +68,7 @@ class MultiWorkerMirroredStrategy(tf.distribute.MultiWorkerMirroredStrategy):
         communication_options: tf.distribute.experimental.CommunicationOptions | None = None,
         **options,
     ):
+        compressor, self.automatic = automatic.told(compressor, options)
         refuse_unknown(type(self), options, exchange_arguments(), TypeError)
         self.options = ExchangeOptions(policy.get(compressor), **options)
         interception.install()

@@ -22,7 +22,7 @@ import tensorflow as tf
 
 from tfqcomm.aggregators.adaptive import AdaptiveMean
 from tfqcomm.aggregators.all_gather import AllGatherMean
-from tfqcomm.aggregators.base import Aggregator
+from tfqcomm.aggregators.base import Aggregate, Aggregator
 from tfqcomm.aggregators.budget import Budget
 from tfqcomm.aggregators.dense import DenseMean, PlainMean
 from tfqcomm.aggregators.factors import Factors
@@ -54,12 +54,14 @@ class GradientExchange:
         options: the compressor and its circumstances.
         ledger: of the optimizer: what is owed, and what has been sent.
         transport: to all replicas.
+        sent: for each payload of the last `reduce`, in order: what it was made of, and its result.
     """
 
     def __init__(self, options: ExchangeOptions, ledger: Ledger):
         self.options = options
         self.ledger = ledger
         self.transport = ledger.transport
+        self.sent: list[tuple[Aggregator | WarmUp, Sequence[Message], Aggregate]] = []
 
     def reduce(
         self,
@@ -99,6 +101,7 @@ class GradientExchange:
         self.ledger.routes = sorting.routes
         healthy = tf.reduce_all([a.healthy for a in aggregates])
         bytes_sent = sum(a.bytes_sent for a in aggregates) + sum(cost for _, cost in rows)
+        self.sent = [(g[0], g[1], a) for g, a in zip(groups, aggregates, strict=True)]
 
         def commit():
             for aggregate in aggregates:

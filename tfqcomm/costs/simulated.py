@@ -1,0 +1,35 @@
+"""A transport that goes nowhere: the work of one worker among many, without the others."""
+
+from __future__ import annotations
+
+import tensorflow as tf
+
+from tfqcomm.transport.base import Transport
+
+
+class SimulatedTransport(Transport):
+    """One process of `world`, whose peers all send what it sends itself.
+
+    What it encodes and decodes, and how many bytes it counts, is what it would be among them.
+
+    Args:
+        world: processes, W.
+    """
+
+    def __init__(self, world: int):
+        super().__init__(world, 0, (None,))
+
+    def agree(self, topic, facts, notes, **more):
+        return True
+
+    def _gather_processes(self, stacked):
+        return tf.tile(stacked, [self.processes] + [1] * (stacked.shape.rank - 1))
+
+    def _reduce_processes(self, value):
+        return value
+
+    def _exchange_processes(self, rows):
+        return rows
+
+    def _broadcast_processes(self, value, source, processes):
+        return value
