@@ -81,7 +81,7 @@ def step_of(codec: compressors.Compressor, layout: Layout) -> Callable:
     def step(gradient, residual, received):
         encoded = encode_with_feedback(codec, layout, gradient, residual, SEED)
         payloads = tf.stack([encoded.words, received])
-        return encoded.left_out, decode_mean(codec, layout, payloads)
+        return encoded.left_out(), decode_mean(codec, layout, payloads)
 
     return step
 

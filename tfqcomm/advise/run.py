@@ -140,9 +140,9 @@ def _ways(candidates) -> list[ExchangeOptions]:
 
 
 def _method(options: ExchangeOptions, buckets) -> Method:
-    if options.compressor.lossless:
+    if options.one_compressor.lossless:
         return Method(None, None, buckets)
-    return Method(options.compressor, options.schedule, buckets)
+    return Method(options.one_compressor, options.schedule, buckets)
 
 
 def _transport_of(strategy) -> Transport | None:
