@@ -31,4 +31,4 @@ def test_two_workers_do_what_one_process_does(two, case, mirrored_strategy):
         assert worker["owed"].keys() == expected["owed"].keys()
         for name, value in worker["owed"].items():
             np.testing.assert_allclose(value, expected["owed"][name], atol=1e-6, err_msg=name)
-        assert worker["history"]["loss"][-1] < 0.6 * worker["history"]["loss"][0]
+        assert worker["history"]["loss"][-1] < 0.7 * worker["history"]["loss"][0]

@@ -1,6 +1,6 @@
 """The exchange of one optimizer's messages: which tensor travels how, all in one place.
 
-    messages --+-- IndexedSlices ----------------------> gathered as they are
+    messages --+-- IndexedSlices ----------------------> gathered, by `embedding_rows`
                +-- rank <= 1, small, statistics --fused--> DenseMean(Identity)
                +-- the rest --fused--> AllGatherMean | TwoPhaseMean | DenseMean, by `schedule`;
                                        AdaptiveMean for adaptive top-k,
@@ -14,12 +14,14 @@ is one payload: the number of collectives does not grow with the number of layer
 
 from __future__ import annotations
 
+import dataclasses
 import zlib
 from collections.abc import Callable, Sequence
 from typing import cast
 
 import tensorflow as tf
 
+from tfqcomm.aggregators import rows
 from tfqcomm.aggregators.adaptive import AdaptiveMean
 from tfqcomm.aggregators.all_gather import AllGatherMean
 from tfqcomm.aggregators.base import Aggregator
@@ -78,7 +80,7 @@ class GradientExchange:
             residual_scale: scalar by which what is owed is multiplied first; None for 1.
         """
         sorting = routing.sort(messages, self.options, self.transport.world)
-        sparse = sorting.sparse
+        sparse = [self._rows_to_send(m) for m in sorting.sparse]
         means, aggregates, unpacks = {}, [], []
         groups = self._payloads(sorting, compresses, residual_scale)
         for place, (aggregator, group, dtype) in enumerate(groups, start=1):
@@ -90,12 +92,12 @@ class GradientExchange:
             unpacks.append((group, aggregator.unpack))
             for message, mean in zip(group, aggregates[-1].means, strict=True):
                 means[message.key] = tf.reshape(mean, message.shape)
-        rows = [self._gather_rows(m) for m in sparse]
-        means |= {m.key: mean for m, (mean, _) in zip(sparse, rows, strict=True)}
+        gathered = [self._gather_rows(m) for m in sparse]
+        means |= {m.key: mean for m, (mean, _) in zip(sparse, gathered, strict=True)}
 
         self.ledger.routes = sorting.routes
         healthy = tf.reduce_all([a.healthy for a in aggregates])
-        bytes_sent = sum(a.bytes_sent for a in aggregates) + sum(cost for _, cost in rows)
+        bytes_sent = sum(a.bytes_sent for a in aggregates) + sum(cost for _, cost in gathered)
 
         def commit():
             for aggregate in aggregates:
@@ -185,20 +187,20 @@ class GradientExchange:
         return self.ledger.keep("factors", lambda: Factors(rank, seed, self.transport.device))
 
     def _gather_rows(self, message: Message) -> tuple[tf.IndexedSlices, tf.Tensor]:
-        """The rows of all replicas, and the bytes one worker sent for them.
+        """The rows of all replicas, and the bytes one worker sent for them."""
+        found = self.transport, message.values, message.shape, message.factor
+        if not self.options.rows_each_once:
+            return rows.gather_as_they_are(*found)
+        return rows.gather_each_once(*found, self.options.embedding_rows)
 
-        A row that occurs twice is meant twice, as in TensorFlow.
-        """
-        values, value_bytes = self.transport.all_gather_ragged([v.values for v in message.values])
-        indices, index_bytes = self.transport.all_gather_ragged([v.indices for v in message.values])
-        with tf.device(self.transport.device):
-            rows, share = tf.concat(values, 0), message.factor / self.transport.world
-            mean = tf.IndexedSlices(
-                values=rows if share == 1 else rows * tf.cast(share, rows.dtype),
-                indices=tf.concat(indices, 0),
-                dense_shape=tf.constant(message.shape, tf.int64),
-            )
-        return mean, value_bytes + index_bytes
+    def _rows_to_send(self, message: Message) -> Message:
+        if not self.options.rows_each_once:
+            return message
+        values = []
+        for value, device in zip(message.values, self.transport.devices, strict=True):
+            with tf.device(device):
+                values.append(rows.each_once(cast(tf.IndexedSlices, value)))
+        return dataclasses.replace(message, values=values)
 
 
 def _keys_and_sizes(messages: Sequence[Message]) -> tuple[list[str], list[int]]:
