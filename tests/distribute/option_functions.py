@@ -25,17 +25,24 @@ CASES = {
 EXAMPLES = 512
 
 
-def train(strategy, case):
-    """A hundred batches, in one trace."""
+def train(strategy, case, dealt=None):
+    """A hundred batches.
+
+    Args:
+        dealt: a new order for the equal parts of each batch.
+    """
     shared.use(strategy, **CASES[case])
     if "embedding_rows" in CASES[case]:
-        return train_embedding(strategy)
+        return train_embedding(strategy, dealt)
     rate = keras.optimizers.schedules.ExponentialDecay(1e-2, 20, 0.8)
     model = shared.compiled(strategy, optimizer=lambda: keras.optimizers.Adam(rate))
-    return found_by(strategy, model, *shared.classification(EXAMPLES))
+    return found_by(strategy, model, *shared.classification(EXAMPLES), dealt)
 
 
-def found_by(strategy, model, x, y):
+def found_by(strategy, model, x, y, dealt):
+    if dealt:
+        parts = len(dealt), shared.BATCH // len(dealt)
+        x, y = (a.reshape(-1, *parts, *a.shape[1:])[:, dealt].reshape(a.shape) for a in (x, y))
     traffic = TrafficLogger(verbose=0)
     history = shared.fit(model, x, y, 6, callbacks=[traffic])
     return {
@@ -48,7 +55,7 @@ def found_by(strategy, model, x, y):
     }
 
 
-def train_embedding(strategy):
+def train_embedding(strategy, dealt):
     """Batches whose replicas look up other numbers of rows, some of them twice."""
     shared.fresh()
     layers = keras.layers
@@ -68,9 +75,9 @@ def train_embedding(strategy):
     random = np.random.RandomState(0)
     y = random.randint(0, 3, [512]).astype("int32")
     x = y[:, None] * 20_000 + random.zipf(1.5, [512, 8]) % 9_000
-    return found_by(strategy, model, x.astype("int32"), y)
+    return found_by(strategy, model, x.astype("int32"), y, dealt)
 
 
-def every_case():
-    strategy = MultiWorkerMirroredStrategy()
+def every_case(devices=None):
+    strategy = MultiWorkerMirroredStrategy(devices_per_worker=devices)
     return {case: train(strategy, case) for case in CASES}
