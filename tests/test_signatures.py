@@ -19,10 +19,13 @@ SHARED = {  # what all that compress have in common
     "min_size": 1024,
     "schedule": "auto",
     "granularity": "tensor",
+    "embedding_rows": "float32",
     "warm_up": 0,
+    "accumulate": 1,
     "seed": 0,
     "verify": True,
 }
+OF_GRADIENTS = ("scale_residual", "accumulate", "embedding_rows")
 ADAM = {"learning_rate": 1e-3, "beta_1": 0.9, "beta_2": 0.999, "epsilon": 1e-8}
 ADAGRAD = {"learning_rate": 0.05, "l1": 0.0, "delta": 1e-2}
 QUANTIZED = {
@@ -63,7 +66,7 @@ GOLDENS = {  # by position, and by name alone: argument -> default, as of the fi
             "compressor": None,
             "fragments": 1,
         },
-        {**SHARED, "scale_residual": "missing", "name": "diloco"},
+        {**SHARED, **dict.fromkeys(OF_GRADIENTS, "missing"), "name": "diloco"},
     ),
     "ElasticAveragingSGD": (
         SGD,

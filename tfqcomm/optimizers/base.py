@@ -34,7 +34,8 @@ class CompressedOptimizer(RememberingOptimizer):
 
     Args:
         learning_rate: float or `keras.optimizers.schedules.LearningRateSchedule`.
-        compressor: a `tfqcomm.compressors.Compressor`, its name or its config.
+        compressor: a `tfqcomm.compressors.Compressor`, its name or its config; or a policy, as of
+            `tfqcomm.distribute.CompressedAllReduce`.
         **options: those of `ExchangeOptions`, and of `keras.optimizers.Optimizer`.
 
     Raises:

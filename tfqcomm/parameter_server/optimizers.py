@@ -25,10 +25,8 @@ _ELEMENTWISE = {
     *("ScheduleFreeAdamW", "CompAMS", "QAdam", "QCMDAdagrad", "QRDAAdagrad", "AdaptiveTopKSGD"),
     "LeaderSGD",
 }
-_ALL_REDUCE_ONLY = {
-    "warm_up",
-    "scale_residual",
-}  # options of a step that workers of servers do not take
+# Options of a step that the workers of parameter servers do not take.
+_ALL_REDUCE_ONLY = {"warm_up", "scale_residual", "accumulate", "embedding_rows"}
 
 
 def inner(optimizer: keras.optimizers.Optimizer) -> keras.optimizers.Optimizer:

@@ -23,17 +23,21 @@ class WorkerState:
         self._variables: dict[tuple[int, str], tf.Variable] = {}
         self._pending: dict[str, np.ndarray] = {}
 
-    def variable(self, replica: int, slot: str, key: str, shape, initial: float) -> tf.Variable:
+    def variable(
+        self, replica: int, slot: str, key: str, shape, initial: float, dtype=tf.float32
+    ) -> tf.Variable:
         """A local replica's slot of the tensor `key`, created as `initial` everywhere.
 
         Args:
             slot: its name, such as "momentum".
             shape: of the tensor, static.
+            dtype: of the variable; what is saved of it is float32.
         """
         name = f"{slot}/{key}"
         if (replica, name) not in self._variables:
+            value = self._pending.get(name, np.full(tuple(shape), initial, np.float32))
             self._variables[replica, name] = _tf_private.local_variable(
-                self._pending.get(name, np.full(tuple(shape), initial, np.float32)),
+                value.astype(dtype.as_numpy_dtype),
                 name=f"worker/{name}",
                 device=self._transport.devices[replica],
             )

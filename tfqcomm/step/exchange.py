@@ -1,6 +1,6 @@
 """The exchange of one optimizer's messages: which tensor travels how, all in one place.
 
-    messages --+-- IndexedSlices ----------------------> gathered as they are
+    messages --+-- IndexedSlices ----------------------> gathered, by `embedding_rows`
                +-- rank <= 1, small, statistics --fused--> DenseMean(Identity)
                +-- the rest --fused--> AllGatherMean | TwoPhaseMean | DenseMean, by `schedule`;
                                        AdaptiveMean for adaptive top-k,
@@ -14,12 +14,14 @@ is one payload: the number of collectives does not grow with the number of layer
 
 from __future__ import annotations
 
+import dataclasses
 import zlib
 from collections.abc import Callable, Sequence
 from typing import cast
 
 import tensorflow as tf
 
+from tfqcomm.aggregators import rows
 from tfqcomm.aggregators.adaptive import AdaptiveMean
 from tfqcomm.aggregators.all_gather import AllGatherMean
 from tfqcomm.aggregators.base import Aggregate, Aggregator
@@ -80,28 +82,20 @@ class GradientExchange:
             residual_scale: scalar by which what is owed is multiplied first; None for 1.
         """
         sorting = routing.sort(messages, self.options, self.transport.world)
-        sparse = sorting.sparse
-        means, aggregates, unpacks = {}, [], []
-        groups = self._payloads(sorting, compresses, residual_scale)
-        with self.transport.together():
-            for place, (aggregator, group, dtype) in enumerate(groups, start=1):
-                vectors = [
-                    _vectors(group, replica, dtype) for replica in range(self.transport.local)
-                ]
-                # Aggregators look at what they encode themselves. The last one, for which the
-                # others need not wait, tells of the rows, too.
-                health = self._health(sparse if place == len(groups) else [])
-                aggregates.append(aggregator.aggregate(vectors, health, step))
-                unpacks.append((group, aggregator.unpack))
-                for message, mean in zip(group, aggregates[-1].means, strict=True):
-                    means[message.key] = tf.reshape(mean, message.shape)
-        rows = [self._gather_rows(m) for m in sparse]
-        means |= {m.key: mean for m, (mean, _) in zip(sparse, rows, strict=True)}
+        sparse = [self._rows_to_send(m) for m in sorting.sparse]
+        payloads = self._payloads(sorting, compresses, residual_scale)
+        aggregates = self._aggregate(payloads, sparse, step)
+        sent = [(p[0], p[1], a) for p, a in zip(payloads, aggregates, strict=True)]
+        self.sent, means = sent, {}
+        for _, bucket, aggregate in sent:
+            for message, mean in zip(bucket, aggregate.means, strict=True):
+                means[message.key] = tf.reshape(mean, message.shape)
+        gathered = [self._gather_rows(m) for m in sparse]
+        means |= {m.key: mean for m, (mean, _) in zip(sparse, gathered, strict=True)}
 
         self.ledger.routes = sorting.routes
         healthy = tf.reduce_all([a.healthy for a in aggregates])
-        bytes_sent = sum(a.bytes_sent for a in aggregates) + sum(cost for _, cost in rows)
-        self.sent = [(g[0], g[1], a) for g, a in zip(groups, aggregates, strict=True)]
+        bytes_sent = sum(a.bytes_sent for a in aggregates) + sum(cost for _, cost in gathered)
 
         def commit():
             for aggregate in aggregates:
@@ -110,9 +104,9 @@ class GradientExchange:
 
         def left_out():
             found = {}
-            for (group, unpack), aggregate in zip(unpacks, aggregates, strict=True):
+            for aggregator, bucket, aggregate in sent:
                 for replica, flat in enumerate(aggregate.left_out):
-                    for message, rest in zip(group, unpack(flat), strict=True):
+                    for message, rest in zip(bucket, aggregator.unpack(flat), strict=True):
                         found[replica, message.key] = tf.reshape(rest, message.shape)
             return found
 
@@ -124,6 +118,19 @@ class GradientExchange:
 
         ordered = [means[m.key] for m in messages]
         return Reduction(ordered, healthy, commit, left_out, record, bytes_sent)
+
+    def _aggregate(self, payloads, sparse, step) -> list[Aggregate]:
+        """Exchanges the buckets, each of which may travel while the others are encoded."""
+        found = []
+        with self.transport.together():
+            for place, (aggregator, bucket, dtype) in enumerate(payloads, start=1):
+                local = range(self.transport.local)
+                vectors = [_vectors(bucket, replica, dtype) for replica in local]
+                # Aggregators look at what they encode themselves. The last one, for which the
+                # others need not wait, tells of the rows, too.
+                health = self._health(sparse if place == len(payloads) else [])
+                found.append(aggregator.aggregate(vectors, health, step))
+        return found
 
     def _health(self, messages: Sequence[Message]) -> list[tf.Tensor | bool]:
         """For each local replica: all numbers in `messages` are finite."""
@@ -191,20 +198,20 @@ class GradientExchange:
         return self.ledger.keep("factors", lambda: Factors(rank, seed, self.transport.device))
 
     def _gather_rows(self, message: Message) -> tuple[tf.IndexedSlices, tf.Tensor]:
-        """The rows of all replicas, and the bytes one worker sent for them.
+        """The rows of all replicas, and the bytes one worker sent for them."""
+        found = self.transport, message.values, message.shape, message.factor
+        if not self.options.rows_each_once:
+            return rows.gather_as_they_are(*found)
+        return rows.gather_each_once(*found, self.options.embedding_rows)
 
-        A row that occurs twice is meant twice, as in TensorFlow.
-        """
-        values, value_bytes = self.transport.all_gather_ragged([v.values for v in message.values])
-        indices, index_bytes = self.transport.all_gather_ragged([v.indices for v in message.values])
-        with tf.device(self.transport.device):
-            rows, share = tf.concat(values, 0), message.factor / self.transport.world
-            mean = tf.IndexedSlices(
-                values=rows if share == 1 else rows * tf.cast(share, rows.dtype),
-                indices=tf.concat(indices, 0),
-                dense_shape=tf.constant(message.shape, tf.int64),
-            )
-        return mean, value_bytes + index_bytes
+    def _rows_to_send(self, message: Message) -> Message:
+        if not self.options.rows_each_once:
+            return message
+        values = []
+        for value, device in zip(message.values, self.transport.devices, strict=True):
+            with tf.device(device):
+                values.append(rows.each_once(cast(tf.IndexedSlices, value)))
+        return dataclasses.replace(message, values=values)
 
 
 def _keys_and_sizes(messages: Sequence[Message]) -> tuple[list[str], list[int]]:

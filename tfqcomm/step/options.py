@@ -11,6 +11,7 @@ from tfqcomm import checks, compressors
 from tfqcomm.aggregators import schedule as schedules
 from tfqcomm.compressors import damped
 from tfqcomm.compressors.base import Compressor
+from tfqcomm.kernels.rows import ROW_TYPES
 from tfqcomm.step import policy
 from tfqcomm.step.policy import Policy
 
@@ -40,10 +41,16 @@ class ExchangeOptions:
             "two_phase".
         granularity: what a scale, a threshold or a top-k ranges over: "tensor" for each by itself,
             as in the papers, or "model" for all compressed tensors together.
+        embedding_rows: what the rows of an embedding's gradient travel as: "float32", "bfloat16",
+            or "int8" with a scale for each row; with the last two each row once. What rounding
+            takes away is lost: there is no error feedback for rows.
         bucket_mb: megabytes of float32 that are encoded and sent at once, while the gradients of
             the next bucket are computed; larger => fewer messages, less of it hidden.
         warm_up: the first so many steps send float32, and compress nothing; higher => a safer
             start, in which gradients are large and change quickly.
+        accumulate: batches of a replica whose gradients are added up for one exchange and one
+            update; higher => less traffic, and a batch that is so many times larger. The
+            optimizer's `iterations` counts exchanges.
         seed: of stochastic compressors.
         verify: compare the replicas' weights after the first step.
     """
@@ -54,8 +61,10 @@ class ExchangeOptions:
     min_size: int = 1024
     schedule: str = "auto"
     granularity: str = "tensor"
+    embedding_rows: str = "float32"
     bucket_mb: float = 32.0
     warm_up: int = 0
+    accumulate: int = 1
     seed: int = 0
     verify: bool = True
 
@@ -66,8 +75,10 @@ class ExchangeOptions:
                 f"Argument `granularity` must be one of {GRANULARITIES}. "
                 f"Received: granularity={self.granularity!r}"
             )
+        checks.one_of("embedding_rows", self.embedding_rows, ROW_TYPES)
         checks.non_negative_integer("min_size", self.min_size)
         checks.non_negative_integer("warm_up", self.warm_up)
+        checks.positive_integer("accumulate", self.accumulate)
         checks.non_negative_integer("seed", self.seed)
         checks.positive("bucket_mb", self.bucket_mb)
         if not isinstance(self.error_feedback, bool) and self.error_feedback != "auto":
@@ -127,6 +138,11 @@ class ExchangeOptions:
     def reaches(self, shape: tuple[int, ...], size: int) -> bool:
         """Whether a tensor of this shape is large enough to be compressed."""
         return self.min_size == 0 or (len(shape) > 1 and size >= self.min_size)
+
+    @property
+    def rows_each_once(self) -> bool:
+        """Whether duplicates among the rows of embeddings are summed before they travel."""
+        return self.embedding_rows != "float32" or self.accumulate > 1
 
     def after_warm_up(self, steps: tf.Tensor) -> Callable[[], tf.Tensor] | None:
         """What `GradientExchange.reduce` takes as `compresses`, where there is a warm-up.

@@ -64,12 +64,13 @@ def refuse_impossible(optimizer, options) -> None:
                 f"Compressed training cannot be compiled by XLA: {reason}. Use "
                 "`model.compile(..., jit_compile=False)`."
             )
-    if optimizer.gradient_accumulation_steps and tf.distribute.has_strategy():
+    steps = optimizer.gradient_accumulation_steps
+    if steps and (tf.distribute.has_strategy() or options.accumulate > 1):
         raise ValueError(
             "Argument `gradient_accumulation_steps` is not supported under a distribution "
-            "strategy. Use a larger batch, or add up the gradients of several micro-batches within "
-            "one step, before `optimizer.apply`. Received: "
-            f"gradient_accumulation_steps={optimizer.gradient_accumulation_steps}"
+            "strategy, nor beside `accumulate`. Use `accumulate` of the strategy, or of an "
+            f"optimizer of this package, alone. Received: gradient_accumulation_steps={steps}, "
+            f"accumulate={options.accumulate}"
         )
     if optimizer.use_ema and optimizer.ema_overwrite_frequency and tf.distribute.has_strategy():
         raise ValueError(

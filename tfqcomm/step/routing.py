@@ -86,7 +86,9 @@ def sort(messages: Sequence[Message], options: ExchangeOptions, world: int) -> R
         schedule = schedules.choose(own.schedule, own.codec, sizes, world)
         groups.append(Group(own, schedule, found))
         group_of |= {m.key: groups[-1] for m in found}
-    routes = tuple(group_of[m.key].route(m) if m.key in group_of else _route(m) for m in messages)
+    routes = tuple(
+        group_of[m.key].route(m) if m.key in group_of else _route(m, options) for m in messages
+    )
     compressed = [group for group in groups if not group.dearer]
     packed = {m.key for group in compressed for m in group.messages}
     dense = [m for m in messages if not m.sparse and m.key not in packed]
@@ -104,11 +106,14 @@ def _by_codec(messages, options) -> dict[ExchangeOptions, list[Message]]:
     return found
 
 
-def _route(message: Message) -> Route:
+def _route(message: Message, options: ExchangeOptions) -> Route:
     """Of what is not compressed."""
     path = message.path or message.key
     if message.sparse:
-        return Route(path, message.shape, "all_gather", "rows as they are")
+        row_type = options.embedding_rows
+        text = "as they are" if row_type == "float32" else f"in {row_type}"
+        text += ", each once" if options.rows_each_once else ""
+        return Route(path, message.shape, "all_gather", f"rows {text}")
     return Route(path, message.shape, "dense", message.dtype.name)
 
 

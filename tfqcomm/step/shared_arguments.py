@@ -16,7 +16,7 @@ from tfqcomm.step.options import ExchangeOptions
 
 Parameters = Mapping[str, inspect.Parameter]
 
-_OF_GRADIENTS = ("scale_residual",)
+_OF_GRADIENTS = ("scale_residual", "accumulate", "embedding_rows")
 _OPTIONS = re.compile(r"^    \*\*options:.*(?:\n {8}.*)*", re.MULTILINE)
 _ATTRIBUTE = re.compile(r"^    (\w+): (.*(?:\n {8}.*)*)", re.MULTILINE)
 

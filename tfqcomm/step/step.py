@@ -21,6 +21,7 @@ from tfqcomm.state import moving_statistics as statistics
 from tfqcomm.state.ledger import ledger_for
 from tfqcomm.state.residual_rate import ResidualRate
 from tfqcomm.step import empty_shares
+from tfqcomm.step.accumulation import take_every
 from tfqcomm.step.exchange import GradientExchange
 from tfqcomm.step.halves import WarmUp, WorkerHalf
 from tfqcomm.step.message import Message, path_of
@@ -75,17 +76,24 @@ def distributed_step(
         if not ledger.routes:  # before the first step
             agree_to_train(exchange.transport, optimizer, variables, options.facts(paths))
             refuse_idle_patterns(optimizer, options, variables)
-        messages, memory = [], []
-        for key, path, gradient in zip(keys, paths, gradients, strict=True):
-            values, factor = _local_gradients(exchange.transport, strategy, gradient)
-            if worker is not None:
-                values = [_map_values(lambda v, f=factor: v * f, value) for value in values]
-                values, state = _worker_half(worker, exchange, key, values, optimizer, strategy)
-                memory.append((key, state))
-                factor = 1
-            messages.append(Message(key, values, path=path, factor=factor))
-        halves = worker, memory, warm_up
-        _apply(optimizer, exchange, strategy, messages, halves, variables, learning_rate)
+        local = [_local_gradients(exchange.transport, strategy, g) for g in gradients]
+
+        def take(gradients):
+            messages, memory = [], []
+            for key, path, values, (_, factor) in zip(keys, paths, gradients, local, strict=True):
+                if worker is not None:
+                    values = [_map_values(lambda v, f=factor: v * f, value) for value in values]
+                    values, state = _worker_half(worker, exchange, key, values, optimizer, strategy)
+                    memory.append((key, state))
+                    factor = 1
+                messages.append(Message(key, values, path=path, factor=factor))
+            halves = worker, memory, warm_up
+            _apply(optimizer, exchange, strategy, messages, halves, variables, learning_rate)
+
+        def hold():  # `apply` will add 1
+            counter_of(optimizer).assign_sub(1)
+
+        take_every(exchange, keys, [values for values, _ in local], take, hold)
 
     context.merge_call(merged, args=(list(gradients), learning_rate))
 
