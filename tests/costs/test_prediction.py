@@ -105,6 +105,7 @@ def test_what_sending_takes_of_the_processor_does_not_hide():
     link = dataclasses.replace(free(Line(0.0, 0.1)), processor_seconds=0.1)
     buckets = [Bucket("all_gather", 100.0, ready=0.0), Bucket("all_gather", 100.0, ready=1.0)]
     found = predict(COMPUTE, buckets, link, 2)
+    assert found.processor_seconds == pytest.approx(35 + 20)
     assert found.seconds == pytest.approx(35 + 20 + 0.1 * costs.LOGS)
 
 

@@ -87,7 +87,7 @@ def test_a_schedule_is_a_choice_of_its_own():
 def test_workers_choose_the_same():
     first, second = run_workers(automatic_functions.train, args={"units": 200})
     assert first == second
-    assert first["routes"][0].startswith("dense/kernel [200, 200]: ")
+    assert first["routes"][0].startswith("sequential/dense/kernel [200, 200]: ")
 
 
 @pytest.mark.multi_process

@@ -66,7 +66,8 @@ def measure(options: ExchangeOptions, gradients: Gradients, seconds: float) -> t
     taken = best_seconds(run.step, seconds)
     each = 0.0
     if options.schedule == "all_gather":
-        more = best_seconds(_Run(options, gradients, MORE).step, seconds)
+        longer = _Run(options, gradients, MORE)  # which keeps the residuals
+        more = best_seconds(longer.step, seconds)
         each = min(max(0.0, (more - taken) / (MORE - FEW)), taken / FEW)
     return tuple(run.buckets(taken, each))
 

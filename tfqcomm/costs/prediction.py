@@ -157,6 +157,7 @@ class Prediction:
         bytes_sent: by one worker.
         link_seconds: while something is on its way.
         codec_seconds: of the processor, for encoding and decoding.
+        processor_seconds: of the processor in all: for the step, the codec, and for sending.
         hidden_seconds: of `link_seconds`, while the processor had other work to do.
     """
 
@@ -165,6 +166,7 @@ class Prediction:
     bytes_sent: float
     link_seconds: float
     codec_seconds: float
+    processor_seconds: float
     hidden_seconds: float
 
 
@@ -175,14 +177,15 @@ def predict(compute: Compute, buckets: Sequence[Bucket], link: Link, world: int)
         buckets: in the order in which they are sent.
     """
     if world == 1:
-        return Prediction(1, compute.seconds, 0.0, 0.0, 0.0, 0.0)
+        return Prediction(1, compute.seconds, 0.0, 0.0, 0.0, compute.seconds, 0.0)
     on_link = [link.seconds(b.schedule, b.payload, world) for b in buckets]
     done = _pipeline(compute, buckets, on_link, world)
     sent = sum(b.bytes_sent(world) for b in buckets)
     codec = sum(b.before + b.after + world * b.after_each for b in buckets)
     busy = compute.seconds + codec
     # The processor cannot do more at a time because a bucket is on its way.
-    done = max(done + compute.update, busy + sent * link.processor_seconds)
+    processor = busy + sent * link.processor_seconds
+    done = max(done + compute.update, processor)
     logs = link.seconds("dense", LOGS, world)
     return Prediction(
         world=world,
@@ -190,6 +193,7 @@ def predict(compute: Compute, buckets: Sequence[Bucket], link: Link, world: int)
         bytes_sent=sent,
         link_seconds=sum(on_link) + logs,
         codec_seconds=codec,
+        processor_seconds=processor,
         hidden_seconds=max(0.0, busy + sum(on_link) - done),
     )
 
