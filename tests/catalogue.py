@@ -103,6 +103,21 @@ def _top_k(ratio: float, value_dtype: str = "float32", *, idempotent: bool = Tru
     )
 
 
+def _top_k_of_chunks(ratio: float, chunk: int) -> CompressorCase:
+    def lengths(n):
+        return [min(chunk, n - start) for start in range(0, n, chunk)]
+
+    def words(n):
+        k = sum(kept(ratio, m) for m in lengths(n))
+        return elias_fano(k, n) + k if n else 0
+
+    return CompressorCase(
+        compressors.TopK(ratio, chunk=chunk),
+        words=words,
+        contraction=lambda n: 1 - min(kept(ratio, m) / m for m in lengths(n)),
+    )
+
+
 def _adaptive_top_k(budget: float | str, average: Callable[[int], int], **kwargs) -> CompressorCase:
     return CompressorCase(
         compressors.AdaptiveTopK(budget, **kwargs),
@@ -255,6 +270,7 @@ def _power_sgd(rank: int) -> CompressorCase:
         compressors.PowerSGD(rank),
         words=words,
         variance=variance,
+    _top_k_of_chunks(0.02, 100),
         idempotent=False,  # but for rounding
     )
 

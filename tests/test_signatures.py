@@ -10,11 +10,13 @@ import keras
 import pytest
 
 from tfqcomm import distribute, optimizers
+from tfqcomm.compressors import TopK
 
 REQUIRED = inspect.Parameter.empty
 
 SHARED = {  # what all that compress have in common
     "error_feedback": "auto",
+    "residual_decay": 1.0,
     "scale_residual": False,
     "min_size": 1024,
     "schedule": "auto",
@@ -67,6 +69,20 @@ GOLDENS = {  # by position, and by name alone: argument -> default, as of the fi
             "fragments": 1,
         },
         {**SHARED, **dict.fromkeys(OF_GRADIENTS, "missing"), "name": "diloco"},
+    ),
+    "SparseLoCo": (
+        {
+            "inner": REQUIRED,
+            "every": 30,
+            "compressor": TopK(64 / 4096, value_dtype="table2", chunk=4096),
+            "residual_decay": 0.95,
+            "fragments": 1,
+        },
+        {
+            **{n: SHARED[n] for n in SHARED if n not in ("residual_decay", "schedule")},
+            **dict.fromkeys(OF_GRADIENTS, "missing"),
+            "name": "sparse_loco",
+        },
     ),
     "ElasticAveragingSGD": (
         SGD,
@@ -149,7 +165,10 @@ def test_signature_and_docstring_show_every_argument(name):
     owner = public(name)
     parameters = inspect.signature(owner).parameters
     assert all(p.kind not in (p.VAR_KEYWORD, p.VAR_POSITIONAL) for p in parameters.values())
-    if name in set(optimizers.__all__) - {"DiLoCo"}:  # whose inner optimizer takes them
+    if name in set(optimizers.__all__) - {
+        "DiLoCo",
+        "SparseLoCo",
+    }:  # whose inner optimizer takes them
         assert {"weight_decay", "clipnorm", "use_ema", "name"} <= set(parameters)
     section = re.search(r"^Args:\n((?: {4}.*\n)+)", inspect.getdoc(owner), re.MULTILINE)[1]
     described = re.findall(r"^ {4}(\w+(?:,\s+\w+)*):", section, re.MULTILINE)
@@ -163,7 +182,7 @@ def test_the_same_text_stands_wherever_an_argument_is_shared():
         for name, (_, by_name) in GOLDENS.items()
         if "granularity" in by_name
     ]
-    assert len(texts) == 8 and len(set(texts)) == 1
+    assert len(texts) == 9 and len(set(texts)) == 1
 
 
 def test_a_subclass_has_a_signature_of_its_own():

@@ -6,11 +6,13 @@ import numbers
 from collections.abc import Sequence
 
 
-def ratio(value) -> float:
+def ratio(value, name: str = "ratio") -> float:
     """Accepts a number in (0, 1]."""
     real = isinstance(value, numbers.Real) and not isinstance(value, bool)
     if not real or not 0 < value <= 1:  # NaN compares false
-        raise ValueError(f"Argument `ratio` must be a number in (0, 1]. Received: ratio={value!r}")
+        raise ValueError(
+            f"Argument `{name}` must be a number in (0, 1]. Received: {name}={value!r}"
+        )
     return float(value)
 
 

@@ -1,4 +1,4 @@
-"""What the workers of `test_memory.py`, `test_one_bit_adam.py` and `test_diloco.py` do."""
+"""What the workers of `test_memory.py` and of some optimizers' tests do."""
 
 from __future__ import annotations
 
@@ -10,8 +10,9 @@ import numpy as np
 from tests.multi_process_functions import task_index
 from tests.replicas import copies
 from tfqcomm.callbacks import AverageReplicas
+from tfqcomm.compressors import TopK
 from tfqcomm.distribute import MultiWorkerMirroredStrategy
-from tfqcomm.optimizers import DiLoCo, OneBitAdam, QAdam
+from tfqcomm.optimizers import DiLoCo, OneBitAdam, QAdam, SparseLoCo
 from tfqcomm.state.ledger import ledger_of, memory_of
 
 
@@ -73,14 +74,24 @@ def train_scaled_diloco(strategy):
     return {"loss": history["loss"], "steps": ledger_of(inner).meter.read().steps}
 
 
-def train_diloco(strategy):
+def train_sparse_loco(strategy=None):
+    """As `train_diloco`, with few entries in two bits; the weights."""
+    strategy = strategy or MultiWorkerMirroredStrategy()
+    codec = TopK(0.25, value_dtype="table2", chunk=16)
+    return train_diloco(strategy, lambda inner: SparseLoCo(inner, 6, codec, min_size=0))["global"]
+
+
+def _diloco(inner):
+    options = {"compressor": "block_int8", "schedule": "all_gather", "min_size": 0}
+    return DiLoCo(inner, 6, fragments=2, **options)
+
+
+def train_diloco(strategy, make=_diloco):
     """Sixteen steps, of which the last is behind the last exchange of either fragment."""
     keras.utils.set_random_seed(0)
     with strategy.scope():
         model = keras.Sequential([keras.Input([8]), keras.layers.Dense(8), keras.layers.Dense(4)])
-        inner = keras.optimizers.Adam(0.01)
-        options = {"compressor": "block_int8", "schedule": "all_gather", "min_size": 0}
-        model.compile(DiLoCo(inner, 6, fragments=2, **options), "mse")
+        model.compile(make(keras.optimizers.Adam(0.01)), "mse")
     x = np.random.default_rng(0).normal(size=[256, 8]).astype("float32")
     keep = _KeepOwn()
     options = {"batch_size": 32, "epochs": 2, "shuffle": False, "verbose": 0}

@@ -28,7 +28,11 @@ class AllGatherMean(Aggregator):
                 left_out += encoded.left_out(payloads[-1])
         gathered = self.transport.all_gather(payloads)  # [W, 1 + w]
         with tf.device(self.transport.device):
-            mean, finite = decode_mean(self.compressor, self.layout, gathered[:, 1:])
+            mean, finite = self.mean(gathered[:, 1:])
             healthy = all_healthy(gathered) & finite
         sent = self.transport.bytes_all_gather(payloads[0].shape[0])
         return BucketMean(mean, healthy, [], sent, left_out)
+
+    def mean(self, words: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
+        """The mean of what float32[W, w] decodes to, and whether it is finite."""
+        return decode_mean(self.compressor, self.layout, words)

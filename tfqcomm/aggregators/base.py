@@ -71,7 +71,7 @@ class Aggregator(abc.ABC):
         joint: make one vector of all tensors, for scales and selections that range over all.
         seed: base of the seeds of stochastic codecs.
         factor: a message is what is given times this.
-        residual_scale: scalar by which what is owed from before is multiplied; None for 1.
+        residual_scale: number, or scalar, by which what is owed is multiplied; None for 1.
 
     Attributes:
         layout: of the bucket; tensors without elements are left out.
@@ -88,7 +88,7 @@ class Aggregator(abc.ABC):
         joint: bool = False,
         seed: int = 0,
         factor: int = 1,
-        residual_scale: tf.Tensor | None = None,
+        residual_scale: tf.Tensor | float | None = None,
     ):
         self.compressor = compressor
         self.transport = transport

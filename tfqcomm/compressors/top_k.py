@@ -37,6 +37,8 @@ class TopK(Compressor):
     Args:
         ratio: Share of entries kept, in (0, 1].
         value_dtype: as above.
+        chunk: Entries in a row that have a selection of their own, the last of a tensor fewer, and
+            at least one each is kept; None selects from whole tensors.
 
     Example:
     >>> top_k = TopK(0.5)
@@ -54,6 +56,7 @@ class TopK(Compressor):
     ratio: float = 0.01  # lower => more compression
     _: dataclasses.KW_ONLY
     value_dtype: str = "float32"  # fewer bits => more compression
+    chunk: int | None = None  # smaller => what is kept is spread more evenly
 
     sparse: ClassVar[bool] = True
     compilable: ClassVar[bool] = False
@@ -62,18 +65,25 @@ class TopK(Compressor):
     def __post_init__(self):
         object.__setattr__(self, "ratio", checks.ratio(self.ratio))
         checks.one_of("value_dtype", self.value_dtype, tuple(kept_values.FORMATS))
+        if self.chunk is not None:
+            checks.positive_integer("chunk", self.chunk)
 
     def num_kept(self, n: int) -> int:
         """Entries kept of `n`."""
-        return checks.num_kept(self.ratio, n)
+        if self.chunk is None:
+            return checks.num_kept(self.ratio, n)
+        whole, rest = divmod(n, self.chunk)
+        kept = whole * checks.num_kept(self.ratio, self.chunk)
+        return kept + (checks.num_kept(self.ratio, rest) if rest else 0)
 
     def num_words(self, n: int) -> int:
         return self.bucket_words(Layout((n,)))
 
     def error_bound(self, n: int) -> float:
-        # At least k/n of the squares are kept; of those, rounding leaves out its own share.
-        k = self.num_kept(n)
-        return 1 - k / n * (1 - self._format.error_bound(k))
+        # At least k/n of a chunk's squares are kept; of those, rounding leaves out its own share.
+        lengths = (n,) if self.chunk is None else (min(n, self.chunk), n % self.chunk)
+        share = min(checks.num_kept(self.ratio, m) / m for m in lengths if m)
+        return 1 - share * (1 - self._format.error_bound(self.num_kept(n)))
 
     def bucket_words(self, layout):
         ks = self._kept(layout)
@@ -113,6 +123,11 @@ class TopK(Compressor):
     def decode_implementation(self, words, n):
         return self.decode_bucket(words, Layout((n,)))
 
+    def get_config(self):
+        """The constructor's arguments, as earlier versions take them where they can."""
+        config = super().get_config()
+        return config if self.chunk is not None else {n: config[n] for n in config if n != "chunk"}
+
     @property
     def _format(self) -> kept_values.ValueFormat:
         return kept_values.FORMATS[self.value_dtype]
@@ -120,10 +135,19 @@ class TopK(Compressor):
     def _kept(self, layout):
         return tuple(self.num_kept(n) for n in layout.sizes)
 
+    def _chunks(self, n):
+        """Lengths of what is selected from by itself."""
+        if self.chunk is None:
+            return [n]
+        rest = n % self.chunk
+        return [self.chunk] * (n // self.chunk) + [rest] * (rest > 0)
+
     def _encode(self, x, layout):
         """Words; positions int32[K] of all that is kept; the part of the words that has values."""
         ks = self._kept(layout)
-        kept, values = selection.largest_of_segments(x, layout.sizes, ks)
+        chunks = tuple(length for n in layout.sizes for length in self._chunks(n))
+        of_chunks = tuple(checks.num_kept(self.ratio, length) for length in chunks)
+        kept, values = selection.largest_of_segments(x, chunks, of_chunks)
         body = self._format.encode(values, ks)
         return tf.concat([positions.encode(kept, layout.size), body], 0), kept, body
 

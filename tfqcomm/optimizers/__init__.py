@@ -7,6 +7,7 @@ from tfqcomm.optimizers.local.diloco import DiLoCo
 from tfqcomm.optimizers.local.elastic_averaging_sgd import ElasticAveragingSGD
 from tfqcomm.optimizers.local.leader_sgd import LeaderSGD
 from tfqcomm.optimizers.local.periodic_averaging_sgd import PeriodicAveragingSGD
+from tfqcomm.optimizers.local.sparse_loco import SparseLoCo
 from tfqcomm.optimizers.one_bit_adam import OneBitAdam
 from tfqcomm.optimizers.qadam import QAdam
 from tfqcomm.optimizers.qcmd_adagrad import QCMDAdagrad
@@ -24,4 +25,5 @@ __all__ = [
     "QAdam",
     "QCMDAdagrad",
     "QRDAAdagrad",
+    "SparseLoCo",
 ]

@@ -16,7 +16,7 @@ from __future__ import annotations
 
 import dataclasses
 import zlib
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import cast
 
 import tensorflow as tf
@@ -56,13 +56,20 @@ class GradientExchange:
         options: the compressor and its circumstances.
         ledger: of the optimizer: what is owed, and what has been sent.
         transport: to all replicas.
+        aggregators: for schedules, in place of those that are usual.
         sent: for each payload of the last `reduce`, in order: what it was made of, and its result.
     """
 
-    def __init__(self, options: ExchangeOptions, ledger: Ledger):
+    def __init__(
+        self,
+        options: ExchangeOptions,
+        ledger: Ledger,
+        aggregators: Mapping[str, Callable[..., Aggregator]] | None = None,
+    ):
         self.options = options
         self.ledger = ledger
         self.transport = ledger.transport
+        self.aggregators = {**_AGGREGATORS, **(aggregators or {})}
         self.sent: list[tuple[Aggregator | WarmUp, Sequence[Message], Aggregate]] = []
 
     def reduce(
@@ -166,7 +173,7 @@ class GradientExchange:
             self.ledger.residuals.declare_joint(_joint_key(bucket), {m.key: m.size for m in bucket})
         residuals = self.ledger.residuals if options.feedback else None
         arguments = (options.codec, self.transport, residuals, *_keys_and_sizes(bucket))
-        more = {"factor": _factor(bucket), "residual_scale": residual_scale}
+        more = {"factor": _factor(bucket), "residual_scale": _decayed(residual_scale, options)}
         if group.schedule == "adaptive":
             budget = self._budget_for(options, sum(m.size for m in bucket))
             return AdaptiveMean(*arguments, budget=budget, **more)
@@ -174,7 +181,7 @@ class GradientExchange:
         if group.schedule == "low_rank":
             shapes, factors = [m.shape for m in bucket], self._factors(options)
             return LowRankMean(*arguments, shapes=shapes, factors=factors, **more)
-        return _AGGREGATORS[group.schedule](*arguments, joint=joint, **more)
+        return self.aggregators[group.schedule](*arguments, joint=joint, **more)
 
     def _dense_mean(self, group) -> Aggregator:
         """One all-reduce for everything that is not compressed."""
@@ -212,6 +219,14 @@ class GradientExchange:
             with tf.device(device):
                 values.append(rows.each_once(cast(tf.IndexedSlices, value)))
         return dataclasses.replace(message, values=values)
+
+
+def _decayed(scale: tf.Tensor | None, options: ExchangeOptions) -> tf.Tensor | float | None:
+    """What residuals are multiplied by; None for 1."""
+    decay = options.residual_decay
+    if decay == 1:
+        return scale
+    return decay if scale is None else scale * decay
 
 
 def _keys_and_sizes(messages: Sequence[Message]) -> tuple[list[str], list[int]]:

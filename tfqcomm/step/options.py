@@ -33,6 +33,8 @@ class ExchangeOptions:
             converges: for compressors whose error is always smaller than what they compress. True
             does so for the others, too ("qsgd" with few bits, "ternary"), and scales what they
             decode down until it converges; False loses what compression leaves out.
+        residual_decay: what is owed is multiplied by this in every exchange; lower => what was left
+            out long ago counts less. 1 forgets nothing.
         scale_residual: multiply what is owed by the old learning rate over the new one where the
             rate changes, so that it moves the weights as far as it would have.
         min_size: tensors with fewer elements, and those of rank <= 1, travel dense, fused into one
@@ -57,6 +59,7 @@ class ExchangeOptions:
 
     compressor: Compressor | Policy  # once it is made: also its name, its config or a dictionary
     error_feedback: bool | str = "auto"
+    residual_decay: float = 1.0
     scale_residual: bool = False
     min_size: int = 1024
     schedule: str = "auto"
@@ -86,6 +89,7 @@ class ExchangeOptions:
                 "Argument `error_feedback` must be a bool or 'auto'. "
                 f"Received: error_feedback={self.error_feedback!r}"
             )
+        checks.ratio(self.residual_decay, "residual_decay")
         checks.boolean("scale_residual", self.scale_residual)
         checks.boolean("verify", self.verify)
         if isinstance(self.compressor, Policy):

@@ -12,11 +12,13 @@ some steps    a fragment: mean of (global - own) weights, compressed; the outer 
 from __future__ import annotations
 
 import dataclasses
+from typing import ClassVar
 
 import keras
 import tensorflow as tf
 
 from tfqcomm import _tf_private, checks
+from tfqcomm.aggregators.base import Aggregator
 from tfqcomm.optimizers.local.global_weights import GlobalWeights, deal, wide
 from tfqcomm.optimizers.local.inner_optimizer import (
     keep_state,
@@ -100,6 +102,7 @@ class DiLoCo(RememberingOptimizer):
         communication, https://arxiv.org/abs/2501.18512, section 2.2
     """
 
+    aggregators: ClassVar[dict[str, type[Aggregator]]] = {}  # in place of the usual ones
     synchronous = False  # between exchanges replicas neither wait for one another nor are equal
 
     def __init__(
@@ -228,7 +231,7 @@ class DiLoCo(RememberingOptimizer):
 
     def _exchange_fragment(self, strategy, replicas: Pullable, variables, places, routes):
         """Means of differences, then the outer step: one graph for all local replicas."""
-        exchange = GradientExchange(self.exchange_options, replicas.ledger)
+        exchange = GradientExchange(self.exchange_options, replicas.ledger, self.aggregators)
         own = list(zip(*replicas.variables, strict=True))  # of each variable its local copies
         messages = []
         for place in places:
