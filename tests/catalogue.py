@@ -270,7 +270,6 @@ def _power_sgd(rank: int) -> CompressorCase:
         compressors.PowerSGD(rank),
         words=words,
         variance=variance,
-    _top_k_of_chunks(0.02, 100),
         idempotent=False,  # but for rounding
     )
 
@@ -286,6 +285,7 @@ COMPRESSORS = [
     _top_k(0.01, "int8", idempotent=False),  # values that round to 0 make room for others
     _top_k(0.3, "int4", idempotent=False),
     _top_k(0.01, "table2"),
+    _top_k_of_chunks(0.02, 100),
     _adaptive_top_k(0.01, lambda n: kept(0.01, n)),
     _adaptive_top_k("500 entries/step", lambda n: min(500, n), rule="threshold"),
     _random_k(0.01),
