@@ -8,7 +8,7 @@ import keras
 import tensorflow as tf
 
 from tfqcomm import _tf_private
-from tfqcomm.optimizers.local.diloco import DiLoCo
+from tfqcomm.optimizers.local.outer_optimizer import OuterOptimizer
 from tfqcomm.state import moving_statistics as statistics
 from tfqcomm.transport.of_strategy import transport_for
 
@@ -26,8 +26,8 @@ class AverageReplicas(keras.callbacks.Callback):
     average is a float32 all-reduce of the model, once per epoch, which `TrafficLogger` does not
     count. Within an epoch pass it to `evaluate` or `predict` likewise.
 
-    With `DiLoCo` the weights that are shown, and left at the end, are the global ones, as of the
-    last exchange.
+    With `DiLoCo` and `SparseLoCo` the weights that are shown, and left at the end, are the global
+    ones, as of the last exchange.
 
     A replica whose weights, or statistics, are not finite is left out, and goes on with the average
     of the others. An empty share of the last batch is enough to spoil the statistics.
@@ -84,7 +84,8 @@ class AverageReplicas(keras.callbacks.Callback):
 
     def _average(self):
         transport = transport_for(self.model.distribute_strategy)
-        outer = [o for o in _tf_private.optimizers_of(self.model) if isinstance(o, DiLoCo)]
+        optimizers = _tf_private.optimizers_of(self.model)
+        outer = [o for o in optimizers if isinstance(o, OuterOptimizer)]
         if self._own is not None or (transport.world == 1 and not outer):
             return
         self._own = []

@@ -4,17 +4,17 @@ from __future__ import annotations
 
 from typing import ClassVar
 
+from tfqcomm import compressors
 from tfqcomm.aggregators.base import Aggregator
 from tfqcomm.aggregators.median_clipped import MedianClippedMean
-from tfqcomm.compressors.top_k import TopK
-from tfqcomm.optimizers.local.diloco import DiLoCo
+from tfqcomm.optimizers.local.outer_optimizer import OuterOptimizer
 from tfqcomm.optimizers.shared_arguments import register
 
-_DEFAULT = TopK(64 / 4096, value_dtype="table2", chunk=4096)
+_DEFAULT = compressors.TopK(64 / 4096, value_dtype="table2", chunk=4096)
 
 
 @register
-class SparseLoCo(DiLoCo):
+class SparseLoCo(OuterOptimizer):
     """Any Keras optimizer on every replica alone, which exchange few entries every H steps.
 
     With H = `every`, Theta the global weights and theta_i, e_i those and the residual of replica i:
@@ -85,7 +85,7 @@ class SparseLoCo(DiLoCo):
 
     @classmethod
     def shared_arguments(cls):
-        """Those of `DiLoCo` but the schedule: only gathered messages have norms."""
+        """All but the schedule: only gathered messages have norms."""
         return {n: p for n, p in super().shared_arguments().items() if n != "schedule"}
 
     def get_config(self):
