@@ -76,7 +76,8 @@ def flags_in(words: list[str]) -> list[str]:
 def check_script(words: list[str]) -> None:
     """A script or module exists, and its text defines the flags that follow it."""
     if words[0] == "-m":
-        path = ROOT / f"{words[1].replace('.', '/')}.py"
+        module = ROOT / words[1].replace(".", "/")
+        path = module / "__main__.py" if module.is_dir() else module.with_suffix(".py")
         words = words[1:]
     else:
         path = ROOT / words[0]

@@ -1,0 +1,34 @@
+"""The benchmark of predictions: what it reports, on a model that is done in no time."""
+
+import json
+import subprocess
+import sys
+
+import pytest
+
+from tests.multi_process import ROOT
+
+pytestmark = [pytest.mark.network, pytest.mark.slow, pytest.mark.multi_process]
+
+
+def test_figures(tmp_path):
+    out = tmp_path / "advise.json"
+    flags = ["--units=784,256,10", "--networks=20mbit", "--methods=dense,block_sign"]
+    done = subprocess.run(
+        [sys.executable, "-m", "benchmarks.advise", *flags, "--seconds=0.5", f"--out={out}"],
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+        timeout=280,
+    )
+    assert done.returncode == 0, done.stderr
+    rows = {row["method"]: row for row in json.loads(out.read_text())["rows"]}
+    assert rows.keys() == {"dense", "block_sign"}
+    for row in rows.values():
+        assert row["predicted_bytes"] == pytest.approx(row["sent"], rel=0.1, abs=10_000)
+        assert row["error"] == pytest.approx(row["predicted_ms"] / row["low_ms"] - 1)
+    # 0.8 MB at 20 Mbit/s: 330 ms, nearly all of a step; the signs of it 10 ms.
+    assert 0.5 < rows["dense"]["predicted_ms"] / rows["dense"]["low_ms"] < 2
+    assert rows["block_sign"]["predicted_ms"] < rows["dense"]["predicted_ms"] / 2
+    lines = [line for line in done.stdout.splitlines() if line.startswith("|")]
+    assert len(lines) == 2 + 2 and len({line.count("|") for line in lines}) == 1
