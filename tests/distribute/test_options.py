@@ -34,27 +34,24 @@ def test_two_workers_do_what_one_process_does(two, case, mirrored_strategy):
         assert worker["history"]["loss"][-1] < 0.7 * worker["history"]["loss"][0]
 
 
+EXACT = ("policy", "accumulate")  # nothing is added up: two devices each have another order
+
+
 @pytest.fixture(scope="module")
 def four():
     """What each of two workers with two devices found."""
-    return run_workers(functions.every_case, args={"devices": 2}, devices=2, timeout=600)
+    args = {"cases": EXACT, "devices": 2}
+    return run_workers(functions.every_case, args=args, devices=2, timeout=600)
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("case", functions.CASES)
+@pytest.mark.parametrize("case", EXACT)
 def test_two_workers_of_two_devices_do_what_one_process_does(four, case, mirrored_strategy):
-    """To the bit where nothing is added up: all-reduces of two devices each have another order."""
     strategy = mirrored_strategy(4, CompressedAllReduce("identity"))
     # TensorFlow deals the parts of a batch in turn: worker 0 of two gets parts 0 and 2.
     expected = functions.train(strategy, case, dealt=[0, 2, 1, 3])
-    exact = case in ("policy", "accumulate")
     for worker in (found[case] for found in four):
-        for replica in worker["weights"]:
-            for value, first in zip(replica, four[0][case]["weights"][0], strict=True):
-                np.testing.assert_array_equal(value, first, strict=True)
-        for value, wanted in zip(worker["weights"][0], expected["weights"][0], strict=True):
-            if exact:
-                np.testing.assert_array_equal(value, wanted, strict=True)
         assert worker["iterations"] == expected["iterations"]
-        loss, wanted = worker["history"]["loss"][-1], expected["history"]["loss"][-1]
-        assert loss == pytest.approx(wanted, rel=0.02)
+        for replica in worker["weights"]:
+            for value, wanted in zip(replica, expected["weights"][0], strict=True):
+                np.testing.assert_array_equal(value, wanted, strict=True)
