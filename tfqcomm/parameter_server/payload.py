@@ -33,12 +33,14 @@ class Format:
         statistics: how many numbers of moving statistics do.
         options: how gradients are compressed.
         weight_codec: how weights are.
+        elsewhere: elements of tables on the server, whose rows travel by themselves.
     """
 
     pieces: tuple[Piece, ...]
     statistics: int
     options: ExchangeOptions
     weight_codec: Compressor | SparseWeights
+    elsewhere: int = 0
 
     @property
     def large(self) -> list[Piece]:
@@ -65,8 +67,8 @@ class Format:
 
     @property
     def dense_words(self) -> int:
-        """What a pull, or a push, would take without compression."""
-        return sum(p.size for p in self.pieces) + self.statistics
+        """What a pull, or a push, would take without compression, and of whole tables."""
+        return sum(p.size for p in self.pieces) + self.statistics + self.elsewhere
 
     @property
     def _rest(self) -> int:

@@ -18,9 +18,10 @@ from tfqcomm import _tf_private
 from tfqcomm.aggregators.vectors import decode_mean, split_words
 from tfqcomm.compressors.identity import Identity
 from tfqcomm.parameter_server.cluster import Graphs, on
-from tfqcomm.parameter_server.optimizers import server_optimizer, server_variable
+from tfqcomm.parameter_server.optimizers import server_optimizer, server_variable, slots_of
 from tfqcomm.parameter_server.partition import Piece
 from tfqcomm.parameter_server.payload import Format
+from tfqcomm.parameter_server.rows import ServerRows
 
 
 class Server:
@@ -34,6 +35,7 @@ class Server:
         statistics: float32[s].
         optimizer: the user's; this server gets one of its own like it.
         share: of one message in a step: 1 if the messages of all workers are averaged first.
+        rows: of tables, that live on this server, too.
 
     Attributes:
         optimizer: with this server's slots.
@@ -53,9 +55,11 @@ class Server:
         optimizer: keras.optimizers.Optimizer,
         workers: int,
         share: float,
+        rows: ServerRows,
     ):
         self.device = device
         self.format = format
+        self.rows = rows
         self._share = share
         self.untouched: frozenset[Piece] = frozenset()
         with on(device):
@@ -66,34 +70,43 @@ class Server:
             ]
             excluded = [
                 variable
-                for variable, whole in zip(self.variables, wholes, strict=True)
+                for variable, whole in [*zip(self.variables, wholes, strict=True), *rows.working]
                 if not _tf_private.may_decay(optimizer, whole)
             ]
             self.optimizer.exclude_from_weight_decay(excluded)
-            self.optimizer.build(self.variables)
+            self.optimizer.build([*self.variables, *(variable for variable, _ in rows.working)])
+            rows.keep_slots(self.optimizer)
             self.statistics = tf.Variable(statistics, trainable=False)
             self.outbox = tf.Variable(tf.zeros([format.most_pull_words], tf.int32), trainable=False)
             empty = tf.zeros([sum(format.push_lengths)], tf.int32)
             self.inboxes = [tf.Variable(empty, trainable=False) for _ in range(workers)]
-        self._graph_step = Graphs(self._step, kind_of=len)  # of how many inboxes
+        self._graph_step = Graphs(self._step, kind_of=lambda inboxes, _: len(inboxes))
         self._graph_publish = Graphs(self._publish)
 
     def step(self, workers: Sequence[int]) -> None:
         """One step with the mean of what these workers have pushed."""
         with on(self.device):
-            self._graph_step([self.inboxes[w] for w in workers])
+            rows = [self.rows.of_worker(w) for w in workers]
+            self._graph_step([self.inboxes[w] for w in workers], rows)
 
     def publish(self) -> None:
         """Fills the outbox, after the weights were changed from outside."""
         with on(self.device):
             self._graph_publish()
 
+    def held(self) -> dict[Piece, list]:
+        """For each piece, of tables too, its variable and the optimizer's slots."""
+        slots = slots_of(self.optimizer)[1]
+        pairs = zip(self.format.pieces, self.variables, strict=True)
+        pieces = {piece: [variable, *slots.get(piece.name, [])] for piece, variable in pairs}
+        return pieces | self.rows.held()
+
     def ping(self) -> None:
         """Raises `tf.errors.OpError` if the server does not answer."""
         with on(self.device):
             self.optimizer.iterations.numpy()
 
-    def _step(self, inboxes):
+    def _step(self, inboxes, pushed_rows):
         """The graph of `step`, one for each number of workers that take part.
 
         Traced after a worker's step, which says what has a gradient.
@@ -112,8 +125,10 @@ class Server:
             for piece, variable in zip(self.format.pieces, self.variables, strict=True)
             if piece not in self.untouched
         ]
+        pairs += self.rows.begin(pushed_rows, self._share)
         if pairs:
             self.optimizer.apply(*zip(*pairs, strict=True))
+            self.rows.end()
         else:  # a version all the same: workers go by the oldest that they pull
             self.optimizer.iterations.assign_add(1)
         self.statistics.assign_add(statistics * self._share)

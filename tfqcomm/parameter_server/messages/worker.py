@@ -27,6 +27,7 @@ from tfqcomm.parameter_server.model_step import ModelStep
 from tfqcomm.parameter_server.optimizers import inner, worker_half
 from tfqcomm.parameter_server.partition import Piece, assemble
 from tfqcomm.parameter_server.payload import gradient_seeds
+from tfqcomm.parameter_server.rows import Lookups, Table
 
 
 class Program:
@@ -36,6 +37,7 @@ class Program:
         model: compiled and built.
         servers: all of them.
         pieces: in the order of the model's trainable variables.
+        tables: weights that are in no piece, since their rows travel.
         loss_scale: by which losses are multiplied.
 
     Attributes:
@@ -49,6 +51,7 @@ class Program:
         model: keras.Model,
         servers: Sequence[Server],
         pieces: Sequence[Piece],
+        tables: Sequence[Table],
         loss_scale: LossScale,
     ):
         self.optimizer = inner(model.optimizer)
@@ -57,7 +60,8 @@ class Program:
         self.pieces = list(pieces)
         self.options = servers[0].format.options
         self.half = worker_half(self.optimizer)
-        self.model_step = ModelStep(model)
+        self.lookups = Lookups(tables, [server.rows for server in servers])
+        self.model_step = ModelStep(model, self.lookups)
         self.large = [p for p in pieces if p in {q for s in servers for q in s.format.large}]
         self.slots, self.memory = self._lay_out_memory()
         self.step = Graphs(self._step, kind_of=lambda iterator, *_: str(iterator.element_spec))
@@ -85,12 +89,12 @@ class Program:
             memory: two variables float32[m]: as of the last message that was accepted, and pending.
             local: variables of layers that are the worker's own, such as states of dropout.
             metrics: variable, the states of all metrics in a row, float64.
-            inboxes: a variable on each server.
+            inboxes: two variables on each server: for pieces, and for rows.
             seeds: int32[large pieces], of stochastic codecs.
             accepted: bool scalar: the servers have taken the last message.
             fresh: bool scalar: the metrics begin anew.
             scale: float32 scalar, of the loss.
-            report: variable, float64[5 + metrics]: receives a `Report`.
+            report: variable, float64[6 + metrics]: receives a `Report`.
         """
         batch = keras.utils.unpack_x_y_sample_weight(next(iterator))
         pulled = [server.pulled() for server in self.servers]
@@ -101,7 +105,9 @@ class Program:
         )
         self._note_untouched()
         finite = [all_finite(gradients)] if self.scaled else []  # where Keras asks: before clipping
+        gradients, ids = self.lookups.apart(gradients)
         gradients = clip(self.optimizer, gradients, len(self.servers[0].inboxes))
+        rows = self.lookups.split(gradients, ids)
         gradients = dense(gradients, self.model_step.weights)
         committed, pending = memory
         base = tf.cond(accepted, pending.read_value, committed.read_value)
@@ -110,15 +116,19 @@ class Program:
         parts, state = self._encode(messages, state, base, seeds, version)
         remembered = self._join(state)
         pending.assign(remembered)
-        self._push(messages, parts, moving - before, inboxes)
+        row_words = [server.rows.format.pack(rows) for server in self.servers]
+        self._push(messages, parts, moving - before, row_words, inboxes)
 
+        asked, answered = self.lookups.words
+        found = [*messages.values(), *(values for _, values in rows.values())]
         residuals = [state[key] for key in state if key[1] == "residual"]
-        finite += [tf.reduce_all(tf.math.is_finite(m)) for m in [*messages.values(), remembered]]
+        finite += [tf.reduce_all(tf.math.is_finite(m)) for m in [*found, remembered]]
         facts = [
             tf.reduce_all(finite),
             version,
-            tf.add_n([tf.size(words) for words in pulled]),
-            tf.linalg.global_norm(list(messages.values())),
+            tf.add_n([answered, *(tf.size(words) for words in pulled)]),
+            tf.add_n([asked, *(tf.size(words) for words in row_words)]),
+            tf.linalg.global_norm(found),
             tf.linalg.global_norm(residuals) if residuals else 0.0,
         ]
         facts = tf.stack([tf.cast(fact, tf.float64) for fact in facts])
@@ -142,15 +152,18 @@ class Program:
             pieces = server.format.pieces
             server.untouched = frozenset(p for p in pieces if not connected[p.variable])
 
-    def _push(self, messages, parts, change, inboxes) -> None:
+    def _push(self, messages, parts, change, row_words, inboxes) -> None:
         """Fills the inboxes; a change of statistics that is not finite is left out."""
         change = tf.where(tf.reduce_all(tf.math.is_finite(change)), change, tf.zeros_like(change))
         changes = tf.split(change, [server.format.statistics for server in self.servers])
-        for server, part, inbox in zip(self.servers, changes, inboxes, strict=True):
+        pushes = zip(self.servers, changes, row_words, inboxes, strict=True)
+        for server, part, rows, (inbox, row_inbox) in pushes:
             words = [parts[piece] for piece in server.format.large]
             words = tf.concat([*words, server.format.pack_rest(messages, part)], 0)
             with tf.device(server.device):
                 inbox.assign(words)
+                if server.rows.format.parts:
+                    row_inbox.assign(tf.io.serialize_tensor(rows))
 
     def _messages(self, gradients, memory, version):
         """The worker's half of the optimizer: for each piece its message, and its new slots."""
@@ -200,7 +213,7 @@ class Worker(BaseWorker):
         report: of its last step.
     """
 
-    report_numbers = 5
+    report_numbers = 6
 
     def __init__(
         self,
@@ -232,7 +245,10 @@ class Worker(BaseWorker):
                 self._memory,
                 self._local,
                 self._metrics,
-                [server.inboxes[self.index] for server in program.servers],
+                [
+                    (server.inboxes[self.index], server.rows.inboxes[self.index])
+                    for server in program.servers
+                ],
                 self._seeds,
                 self._flags[self._accepted],
                 self._flags[self._fresh],
@@ -242,6 +258,7 @@ class Worker(BaseWorker):
             self._accepted = False
             self.report = Report.from_vector(self._bulletin.read())
         self.pushed_words += sum(sum(server.format.push_lengths) for server in program.servers)
+        self.pushed_words += self.report.row_words
         self.pulled_words += self.report.pulled_words
         self._took_step(self.report.metrics)
         return self.report

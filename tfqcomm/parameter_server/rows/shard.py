@@ -1,0 +1,204 @@
+"""The rows of tables on one server, and the lazy step: an optimizer that sees these rows alone.
+
+inboxes --> rows of all workers, summed by place --> working rows <-- rows, slots
+                                                     `optimizer.apply` of the server
+                                                     working rows --> rows, slots
+
+The optimizer is built for variables of one row, which while a step is traced stand for any number
+of them: so its own step is the lazy step, with weight decay and all that it does.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+
+import keras
+import numpy as np
+import tensorflow as tf
+
+from tfqcomm import _tf_private
+from tfqcomm.parameter_server.cluster import on
+from tfqcomm.parameter_server.optimizers import server_variable, slots_of
+from tfqcomm.parameter_server.partition import Piece
+from tfqcomm.parameter_server.rows.payload import RowFormat
+from tfqcomm.step.halves import WorkerHalf
+
+
+class _Rows:
+    """A variable with all rows of a part, and the value that the optimizer works on.
+
+    Args:
+        variable: of one row, which the optimizer knows.
+        value: all rows; None if they begin as that of `variable` does.
+        rows: how many.
+    """
+
+    def __init__(self, variable: keras.Variable, value: np.ndarray | None, rows: int):
+        if value is None:
+            value = np.repeat(variable.numpy(), rows, 0)
+        self.variable = variable
+        self.all = tf.Variable(value, trainable=False, dtype=variable.dtype)
+        self._working = _tf_private.work_on_values(variable)
+
+    def load(self, places) -> None:
+        """Gives the optimizer these rows."""
+        self._working.tensor = tf.gather(self.all, places)
+
+    def store(self, places, constraint=None) -> None:
+        """Takes them back."""
+        rows = self._working.tensor
+        if constraint is not None:
+            rows = tf.convert_to_tensor(constraint(rows))
+        self.all.scatter_update(tf.IndexedSlices(rows, places))
+
+
+class _Shard:
+    """A range of a table's rows.
+
+    Attributes:
+        rows: its weights.
+        slots: what the server's optimizer keeps of them.
+        moments: what the worker half of the optimizer keeps of them, of each worker: by name.
+    """
+
+    def __init__(self, part: Piece, value: np.ndarray, whole: keras.Variable, moments):
+        self.whole = whole
+        self.constraint = whole.constraint
+        working = server_variable(np.zeros([1, *part.shape[1:]]), whole, part.name)
+        working.constraint = None  # it would look at the shape
+        self.rows = _Rows(working, value, len(value))
+        self.slots: list[_Rows] = []
+        self.moments = [
+            {
+                name: tf.Variable(tf.fill(part.shape, initial), trainable=False)
+                for name, initial in initials.items()
+            }
+            for initials in moments
+        ]
+
+
+class ServerRows:
+    """All rows of tables on one server; made on its device.
+
+    Args:
+        device: of the server.
+        format: which rows live there, and how they travel.
+        values: the weights, for each part.
+        wholes: for each part, the model's variable that it is of.
+        workers: how many there are.
+        half: the worker half of the optimizer, whose state for rows lives here; None for none.
+
+    Attributes:
+        inboxes: one for each worker: int32[any number], serialized, since no task may be told of a
+            variable of unknown shape.
+    """
+
+    def __init__(
+        self,
+        device: str,
+        format: RowFormat,
+        values: Sequence[np.ndarray],
+        wholes: Sequence[keras.Variable],
+        workers: int,
+        half: WorkerHalf | None,
+    ):
+        self.device = device
+        self.format = format
+        self._half = half
+        moments = [dict(half.worker_slots) if half else {} for _ in range(workers)]
+        self._shards = {
+            part: _Shard(part, np.asarray(value, np.float32), whole, moments)
+            for part, value, whole in zip(format.parts, values, wholes, strict=True)
+        }
+        empty = tf.io.serialize_tensor(tf.zeros([len(format.parts)], tf.int32))
+        self.inboxes = [tf.Variable(empty, trainable=False) for _ in range(workers)]
+
+    @property
+    def working(self) -> list[tuple[keras.Variable, keras.Variable]]:
+        """What the server's optimizer is to be built for, each with the model's variable."""
+        return [(shard.rows.variable, shard.whole) for shard in self._shards.values()]
+
+    def keep_slots(self, optimizer: keras.optimizers.Optimizer) -> None:
+        """Makes rows of the slots of an optimizer that was built for `working`."""
+        slots = slots_of(optimizer)[1]
+        for part, shard in self._shards.items():
+            shard.slots = [_Rows(slot, None, part.shape[0]) for slot in slots.get(part.name, [])]
+
+    def held(self) -> dict[Piece, list[tf.Variable]]:
+        """For each part all its rows, and all their slots, in the optimizer's order."""
+        return {
+            part: [shard.rows.all, *(slot.all for slot in shard.slots)]
+            for part, shard in self._shards.items()
+        }
+
+    def mean_moments(self) -> dict[tuple[Piece, str], np.ndarray]:
+        """What the worker half keeps of each part, by slot: its mean over the workers."""
+        with on(self.device):
+            return {
+                (part, name): np.mean([own[name].numpy() for own in shard.moments], 0)
+                for part, shard in self._shards.items()
+                for name in shard.moments[0]
+            }
+
+    def load_moments(self, values: Mapping[tuple[str, int], np.ndarray]) -> None:
+        """Gives all workers these, by slot and the table's place among the weights."""
+        with on(self.device):
+            for part, shard in self._shards.items():
+                for own in shard.moments:
+                    for name in own:
+                        if (name, part.variable) in values:
+                            own[name].assign(part.cut(values[name, part.variable]))
+
+    def of_worker(self, worker: int) -> tuple[tf.Variable, list[dict[str, tf.Variable]]]:
+        """What a step needs for a worker's push: its inbox, and its moments for each part."""
+        return self.inboxes[worker], [shard.moments[worker] for shard in self._shards.values()]
+
+    def pulled(self, part: Piece, places) -> tuple[tf.Tensor, tf.Tensor]:
+        """Rows in a worker's graph, as words and decoded: they are encoded on the server."""
+        codec, (_, width) = self.format.codec, part.shape
+        with tf.device(self.device):
+            words = codec.encode(tf.gather(self._shards[part].rows.all, places))
+        return words, codec.decode(words, width)
+
+    def begin(self, pushes, share: float) -> list[tuple[tf.Tensor, keras.Variable]]:
+        """In the graph of a server's step: what `apply` is to be given, rows loaded.
+
+        Args:
+            pushes: `of_worker` of all that take part.
+            share: of the mean of what they have pushed.
+        """
+        messages: dict[Piece, list] = {part: [] for part in self._shards}
+        for inbox, moments in pushes:
+            unpacked = self.format.unpack(tf.io.parse_tensor(inbox.read_value(), tf.int32)).items()
+            for (part, (places, rows)), own in zip(unpacked, moments, strict=True):
+                messages[part].append((places, self._message(places, rows, own)))
+        pairs = []
+        self._places = {}
+        for part, found in messages.items():
+            shard = self._shards[part]
+            places, index = tf.unique(tf.concat([places for places, _ in found], 0))
+            rows = tf.concat([rows for _, rows in found], 0)
+            summed = tf.math.unsorted_segment_sum(rows, index, tf.size(places))
+            for kept in (shard.rows, *shard.slots):
+                kept.load(places)
+            self._places[part] = places
+            pairs.append((summed * (share / len(pushes)), shard.rows.variable))
+        return pairs
+
+    def end(self) -> None:
+        """After `apply`: takes rows and slots back."""
+        for part, places in self._places.items():
+            shard = self._shards[part]
+            shard.rows.store(places, shard.constraint)
+            for slot in shard.slots:
+                slot.store(places)
+
+    def _message(self, places, gradient, moments: Mapping[str, tf.Variable]):
+        """The worker's half of the optimizer for its rows."""
+        if self._half is None:
+            return gradient
+        state = {name: tf.gather(variable, places) for name, variable in moments.items()}
+        message, after = self._half.worker_step(gradient, state, tf.zeros([], tf.int64))
+        for name, variable in moments.items():
+            variable.scatter_update(tf.IndexedSlices(after[name], places))
+        return message
