@@ -63,9 +63,9 @@ class Trainer(BaseTrainer):
             of 8 MiB and more are split among the servers. A part counts as a tensor of its own:
             scales and top-k range over it. Where a step or a constraint depends on the whole of a
             variable (Adafactor, Lamb, Muon; all but NonNeg), it is not split.
-        embedding_rows_from: elements. Of a `keras.layers.Embedding` with at least so many, and whose
-            weights are trained, workers pull and push the rows of their batch alone; None: of
-            none. See "Embeddings" below.
+        embedding_rows_from: elements. Where a `keras.layers.Embedding` has at least so many, and
+            its weights are trained, workers pull and push the rows of their batches alone: see
+            "Embeddings" below. None: whole tables, always.
         row_codec: how these rows travel, both ways: "float32", "bfloat16", or "int8" with a scale
             per row.
         timeout_seconds: how long a worker or a parameter server that is waited for may answer
@@ -96,9 +96,10 @@ class Trainer(BaseTrainer):
     `tf.errors.InvalidArgumentError` that names it.
 
     Differences from training in one process: `train_step` is Keras' own; gradients of embeddings
-    are dense where whole tables travel, and the step is lazy where rows do; moving statistics of layers are averaged over the workers; each worker drops out
-    other inputs; a message that is not finite is skipped. What cannot be as in one process is
-    refused by name. All optimizers of Keras are compared in docs/optimizers.md.
+    are dense where whole tables travel, and the step is lazy where rows do; moving statistics of
+    layers are averaged over the workers; each worker drops out other inputs; a message that is not
+    finite is skipped. What cannot be as in one process is refused by name. All optimizers of Keras
+    are compared in docs/optimizers.md.
 
     Example:
     >>> import tfqcomm

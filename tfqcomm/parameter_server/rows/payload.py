@@ -41,6 +41,7 @@ class RowFormat:
 
     def unpack(self, words) -> dict[Piece, tuple[tf.Tensor, tf.Tensor]]:
         """Inverse of `pack`."""
+        words = tf.ensure_shape(words, [None])
         counts, start, pushed = words[: len(self.parts)], len(self.parts), {}
         for index, part in enumerate(self.parts):
             width = part.shape[1]
