@@ -49,10 +49,8 @@ def main() -> None:
     for rows_from, codec in ((None, "float32"), (1, "float32"), (1, "int8")):
         adagrad = keras.optimizers.Adagrad(0.1, initial_accumulator_value=1e-8)
         loss = keras.losses.SparseCategoricalCrossentropy(from_logits=True)
-        rows = {"embedding_rows_from": rows_from, "row_codec": codec}
-        trainer = tfqcomm.parameter_server.Trainer(
-            build_model, optimizer=adagrad, loss=loss, **rows
-        )
+        how = {"loss": loss, "embedding_rows_from": rows_from, "row_codec": codec}
+        trainer = tfqcomm.parameter_server.Trainer(build_model, optimizer=adagrad, **how)
         trainer.fit(dataset_fn, epochs=3, verbose=0)
         moved = sum(w["bytes_pushed"] + w["bytes_pulled"] for w in trainer.workers) / 1e6
         print(f"{rows_from}, {codec}: recall {recall(trainer.model):.3f}, {moved:.0f} MB")
