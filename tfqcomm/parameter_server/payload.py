@@ -66,6 +66,11 @@ class Format:
         return 2 + len(self.large) + sum(count(p.size) for p in self.large) + self._rest
 
     @property
+    def pulls_alike(self) -> bool:
+        """Whether all pulls have the same number of words."""
+        return not (self.large and isinstance(self.weight_codec, SparseWeights))
+
+    @property
     def dense_words(self) -> int:
         """What a pull, or a push, would take without compression, and of whole tables."""
         return sum(p.size for p in self.pieces) + self.statistics + self.elsewhere

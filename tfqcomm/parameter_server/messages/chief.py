@@ -51,7 +51,7 @@ class ChiefCopy:
                     there.assign(piece.cut(value) if split else value)
         self._servers[0].statistics.assign(flat_values(self._statistics))
         for server in self._servers:
-            server.publish()
+            server.outdate()
 
     def fetch(self) -> None:
         """Takes what the servers have."""
@@ -97,6 +97,7 @@ def make_servers(
     format_of: Callable[[tuple[Piece, ...], int], Format],
     workers: int,
     share: float,
+    inboxes: bool,
 ) -> list[Server]:
     """Servers with the model's present weights.
 
@@ -107,7 +108,7 @@ def make_servers(
         row_codec: how they do.
         devices: of the servers.
         format_of: the pieces and the number of statistics of a server -> what it exchanges.
-        workers, share: see `Server`.
+        workers, share, inboxes: see `Server`.
     """
     servers = []
     for index, device in enumerate(devices):
@@ -126,6 +127,7 @@ def make_servers(
                 optimizers.inner(model.optimizer),
                 workers,
                 share,
+                inboxes,
                 _make_rows(model, device, RowFormat(parts, row_codec), workers),
             )
         )

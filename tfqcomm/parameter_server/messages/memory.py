@@ -13,7 +13,8 @@ from collections.abc import Mapping
 import numpy as np
 
 from tfqcomm.parameter_server.fleet import Fleet
-from tfqcomm.parameter_server.messages.worker import Program, Worker
+from tfqcomm.parameter_server.messages.program import Program
+from tfqcomm.parameter_server.messages.worker import Worker
 
 
 class Memories:

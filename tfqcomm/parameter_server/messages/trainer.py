@@ -12,10 +12,11 @@ from tfqcomm.parameter_server import optimizers
 from tfqcomm.parameter_server.base_trainer import BaseTrainer
 from tfqcomm.parameter_server.free_running import FreeRunning
 from tfqcomm.parameter_server.messages import memory
-from tfqcomm.parameter_server.messages.asynchronous import Asynchronous
+from tfqcomm.parameter_server.messages.asynchronous import Asynchronous, Bounded
 from tfqcomm.parameter_server.messages.chief import ChiefCopy, make_servers
+from tfqcomm.parameter_server.messages.program import Program
 from tfqcomm.parameter_server.messages.synchronous import Synchronous
-from tfqcomm.parameter_server.messages.worker import Program, Worker
+from tfqcomm.parameter_server.messages.worker import Worker
 from tfqcomm.parameter_server.partition import Piece, partition
 from tfqcomm.parameter_server.payload import Format, weight_codec
 from tfqcomm.parameter_server.rows import ROWS_FROM, codecs, find_tables
@@ -34,10 +35,11 @@ class Trainer(BaseTrainer):
 
     "sync", the papers' algorithm: the servers take one step per round, on the mean of one message
     from each worker. The same as the optimizer under an all-reduce strategy with W replicas.
-    "async": each message is a step of its own, scaled by 1 / W, as soon as it arrives. An epoch
-    has the same batches, so W times as many iterations, and l1 is scaled likewise. Where a step
-    does not shrink with its message, as in Adam or with weight decay, choose a learning rate W
-    times smaller.
+    "async": each message is a step of its own, scaled by 1 / W, as soon as it arrives: a worker's
+    step and the servers' are one remote call, unless there is a bound on staleness. An epoch has
+    the same batches, so W times as many iterations, and l1 is scaled likewise. Where a step does
+    not shrink with its message, as in Adam or with weight decay, choose a learning rate W times
+    smaller.
 
     Args:
         build_model: a function that returns a Keras model; called once, on the chief.
@@ -82,10 +84,11 @@ class Trainer(BaseTrainer):
         workers: for each of them whether it is `alive`, and its `messages`, `bytes_pushed` and
             `bytes_pulled` so far.
 
-    Worker faults: a worker that is killed takes its last message, residual and moments with it;
-    training goes on with the others. Started again, it takes part again, with a new memory. No
-    message is applied twice. If a parameter server is lost, `fit` raises `ServerLost`; also if one
-    is stopped but not gone, for `timeout_seconds`; a worker that is stopped is a `RuntimeError`.
+    Worker faults: a worker that is killed takes its residual and moments with it, and its last
+    message unless that has arrived; training goes on with the others. Started again, it takes part
+    again, with a new memory. Messages are numbered, and no server takes one twice. If a parameter
+    server is lost, `fit` raises `ServerLost`; also if one is stopped but not gone, for
+    `timeout_seconds`; a worker that is stopped is a `RuntimeError`.
 
     Embeddings: a table is spread over all servers, in ranges of rows. A step changes the rows that
     its batches touch, and leaves others and what the optimizer keeps of them alone ("lazy"): SGD,
@@ -200,8 +203,9 @@ class Trainer(BaseTrainer):
             lambda own, statistics: Format(own, statistics, options, self._weight_codec),
             workers,
             1.0 if self._mode == "sync" else 1.0 / workers,
+            inboxes=self._mode == "sync" or self._max_staleness is not None,
         )
-        program = Program(model, servers, pieces, tables, loss_scale)
+        program = Program(model, servers, pieces, tables, loss_scale, workers)
         fleet = self._make_fleet(Worker, program, servers, makers, loss_scale)
         memories = memory.Memories(fleet, program)
         meter = self._register(
@@ -217,7 +221,9 @@ class Trainer(BaseTrainer):
     def _driver(self):
         if self._mode == "sync":
             return Synchronous(self._fleet)
-        return FreeRunning(self._fleet, Asynchronous(self._fleet, self._max_staleness))
+        if self._max_staleness is None:
+            return FreeRunning(self._fleet, Asynchronous(self._fleet))
+        return FreeRunning(self._fleet, Bounded(self._fleet, self._max_staleness))
 
     def _route(self, program: Program, pieces: list[Piece], variable: int) -> tuple[str, str]:
         large = any(p.variable == variable for p in program.large)

@@ -33,7 +33,7 @@ class RowFormat:
             pushed: for each part the places of rows in it, int32[r], and float32[r, d].
         """
         counts = [tf.size(pushed[part][0]) for part in self.parts]
-        words = [tf.reshape(tf.stack(counts), [len(counts)])]
+        words = [tf.stack(counts) if counts else tf.zeros([0], tf.int32)]
         for part in self.parts:
             places, rows = pushed[part]
             words += [places, tf.reshape(self.codec.encode(rows), [-1])]

@@ -1,8 +1,8 @@
 """The rows of tables on one server, and the lazy step: an optimizer that sees these rows alone.
 
-inboxes --> rows of all workers, summed by place --> working rows <-- rows, slots
-                                                     `optimizer.apply` of the server
-                                                     working rows --> rows, slots
+messages --> rows of all workers, summed by place --> working rows <-- rows, slots
+                                                      `optimizer.apply` of the server
+                                                      working rows --> rows, slots
 
 The optimizer is built for variables of one row, which while a step is traced stand for any number
 of them: so its own step is the lazy step, with weight decay and all that it does.
@@ -58,23 +58,21 @@ class _Shard:
     Attributes:
         rows: its weights.
         slots: what the server's optimizer keeps of them.
-        moments: what the worker half of the optimizer keeps of them, of each worker: by name.
+        moments: what the worker half of the optimizer keeps of them, by name: the rows of all
+            workers, one after the other.
     """
 
-    def __init__(self, part: Piece, value: np.ndarray, whole: keras.Variable, moments):
+    def __init__(self, part: Piece, value: np.ndarray, whole: keras.Variable, workers, half):
         self.whole = whole
         self.constraint = whole.constraint
         working = server_variable(np.zeros([1, *part.shape[1:]]), whole, part.name)
         working.constraint = None  # it would look at the shape
         self.rows = _Rows(working, value, len(value))
         self.slots: list[_Rows] = []
-        self.moments = [
-            {
-                name: tf.Variable(tf.fill(part.shape, initial), trainable=False)
-                for name, initial in initials.items()
-            }
-            for initials in moments
-        ]
+        self.moments = {
+            name: tf.Variable(tf.fill([workers * part.shape[0], part.shape[1]], initial))
+            for name, initial in (half.worker_slots if half else {}).items()
+        }
 
 
 class ServerRows:
@@ -87,10 +85,6 @@ class ServerRows:
         wholes: for each part, the model's variable that it is of.
         workers: how many there are.
         half: the worker half of the optimizer, whose state for rows lives here; None for none.
-
-    Attributes:
-        inboxes: one for each worker: int32[any number], serialized, since no task may be told of a
-            variable of unknown shape.
     """
 
     def __init__(
@@ -105,13 +99,10 @@ class ServerRows:
         self.device = device
         self.format = format
         self._half = half
-        moments = [dict(half.worker_slots) if half else {} for _ in range(workers)]
         self._shards = {
-            part: _Shard(part, np.asarray(value, np.float32), whole, moments)
+            part: _Shard(part, np.asarray(value, np.float32), whole, workers, half)
             for part, value, whole in zip(format.parts, values, wholes, strict=True)
         }
-        empty = tf.io.serialize_tensor(tf.zeros([len(format.parts)], tf.int32))
-        self.inboxes = [tf.Variable(empty, trainable=False) for _ in range(workers)]
 
     @property
     def working(self) -> list[tuple[keras.Variable, keras.Variable]]:
@@ -135,23 +126,19 @@ class ServerRows:
         """What the worker half keeps of each part, by slot: its mean over the workers."""
         with on(self.device):
             return {
-                (part, name): np.mean([own[name].numpy() for own in shard.moments], 0)
+                (part, name): tf.reduce_mean(tf.reshape(rows, [-1, *part.shape]), 0).numpy()
                 for part, shard in self._shards.items()
-                for name in shard.moments[0]
+                for name, rows in shard.moments.items()
             }
 
     def load_moments(self, values: Mapping[tuple[str, int], np.ndarray]) -> None:
         """Gives all workers these, by slot and the table's place among the weights."""
         with on(self.device):
             for part, shard in self._shards.items():
-                for own in shard.moments:
-                    for name in own:
-                        if (name, part.variable) in values:
-                            own[name].assign(part.cut(values[name, part.variable]))
-
-    def of_worker(self, worker: int) -> tuple[tf.Variable, list[dict[str, tf.Variable]]]:
-        """What a step needs for a worker's push: its inbox, and its moments for each part."""
-        return self.inboxes[worker], [shard.moments[worker] for shard in self._shards.values()]
+                for name, rows in shard.moments.items():
+                    if (name, part.variable) in values:
+                        own = part.cut(values[name, part.variable])
+                        rows.assign(np.tile(own, [rows.shape[0] // len(own), 1]))
 
     def pulled(self, part: Piece, places) -> tuple[tf.Tensor, tf.Tensor]:
         """Rows in a worker's graph, as words and decoded: they are encoded on the server."""
@@ -164,14 +151,15 @@ class ServerRows:
         """In the graph of a server's step: what `apply` is to be given, rows loaded.
 
         Args:
-            pushes: `of_worker` of all that take part.
+            pushes: for each worker that takes part its index, int32, and what it has pushed, by
+                part: places and rows, as `RowFormat.unpack` gives them.
             share: of the mean of what they have pushed.
         """
         messages: dict[Piece, list] = {part: [] for part in self._shards}
-        for inbox, moments in pushes:
-            unpacked = self.format.unpack(tf.io.parse_tensor(inbox.read_value(), tf.int32)).items()
-            for (part, (places, rows)), own in zip(unpacked, moments, strict=True):
-                messages[part].append((places, self._message(places, rows, own)))
+        for worker, pushed in pushes:
+            for part, (places, rows) in pushed.items():
+                message = self._message(self._shards[part], worker, places, rows)
+                messages[part].append((places, message))
         pairs = []
         self._places = {}
         for part, found in messages.items():
@@ -193,12 +181,13 @@ class ServerRows:
             for slot in shard.slots:
                 slot.store(places)
 
-    def _message(self, places, gradient, moments: Mapping[str, tf.Variable]):
+    def _message(self, shard: _Shard, worker, places, gradient):
         """The worker's half of the optimizer for its rows."""
         if self._half is None:
             return gradient
-        state = {name: tf.gather(variable, places) for name, variable in moments.items()}
+        own = worker * shard.rows.all.shape[0] + places
+        state = {name: tf.gather(variable, own) for name, variable in shard.moments.items()}
         message, after = self._half.worker_step(gradient, state, tf.zeros([], tf.int64))
-        for name, variable in moments.items():
-            variable.scatter_update(tf.IndexedSlices(after[name], places))
+        for name, variable in shard.moments.items():
+            variable.scatter_update(tf.IndexedSlices(after[name], own))
         return message
