@@ -286,6 +286,48 @@ def one_by_one() -> tuple[np.ndarray, np.ndarray]:
     return trainer.model.get_weights()[0], expected
 
 
+def replayed(name: str) -> dict[str, list]:
+    """All that servers hold of rows before and after a message is sent again, and after the next.
+
+    Args:
+        name: of the optimizer.
+    """
+    trainer = trainer_of(bare_model, optimizers()[name](), mode="async")
+    trainer.fit(batches(make_data()), steps_per_epoch=3, verbose=0)
+    servers, worker = trainer._fleet.servers, trainer._fleet.workers[0]
+    errand, calls = worker._errand, []
+
+    def send(*arguments):
+        calls.append(arguments)
+        return errand(*arguments)
+
+    def held():
+        rows = [np.array(v) for s in servers for kept in s.held().values() for v in kept]
+        return rows + [value for s in servers for value in s.rows.mean_moments().values()]
+
+    worker._errand = send
+    worker.step()
+    before = held()
+    _, number = calls[0][1]
+    number.assign_sub(1)
+    errand(*calls[0])
+    after = held()
+    worker.step()
+    return {"before": before, "after": after, "next": held()}
+
+
+def tensors_of_a_worker() -> list[list[int | None]]:
+    """The shapes of all there is in the graph of a worker's step, but for scalars."""
+    trainer = trainer_of(two_lookups, keras.optimizers.SGD(0.1, global_clipnorm=1.0))
+    ids, y = make_data()
+    arrays = (ids, ids[..., 0].astype("uint8")), y[..., :1, 0]
+    trainer.fit(batches(arrays), steps_per_epoch=2, verbose=0)
+    worker = trainer._fleet.workers[0]
+    ((graph, _),) = worker._program.step._graphs.values()
+    tensors = [tensor for op in graph.graph.get_operations() for tensor in op.outputs]
+    return [t.shape.as_list() for t in tensors if t.shape.rank]
+
+
 # ------------------------------------------------------------------------------ What is an error
 
 
@@ -293,7 +335,7 @@ def strange_ids(mode: str, strange: int, dtype: str) -> str:
     """The error for an id that the table does not have."""
     ids, y = make_data()
     ids = ids.astype(dtype)
-    ids[5, 1, 2, 1] = strange
+    ids[5, :, 2, 1] = strange  # whoever takes most steps gets there
     trainer = trainer_of(bare_model, keras.optimizers.SGD(0.1), mode=mode)
     try:
         trainer.fit(batches((ids, y)), steps_per_epoch=10, verbose=0)
@@ -400,6 +442,8 @@ def everything(directory: str) -> dict:
         "whole tables": as_with_whole_tables(),
         "bytes": bytes_of_codecs(),
         "one by one": one_by_one(),
+        "replayed": {name: replayed(name) for name in ("adam", "qadam by t")},
+        "tensors": tensors_of_a_worker(),
         "strange": {
             (mode, strange, dtype): strange_ids(mode, strange, dtype)
             for mode in ("sync", "async")

@@ -91,6 +91,21 @@ def test_every_message_counts_once_and_a_share():
     np.testing.assert_allclose(table, expected, rtol=1e-5, atol=1e-6)
 
 
+@pytest.mark.parametrize("name", ["adam", "qadam by t"])
+def test_a_message_that_is_sent_again_changes_no_row(name):
+    result = found()["replayed"][name]
+    for before, after in zip(result["before"], result["after"], strict=True):
+        np.testing.assert_array_equal(after, before)
+    changed = [(a != b).any() for a, b in zip(result["after"], result["next"], strict=True)]
+    assert sum(changed) >= 3
+
+
+def test_no_worker_ever_has_a_table():
+    shapes = found()["tensors"]
+    assert [None, row_runs.WIDTH] in shapes
+    assert not [s for s in shapes if (s[0] or 0) >= row_runs.ROWS // 2 and s[-1] == row_runs.WIDTH]
+
+
 @pytest.mark.parametrize("mode", ["sync", "async"])
 @pytest.mark.parametrize("strange, dtype", [(23, "int32"), (-24, "int64"), (255, "uint8")])
 def test_an_id_that_the_table_does_not_have_is_named(mode, strange, dtype):
