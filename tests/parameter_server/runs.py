@@ -268,15 +268,15 @@ def replay() -> dict:
         mode="async",
     )
     trainer.fit(shards, steps_per_epoch=3, verbose=0)
-    worker = trainer._fleet.workers[0]
-    errand, calls = worker._errand, []
+    fleet = vars(trainer)["_fleet"]
+    worker, servers = fleet.workers[0], fleet.servers
+    errand, calls = vars(worker)["_errand"], []
 
     def send(*arguments):
         calls.append(arguments)
         return errand(*arguments)
 
     def held():
-        servers = trainer._fleet.servers
         return {
             "weights": [v.numpy().tolist() for server in servers for v in server.variables],
             "slots": [v.numpy().tolist() for s in servers for v in s.optimizer.variables],
@@ -286,7 +286,7 @@ def replay() -> dict:
             "traffic": trainer.workers,
         }
 
-    worker._errand = send
+    vars(worker)["_errand"] = send
     reports = [worker.step()]
     before = held()
     number = calls[0][1][1]
@@ -435,7 +435,7 @@ def train_through_faults(mode: str, until_back: bool, faults: int = 1) -> dict:
         "iterations": int(trainer.optimizer.iterations),
         "weight": float(trainer.model.get_weights()[0][0, 0]),
         "workers": trainer.workers,
-        "taken": [int(s.optimizer.iterations.numpy()) for s in trainer._fleet.servers],
+        "taken": [int(s.optimizer.iterations.numpy()) for s in vars(trainer)["_fleet"].servers],
     }
 
 

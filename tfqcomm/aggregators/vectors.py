@@ -31,16 +31,11 @@ def encode_with_feedback(
 @tf.function
 def decode_mean(compressor: Compressor, words: tf.Tensor, size: int) -> tf.Tensor:
     """Mean of all workers' decoded words, added in rank order: int32[W, w] -> float32[n]."""
+    # Not a loop of TensorFlow's: of one that runs on another task, parts would run on the chief.
     total = compressor.decode(words[0], size)
-    if words.shape[0] == 1:
-        return total
-    total = tf.foldl(
-        lambda total, one: total + compressor.decode(one, size),
-        words[1:],
-        initializer=total,
-        parallel_iterations=1,
-    )
-    return total / words.shape[0]
+    for one in tf.unstack(words)[1:]:
+        total += compressor.decode(one, size)
+    return total if words.shape[0] == 1 else total / words.shape[0]
 
 
 def split_words(words: tf.Tensor, lengths: Sequence[int], *, start: int = 0) -> list[tf.Tensor]:

@@ -66,7 +66,7 @@ class Graphs:
 
 
 class Errand:
-    """Calls graphs on a task, and brings home the numbers they return: in one call, not two.
+    """Calls graphs on a task, and brings home the tensor they return: in one call, not two.
 
     The chief runs a function of which the graph is a part, on the task. A tensor that ends on the
     chief leaves nothing behind in TensorFlow, as one that is fetched from elsewhere does; and no
@@ -84,11 +84,7 @@ class Errand:
         self._calls: dict = {}
 
     def __call__(self, *arguments) -> np.ndarray:
-        """All that the graph returns in a row, float64, wherever it was computed.
-
-        Raises:
-            tf.errors.OpError: if the task is gone.
-        """
+        """What the graph returns; raises `tf.errors.OpError` if the task is gone."""
         with tf.device(self._home), _tf_private.executor_scope(self._device):
             graph = self._graphs.of(*arguments)
             if graph not in self._calls:
@@ -97,10 +93,9 @@ class Errand:
 
     def _call(self, graph, *arguments):
         with tf.device(self._device):
-            results = graph(*arguments)
+            result = graph(*arguments)
         with tf.device(self._home):
-            rows = [tf.reshape(tf.cast(r, tf.float64), [-1]) for r in tf.nest.flatten(results)]
-            return tf.concat(rows, 0)
+            return tf.identity(result)
 
 
 class ServerLost(RuntimeError):

@@ -238,7 +238,7 @@ class LeaderWorker(BaseWorker):
         with on(self.device):
             number = tf.constant(self.steps)
         show = self._errands[self._program.show]
-        self.pushed_words += int(show(self._weights, buffer.variables, number)[0])
+        self.pushed_words += int(show(self._weights, buffer.variables, number))
         return True
 
     def pull(self, pulls: Sequence[tuple[float, Buffer]]) -> None:
@@ -247,7 +247,7 @@ class LeaderWorker(BaseWorker):
         with self.busy, on(self.device):
             mixing = tf.constant([pull for pull, _ in pulls], tf.float32)
             pull = self._errands[self._program.pull]
-            self.pulled_words += int(pull(self._weights, rooms, mixing)[0])
+            self.pulled_words += int(pull(self._weights, rooms, mixing))
 
     @property
     def message_norm(self) -> float:

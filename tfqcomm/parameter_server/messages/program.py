@@ -97,7 +97,7 @@ class Program:
             scale: float32 scalar, of the loss.
 
         Returns:
-            What a `Report` is made of: for each server, int64, how many steps it had taken when it
+            What a `Report` is made of, float64: for each server how many steps it had taken when it
             took this message, -1 if it has not, or not yet; numbers; and the states of all metrics.
         """
         accepted, fresh = flags
@@ -138,7 +138,8 @@ class Program:
             *tf.unstack(versions),
         ]
         facts = tf.stack([tf.cast(fact, tf.float64) for fact in facts])
-        return steps, tf.concat([facts, metrics.read_value()], 0)
+        steps = tf.cast(tf.stack(steps), tf.float64)
+        return tf.concat([steps, facts, metrics.read_value()], 0)
 
     def _unpack(self, pulled):
         """The weights, the moving statistics, and the version of each server: int32[servers]."""

@@ -99,6 +99,8 @@ class Server:
                 for _ in range(count)
             ]
             self._lock = tf.CriticalSection(name=f"server_{id(self)}")
+        # Graphs of their own within a worker's, where TensorFlow would release locks in turn.
+        self._graph_pull, self._graph_take = Graphs(self._pull), Graphs(self._take)
         step = Graphs(self._step, kind_of=lambda inboxes, _: len(inboxes))
         self._run_step = Errand(step, device)
         self._run_settle = Errand(Graphs(self._settle), device)
@@ -112,7 +114,7 @@ class Server:
 
         Of a worker that is lost the last message may have arrived, or may still be under way.
         """
-        return int(self._run_settle(tf.constant(worker), tf.constant(number, tf.int64))[0])
+        return int(self._run_settle(tf.constant(worker), tf.constant(number, tf.int64)))
 
     def outdate(self) -> None:
         """What was encoded counts no more, after the weights were changed from outside."""
@@ -134,7 +136,7 @@ class Server:
     def pulled(self) -> tf.Tensor:
         """The words of a pull, in a worker's graph: what is computed here stays on the server."""
         with tf.device(self.device):
-            words = self._lock.execute(self._newest)
+            words = self._graph_pull()
             return words if self.format.pulls_alike else words[: words[0]]
 
     def take(self, words, worker, number, healthy) -> tf.Tensor:
@@ -155,22 +157,28 @@ class Server:
         # In one tensor, since each that crosses to another task is a call of its own.
         header = tf.stack([tf.cast(fact, tf.int64) for fact in (worker, number, healthy)])
         with tf.device(self.device):
-            words, rows = self._apart(tf.identity(words))
-            means, statistics = self._means(tf.expand_dims(words, 0))
-            worker, number, healthy = tf.unstack(tf.identity(header))
-            pushed = [(tf.cast(worker, tf.int32), self.rows.format.unpack(rows))]
+            return self._graph_take(words, header)
 
-            def step():
-                before = self._version()
-                self._apply(means, statistics, pushed)
-                self._taken.scatter_nd_update([[worker]], [number])
-                return before
+    def _take(self, words, header):
+        words, rows = self._apart(words)
+        means, statistics = self._means(tf.expand_dims(words, 0))
+        worker, number, healthy = tf.unstack(header)
+        pushed = [(tf.cast(worker, tf.int32), self.rows.format.unpack(rows))]
 
-            def take_new():
-                new = self._taken.read_value()[worker] < number
-                return tf.cond((healthy > 0) & new, step, lambda: tf.constant(-1, tf.int64))
+        def step():
+            before = self._version()
+            self._apply(means, statistics, pushed)
+            self._taken.scatter_nd_update([[worker]], [number])
+            return before
 
-            return self._lock.execute(take_new)
+        def take_new():
+            new = self._taken.read_value()[worker] < number
+            return tf.cond((healthy > 0) & new, step, lambda: tf.constant(-1, tf.int64))
+
+        return self._lock.execute(take_new)
+
+    def _pull(self):
+        return self._lock.execute(self._newest)
 
     def keep(self, words, inbox) -> None:
         """Stores a message in a worker's inbox, in its graph, until the chief asks for a step."""

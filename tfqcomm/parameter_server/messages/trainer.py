@@ -95,8 +95,8 @@ class Trainer(BaseTrainer):
     Adagrad, Adam, AdamW, RMSprop, CompAMS, QAdam, QCMDAdagrad, QRDAAdagrad; others are refused.
     Rows are encoded without error feedback: what is owed to a row would be a table on each worker,
     and be paid when the row is touched again. QAdam's moments of rows live on the servers. In mode
-    "async" rows are as new as the moment they are pulled. An id that the table does not have is a
-    `tf.errors.InvalidArgumentError` that names it.
+    "async" rows are as new as the moment they are pulled. An id that a table does not have is a
+    ValueError that names it.
 
     Differences from training in one process: `train_step` is Keras' own; gradients of embeddings
     are dense where whole tables travel, and the step is lazy where rows do; moving statistics of

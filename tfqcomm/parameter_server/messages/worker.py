@@ -13,6 +13,7 @@ from tfqcomm.parameter_server.loss_scale import LossScale
 from tfqcomm.parameter_server.messages.program import Program
 from tfqcomm.parameter_server.messages.report import Report
 from tfqcomm.parameter_server.payload import gradient_seeds
+from tfqcomm.parameter_server.rows.lookups import naming_strange_ids
 
 
 class Worker(BaseWorker):
@@ -55,7 +56,7 @@ class Worker(BaseWorker):
         """Pulls, computes and pushes; without inboxes the servers take a step with it."""
         program = self._program
         self.number += 1
-        with self.busy:
+        with self.busy, naming_strange_ids():
             vector = self._errand(
                 self._iterator,
                 self._sender,

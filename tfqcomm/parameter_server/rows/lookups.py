@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import contextlib
 import functools
+import re
 from collections.abc import Iterator, Mapping, Sequence
 
 import keras
@@ -170,6 +171,22 @@ class _Scope(keras.StatelessScope):
         return super().get_current_value(variable)
 
 
+@contextlib.contextmanager
+def naming_strange_ids() -> Iterator[None]:
+    """Scope that runs a graph with lookups: its error for an id says nothing else.
+
+    Raises:
+        ValueError: for an id that a table does not have.
+    """
+    try:
+        yield
+    except tf.errors.InvalidArgumentError as error:
+        found = re.search(r"(The ids of .* Received: id=)\] \[(-?\d+)\]", error.message)
+        if found is None:
+            raise
+        raise ValueError(found[1] + found[2]) from error
+
+
 def _checked(ids, table: Table) -> tf.Tensor:
     """int64[n], negative ones counted from the end, as in Keras; an error for others."""
     counted = tf.where(ids < 0, ids + table.rows, ids)
@@ -177,8 +194,8 @@ def _checked(ids, table: Table) -> tf.Tensor:
     known = tf.debugging.Assert(
         ~tf.reduce_any(strange),
         [
-            f"The ids of {table.name} must be less than its number of rows, {table.rows}. "
-            "Received: id=",
+            f"The ids of {table.name} must be less than its number of rows, {table.rows}, and not "
+            "below minus this. Received: id=",
             tf.boolean_mask(ids, strange)[:1],
         ],
     )
