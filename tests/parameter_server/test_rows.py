@@ -110,7 +110,7 @@ def test_no_worker_ever_has_a_table():
 @pytest.mark.parametrize("strange, dtype", [(23, "int32"), (-24, "int64"), (255, "uint8")])
 def test_an_id_that_the_table_does_not_have_is_named(mode, strange, dtype):
     message = found()["strange"][mode, strange, dtype]
-    assert "must be less than its number of rows, 23" in message
+    assert "embeddings, which has 23 rows, must be from -23 to 22." in message
     assert message.endswith(f"Received: id={strange}")
 
 

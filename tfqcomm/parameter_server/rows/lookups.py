@@ -194,8 +194,8 @@ def _checked(ids, table: Table) -> tf.Tensor:
     known = tf.debugging.Assert(
         ~tf.reduce_any(strange),
         [
-            f"The ids of {table.name} must be less than its number of rows, {table.rows}, and not "
-            "below minus this. Received: id=",
+            f"The ids of {table.name}, which has {table.rows} rows, must be from {-table.rows} to "
+            f"{table.rows - 1}. Received: id=",
             tf.boolean_mask(ids, strange)[:1],
         ],
     )
