@@ -199,30 +199,28 @@ def as_with_whole_tables() -> dict[str, dict]:
     }
     cases = {name: (build, batches(arrays)) for name, (build, arrays) in pairs.items()}
     cases["ragged"] = (ragged_model, ragged_batches)
-    optimizers = {
-        "sgd": lambda: keras.optimizers.SGD(0.5),
+    rounds, one_by_one = {"workers": WORKERS}, {"workers": 1, "mode": "async"}
+    ways = {
+        "sgd": (lambda: keras.optimizers.SGD(0.5), rounds),
         # Of ids that are there once: of others Keras takes the norm before it adds them up.
-        "clipped": lambda: keras.optimizers.SGD(0.5, global_clipnorm=0.05),
+        "clipped": (lambda: keras.optimizers.SGD(0.5, global_clipnorm=0.05), rounds),
+        "one by one": (lambda: keras.optimizers.SGD(0.5), one_by_one),
     }
+    runs = [*((name, "sgd") for name in cases), ("different ids", "clipped")]
+    runs += [(name, "one by one") for name in ("two lookups", "mixed")]
+    return {f"{name}, {way}": both_ways(*cases[name], *ways[way]) for name, way in runs}
+
+
+def both_ways(build, dataset, optimizer, arguments) -> dict[str, list[np.ndarray]]:
+    """The weights at the beginning, with whole tables, and with rows."""
     found = {}
-    for name, (build, dataset) in cases.items():
-        for kind, make in optimizers.items():
-            if kind == "clipped" and name != "different ids":
-                continue
-            weights = []
-            for rows_from in (None, 1):
-                trainer = trainer_of(build, make(), embedding_rows_from=rows_from)
-                with warnings.catch_warnings():
-                    warnings.simplefilter("ignore")  # of a scale that meets an overflow
-                    trainer.fit(dataset, steps_per_epoch=8, verbose=0)
-                weights.append(trainer.model.get_weights())
-            initial = trainer_of(build, make()).model
-            found[f"{name}, {kind}"] = {
-                "dense": weights[0],
-                "rows": weights[1],
-                "initial": initial.get_weights(),
-                "pushed": trainer.workers[0]["bytes_pushed"],
-            }
+    for kind, rows_from in {"dense": None, "rows": 1}.items():
+        trainer = trainer_of(build, optimizer(), embedding_rows_from=rows_from, **arguments)
+        found["initial"] = trainer.model.get_weights()
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # of a scale that meets an overflow
+            trainer.fit(dataset, steps_per_epoch=8, verbose=0)
+        found[kind] = trainer.model.get_weights()
     return found
 
 

@@ -13,6 +13,7 @@ pytestmark = [pytest.mark.multi_process, pytest.mark.slow, pytest.mark.timeout(9
 
 CASES = ("two lookups", "high rank", "mixed", "non negative", "negative ids", "ragged")
 CASES = (*(f"{name}, sgd" for name in (*CASES, "different ids")), "different ids, clipped")
+CASES = (*CASES, "two lookups, one by one", "mixed, one by one")
 
 
 @functools.cache

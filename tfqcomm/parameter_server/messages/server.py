@@ -229,7 +229,7 @@ class Server:
     def _apply(self, means, statistics, pushed_rows) -> None:
         """A step; called with the lock held."""
         pairs = [
-            (mean, variable)
+            (tf.identity(mean), variable)  # in this graph, as rows are: Keras asks for one
             for mean, variable in zip(means, self.variables, strict=True)
             if mean is not None
         ]
