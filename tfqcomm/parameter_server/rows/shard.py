@@ -70,7 +70,9 @@ class _Shard:
         self.rows = _Rows(working, value, len(value))
         self.slots: list[_Rows] = []
         self.moments = {
-            name: tf.Variable(tf.fill([workers * part.shape[0], part.shape[1]], initial))
+            name: tf.Variable(
+                tf.fill([workers * len(value), part.shape[1]], initial), trainable=False
+            )
             for name, initial in (half.worker_slots if half else {}).items()
         }
 
@@ -99,6 +101,7 @@ class ServerRows:
         self.device = device
         self.format = format
         self._half = half
+        self._places: dict[Piece, tf.Tensor] = {}  # of the rows that are loaded
         self._shards = {
             part: _Shard(part, np.asarray(value, np.float32), whole, workers, half)
             for part, value, whole in zip(format.parts, values, wholes, strict=True)
@@ -161,7 +164,6 @@ class ServerRows:
                 message = self._message(self._shards[part], worker, places, rows)
                 messages[part].append((places, message))
         pairs = []
-        self._places = {}
         for part, found in messages.items():
             shard = self._shards[part]
             places, index = tf.unique(tf.concat([places for places, _ in found], 0))
