@@ -16,6 +16,7 @@ import numpy as np
 import tensorflow as tf
 
 import tfqcomm
+from tfqcomm.parameter_server.messages.report import Report
 from tfqcomm.state.ledger import ledger_of
 
 STEPS, WORKERS, BATCH, FEATURES, CLASSES = 20, 2, 8, 20, 4
@@ -260,6 +261,47 @@ def asynchronous(arguments: list[dict]) -> list[dict]:
     return found
 
 
+def replay() -> dict:
+    """What two servers and a worker hold before and after its last message is sent again."""
+    trainer = embedded(
+        optimizer=tfqcomm.optimizers.QAdam(5e-3, compressor="log_grid", min_size=100),
+        mode="async",
+    )
+    trainer.fit(shards, steps_per_epoch=3, verbose=0)
+    fleet = vars(trainer)["_fleet"]
+    worker, servers = fleet.workers[0], fleet.servers
+    errand, calls = vars(worker)["_errand"], []
+
+    def send(*arguments):
+        calls.append(arguments)
+        return errand(*arguments)
+
+    def held():
+        return {
+            "weights": [v.numpy().tolist() for server in servers for v in server.variables],
+            "slots": [v.numpy().tolist() for s in servers for v in s.optimizer.variables],
+            "statistics": servers[0].statistics.numpy().tolist(),
+            "iterations": [int(server.optimizer.iterations.numpy()) for server in servers],
+            "memory": worker.memory.tolist(),
+            "traffic": trainer.workers,
+        }
+
+    vars(worker)["_errand"] = send
+    reports = [worker.step()]
+    before = held()
+    number = calls[0][1][1]
+    number.assign_sub(1)
+    reports.append(Report.from_vector(errand(*calls[0]), 2))
+    after = held()
+    reports.append(worker.step())
+    return {
+        "before": before,
+        "after": after,
+        "next": held(),
+        "staleness": [report.staleness for report in reports],
+    }
+
+
 def one_by_one_with_l1(steps: int) -> float:
     """The one weight, whose gradient is always 1, after the messages of 2 workers."""
     os.environ.pop("TF_CONFIG", None)
@@ -349,12 +391,13 @@ def ones() -> tf.data.Dataset:
 class Teller(keras.callbacks.Callback):
     """Prints where training is, for tests that interfere, and ends it some epochs later."""
 
-    def __init__(self, epochs_after_fault: int, until_back: bool):
+    def __init__(self, epochs_after_fault: int, until_back: bool, faults: int = 1):
         super().__init__()
         self.trainer = None
         self._until_back = until_back
+        self._faults = faults
         self._left = epochs_after_fault
-        self._lost = False
+        self._lost = self._back = 0  # how often
 
     def on_train_batch_end(self, batch, logs=None):
         time.sleep(0.01)
@@ -362,18 +405,24 @@ class Teller(keras.callbacks.Callback):
     def on_epoch_end(self, epoch, logs=None):
         alive = sum(worker["alive"] for worker in self.trainer.workers)
         print(f"epoch {epoch}: {alive} workers", flush=True)
-        self._lost |= alive < len(self.trainer.workers)
-        if self._lost and (alive == len(self.trainer.workers) or not self._until_back):
+        complete = alive == len(self.trainer.workers)
+        if not complete and self._lost == self._back:
+            self._lost += 1
+            print(f"lost {self._lost} times", flush=True)
+        if complete and self._lost > self._back:
+            self._back += 1
+            print(f"back {self._back} times", flush=True)
+        if (self._back if self._until_back else self._lost) == self._faults:
             self._left -= 1
             self.model.stop_training = self._left == 0
 
 
-def train_through_faults(mode: str, until_back: bool) -> dict:
-    """Trains until a worker was lost (or even is back), and then for some epochs.
+def train_through_faults(mode: str, until_back: bool, faults: int = 1) -> dict:
+    """Trains until workers were lost (or even are back) as often, and then for some epochs.
 
     Every message of the one weight is 1: the weight says how many the servers have applied.
     """
-    teller = Teller(5, until_back)
+    teller = Teller(5, until_back, faults)
     teller.trainer = trainer = tfqcomm.parameter_server.Trainer(
         linear_model,
         optimizer=keras.optimizers.SGD(1.0),
@@ -386,6 +435,7 @@ def train_through_faults(mode: str, until_back: bool) -> dict:
         "iterations": int(trainer.optimizer.iterations),
         "weight": float(trainer.model.get_weights()[0][0, 0]),
         "workers": trainer.workers,
+        "taken": [int(s.optimizer.iterations.numpy()) for s in vars(trainer)["_fleet"].servers],
     }
 
 

@@ -10,7 +10,7 @@ import pytest
 from tests.multi_process import run_workers
 from tests.parameter_server import runs
 from tfqcomm.parameter_server.free_running import FreeRunning
-from tfqcomm.parameter_server.messages.asynchronous import Asynchronous
+from tfqcomm.parameter_server.messages.asynchronous import Asynchronous, Bounded
 
 WORKERS, EPOCHS = 4, 4
 MESSAGES = WORKERS * runs.STEPS  # of an epoch
@@ -57,6 +57,16 @@ def test_staleness_is_logged_and_bounded():
 
 @pytest.mark.multi_process
 @pytest.mark.timeout(600)
+def test_a_message_that_is_sent_again_changes_nothing():
+    (found,) = run_workers(runs.replay, workers=1, timeout=400)
+    assert found["before"] == found["after"]
+    assert found["staleness"] == [0, -1, 0]
+    assert found["next"]["iterations"] == [i + 1 for i in found["after"]["iterations"]]
+    assert found["next"]["weights"] != found["after"]["weights"]
+
+
+@pytest.mark.multi_process
+@pytest.mark.timeout(600)
 def test_l1_is_as_strong_as_in_rounds():
     """Of W messages each is a W-th of a round's mean: so is the penalty of each."""
     rounds, messages = 8, 16
@@ -68,8 +78,9 @@ def test_l1_is_as_strong_as_in_rounds():
 class Report:
     healthy = True
 
-    def __init__(self, version):
+    def __init__(self, version, staleness=-1):
         self.version = version
+        self.staleness = staleness
 
 
 class FakeWorker:
@@ -78,11 +89,13 @@ class FakeWorker:
     def __init__(self, fleet, seconds, losses):
         self.alive = True
         self.report = None
+        self.counted = self.steps = 0
         self._fleet = fleet
         self._seconds = seconds
         self._losses = losses
 
     def step(self):
+        self.steps += 1
         version = self._fleet.applied
         time.sleep(self._seconds)
         if self._losses:
@@ -90,12 +103,17 @@ class FakeWorker:
             self.alive = False
             threading.Timer(0.05, setattr, (self, "alive", True)).start()
             return None
-        self.report = Report(version)
+        self.report = Report(version, self._fleet.applied - version)
         return self.report
+
+    def count_last(self):
+        self.counted += 1
 
 
 class FakeFleet:
     """Counts versions."""
+
+    arrived = False  # whether the last message of a lost worker was taken
 
     def __init__(self, seconds, losses=0):
         self.workers = [FakeWorker(self, s, losses * (i == 0)) for i, s in enumerate(seconds)]
@@ -110,11 +128,20 @@ class FakeFleet:
     def apply(self, workers):
         self.applied += len(workers)
 
+    take = apply
+
+    def settle(self, worker):
+        return self.arrived
+
+
+def errands(fleet, bound):
+    return Asynchronous(fleet) if bound is None else Bounded(fleet, bound)
+
 
 @pytest.mark.parametrize("bound", [None, 2, 3, 5])
 def test_a_straggler_delays_only_as_far_as_the_bound_asks(bound):
     fleet = FakeFleet([0.002, 0.002, 0.03])
-    driver = FreeRunning(fleet, Asynchronous(fleet, bound))
+    driver = FreeRunning(fleet, errands(fleet, bound))
     driver.begin_epoch(30)
     for _ in range(30):
         driver.round()
@@ -128,9 +155,10 @@ def test_a_straggler_delays_only_as_far_as_the_bound_asks(bound):
         assert max(staleness) <= bound
 
 
-def test_a_lost_message_is_replaced_by_another():
+@pytest.mark.parametrize("bound", [None, 2])
+def test_a_lost_message_is_replaced_by_another(bound):
     fleet = FakeFleet([0.001] * 3, losses=4)
-    driver = FreeRunning(fleet, Asynchronous(fleet, 2))
+    driver = FreeRunning(fleet, errands(fleet, bound))
     driver.begin_epoch(20)
     for _ in range(20):
         driver.round()
@@ -139,7 +167,46 @@ def test_a_lost_message_is_replaced_by_another():
     driver.close()
     assert fleet.applied == 60
     assert len(staleness) == 60
-    assert max(staleness) <= 2
+    assert sum(worker.steps for worker in fleet.workers) > 60
+    assert bound is None or max(staleness) <= bound
+
+
+def test_a_message_that_arrived_before_its_worker_was_lost_is_not_replaced():
+    fleet = FakeFleet([0.001] * 3, losses=4)
+    fleet.arrived = True
+    driver = FreeRunning(fleet, Asynchronous(fleet))
+    driver.begin_epoch(20)
+    for _ in range(20):
+        driver.round()
+    driver.end_epoch()
+    driver.close()
+    assert fleet.applied == sum(worker.steps for worker in fleet.workers) == 60
+    assert sum(worker.counted for worker in fleet.workers) > 0
+
+
+def test_others_may_start_while_a_bounded_message_is_applied():
+    fleet, free = FakeFleet([0.001] * 3), []
+    driver = FreeRunning(fleet, Bounded(fleet, 4))
+
+    def start():
+        free.append(driver.changed.acquire(timeout=5))
+        driver.changed.release()
+
+    def apply(workers):
+        other = threading.Thread(target=start)
+        other.start()
+        other.join()
+        fleet.applied += len(workers)
+
+    fleet.apply = apply
+    driver.begin_epoch(10)
+    for _ in range(10):
+        driver.round()
+    driver.end_epoch()
+    staleness = driver.staleness()
+    driver.close()
+    assert free == [True] * 30
+    assert max(staleness) <= 4
 
 
 class Ending:

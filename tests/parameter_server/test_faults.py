@@ -3,7 +3,9 @@
 import os
 import subprocess
 import sys
+import time
 
+import numpy as np
 import pytest
 
 from tests.multi_process import ROOT, start_workers
@@ -58,6 +60,31 @@ def test_a_worker_that_is_started_again_takes_part_again(mode):
     result = train_and(kill_and_restart, runs.train_through_faults, mode=mode, until_back=True)
     assert [worker["alive"] for worker in result["workers"]] == [True, True]
     assert_no_message_counts_twice(result, mode)
+
+
+def test_messages_of_workers_that_are_killed_at_any_time_are_taken_once_or_never():
+    kills = 4
+
+    def kill_and_restart(cluster, chief):
+        random = np.random.default_rng()
+        for kill in range(kills):
+            worker = kill % 2
+            time.sleep(random.uniform(0.1, 1.0))  # into the steps of an epoch
+            cluster.kill("worker", worker)
+            chief.wait_for_output(0, f"lost {kill + 1} times", timeout=PATIENCE)
+            cluster.start("worker", worker)
+            chief.wait_for_output(0, f"back {kill + 1} times", timeout=PATIENCE)
+
+    result = train_and(
+        kill_and_restart,
+        runs.train_through_faults,
+        mode="async",
+        until_back=True,
+        faults=kills,
+    )
+    assert_no_message_counts_twice(result, "async")
+    # The second server, too; but one of those that were killed may have reached one server only.
+    assert abs(result["taken"][1] - result["taken"][0]) <= kills
 
 
 @pytest.mark.parametrize(("mode", "server"), [("sync", 0), ("sync", 1), ("async", 0)])

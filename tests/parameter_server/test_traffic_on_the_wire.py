@@ -45,6 +45,18 @@ def test_interface_agrees_with_traffic_logger(mode, compressed):
     assert result["passed"] == pytest.approx(moved, rel=0.05)
 
 
+@pytest.mark.parametrize("mode", ["sync", "async"])
+@pytest.mark.parametrize("codec", ["float32", "int8"])
+def test_interface_agrees_with_traffic_logger_where_rows_travel(mode, codec):
+    result = train(mode, f"rows {codec}")
+    assert result["parameters"] == 6_400_000
+    counted = result["counted"]
+    moved = 2 * (counted["bytes_sent"] + counted["bytes_pulled"])
+    assert result["passed"] == pytest.approx(moved, rel=0.05)
+    row = {"float32": 128, "int8": 36}[codec]
+    assert counted["bytes_sent"] <= 1.01 * 60 * 4096 * (row + 8)
+
+
 def test_8_bits_down_and_2_bits_up_are_a_fifth_of_dense():
     dense, compressed = train("sync", "dense"), train("sync", "compressed")
     assert dense["passed"] >= 5 * compressed["passed"]

@@ -45,25 +45,50 @@ def build_model() -> keras.Model:
     )
 
 
+def build_embedding() -> keras.Model:
+    """Nothing but a table of 6,400,000 parameters and a sum."""
+    ids = keras.Input([256], dtype="int32")
+    return keras.Model(ids, keras.ops.sum(keras.layers.Embedding(200_000, 32)(ids), [1, 2]))
+
+
+def random_ids(context: tf.distribute.InputContext) -> tf.data.Dataset:
+    seed = [2, context.input_pipeline_id]
+    ids = tf.random.stateless_uniform([64, 256], seed, 0, 200_000, tf.int32)
+    return tf.data.Dataset.from_tensor_slices((ids, tf.ones([64]))).batch(16)
+
+
 def noise(context: tf.distribute.InputContext) -> tf.data.Dataset:
     x = tf.random.stateless_normal([64, 784], [0, context.input_pipeline_id])
     y = tf.random.stateless_uniform([64], [1, context.input_pipeline_id], 0, 10, tf.int32)
     return tf.data.Dataset.from_tensor_slices((x, y)).batch(16)
 
 
-def main(mode: str, compressed: str) -> None:
+def make_trainer(mode: str, compressed: str) -> tfqcomm.parameter_server.Trainer:
     quantized = {
         "optimizer": tfqcomm.optimizers.QAdam(1e-4, compressor=tfqcomm.compressors.LogGrid(0)),
         "weight_compressor": tfqcomm.compressors.UniformGrid(8),
     }
-    trainer = tfqcomm.parameter_server.Trainer(
+    if compressed.startswith("rows"):
+        return tfqcomm.parameter_server.Trainer(
+            build_embedding,
+            optimizer=keras.optimizers.Adagrad(0.01),
+            loss="mse",
+            mode=mode,
+            row_codec=compressed.partition(" ")[2],
+        )
+    return tfqcomm.parameter_server.Trainer(
         build_model,
         loss=keras.losses.SparseCategoricalCrossentropy(from_logits=True),
         mode=mode,
         **(quantized if compressed == "compressed" else {"optimizer": "sgd"}),
     )
+
+
+def main(mode: str, compressed: str) -> None:
+    trainer = make_trainer(mode, compressed)
+    data = random_ids if compressed.startswith("rows") else noise
     interface, traffic = Interface(), tfqcomm.callbacks.TrafficLogger(verbose=0)
-    trainer.fit(noise, epochs=2, steps_per_epoch=STEPS, callbacks=[interface, traffic], verbose=0)
+    trainer.fit(data, epochs=2, steps_per_epoch=STEPS, callbacks=[interface, traffic], verbose=0)
     result = {
         "parameters": trainer.model.count_params(),
         "workers": len(trainer.workers),

@@ -38,6 +38,7 @@ from tfqcomm._tf_private.models import (
     decay_exclusions,
     first_epoch,
     function_arguments,
+    layers_of,
     loss_tracker,
     may_decay,
     optimizers_held_by,
@@ -75,6 +76,7 @@ from tfqcomm._tf_private.trainer import (
     run_training_by,
     without_optionals,
 )
+from tfqcomm._tf_private.working import WorkingValue, work_on_values
 
 __all__ = [
     "Collectives",
@@ -82,6 +84,7 @@ __all__ = [
     "OptimizerSeam",
     "Progress",
     "WorkerExtended",
+    "WorkingValue",
     "abort_collectives",
     "agree_before_compile",
     "agree_on_finite_gradients",
@@ -108,6 +111,7 @@ __all__ = [
     "init_strategy",
     "intercept_stock_optimizers",
     "kernels_on",
+    "layers_of",
     "local_variable",
     "loss_tracker",
     "may_decay",
@@ -138,4 +142,5 @@ __all__ = [
     "weigh_classes",
     "with_python_function",
     "without_optionals",
+    "work_on_values",
 ]

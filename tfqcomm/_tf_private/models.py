@@ -182,6 +182,11 @@ def compute_loss(model: keras.Model, x, y, y_pred, sample_weight) -> tf.Tensor:
     return model._compute_loss(x, y, y_pred, sample_weight, training=True)
 
 
+def layers_of(model: keras.Model) -> list[keras.layers.Layer]:
+    """All layers, also those within others, each once."""
+    return list({id(layer): layer for layer in model._flatten_layers()}.values())
+
+
 def random_seeds(model: keras.Model) -> list[keras.Variable]:
     """The states that dropout and the like draw from, each (seed, numbers drawn)."""
     generators = [g for layer in model._flatten_layers() for g in layer._seed_generators]

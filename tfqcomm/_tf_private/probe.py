@@ -130,6 +130,7 @@ SET: dict[str, tuple[str, ...]] = {
     ),
     "tensorflow.python.distribute.values:PerReplicaSpec": ("_value_specs",),
     "tensorflow.python.distribute.values:DistributedValues": ("_values",),
+    "keras:Variable": ("_value",),
     "keras:layers.Layer": ("_non_trainable_variables", "_seed_generators"),
     "keras:Optimizer": (
         "_exclude_from_weight_decay",

@@ -11,7 +11,7 @@ import numpy as np
 import tensorflow as tf
 
 from tfqcomm import _tf_private
-from tfqcomm.parameter_server.cluster import Bulletin, on
+from tfqcomm.parameter_server.cluster import on
 from tfqcomm.parameter_server.data import endless
 from tfqcomm.parameter_server.loss_scale import LossScale
 from tfqcomm.parameter_server.model_step import ModelStep
@@ -33,7 +33,6 @@ class BaseWorker(abc.ABC):
             steps before it was lost.
     """
 
-    report_numbers = 0  # in a report, before the metrics
     metrics: np.ndarray
     _scales: dict[float | None, tf.Tensor]
 
@@ -85,7 +84,6 @@ class BaseWorker(abc.ABC):
             ]
             self._flags = {flag: tf.identity(tf.constant(flag)) for flag in (False, True)}
             self._scales = {None: tf.identity(tf.constant(1.0))}
-        self._bulletin = Bulletin(self.device, self.report_numbers + step.metrics.initial.size)
         self.read()
         self._earlier_metrics = self.metrics
         self.lives += 1

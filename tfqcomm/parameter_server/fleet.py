@@ -1,7 +1,7 @@
 """The servers and workers of one training, whoever is lost and comes back.
 
-A lost worker takes its last message and its memory with it. A message has either been applied by
-the servers, once, or is lost: nothing is ever sent twice.
+A lost worker takes its memory with it, and its last message unless that has arrived. A message has
+either been applied, once, or is lost: nothing is ever sent twice, and servers would take it once.
 """
 
 from __future__ import annotations
@@ -121,7 +121,7 @@ class Fleet(Generic[WorkerKind]):
             worker.alive = False
             self._watch.lost.add(worker.device)
         logging.warning(
-            "%s is lost, and its last message with it. Training goes on with the others.",
+            "%s is lost. Training goes on with the others.",
             self._cluster.describe(worker.device),
         )
         threading.Thread(target=self._bring_back, args=(worker,), daemon=True).start()
@@ -156,6 +156,22 @@ class Fleet(Generic[WorkerKind]):
         """Counts a step that is not taken: what some of these workers found is not finite."""
         self.skipped += 1
         self.loss_scale.note(False, workers[0].used_scale)
+
+    def settle(self, worker) -> bool:
+        """Whether servers took the last message of a worker that is lost; they no more will.
+
+        It may have reached some of them only: then the first one says, whose steps are counted.
+        """
+        known = worker.report.number if worker.report else 0
+
+        def settle():
+            return [server.settle(worker.index, worker.number) for server in self.servers]
+
+        try:
+            return self._watch.run(settle)[0] > known
+        except tf.errors.OpError as error:
+            self.check_servers(error)
+            raise
 
     def check_servers(self, cause: Exception | None = None) -> None:
         """Raises `ServerLost` if a parameter server does not answer any more."""

@@ -22,8 +22,11 @@ class Errands(Protocol):
     def after_step(self, worker, report, steps: FreeRunning) -> None:
         """Called with what its step returned; calls `steps.count` once."""
 
-    def lost(self, worker) -> None:
-        """Called with `changed` held: it was lost in its step, which another is to take."""
+    def lost(self, worker, steps: FreeRunning) -> bool:
+        """Called when it was lost in its step; whether that counts, and `steps.count` was called.
+
+        If not, another step is taken in its place.
+        """
 
 
 class FreeRunning:
@@ -127,10 +130,12 @@ class FreeRunning:
                 report = self._fleet.attempt(worker, worker.step)
                 if report is not None:
                     self._errands.after_step(worker, report, self)
+                    counts = True
+                else:
+                    counts = self._errands.lost(worker, self)
                 with self.changed:
-                    if report is None:
+                    if not counts:
                         self._to_start += self._open  # by another, or by this one when it is back
-                        self._errands.lost(worker)
                     del self.under_way[worker]
                     self.changed.notify_all()
         except BaseException as error:

@@ -11,6 +11,7 @@ from tfqcomm import _tf_private
 from tfqcomm.parameter_server.flat import join, split_like
 from tfqcomm.parameter_server.gradients import unscale
 from tfqcomm.parameter_server.metric_states import MetricStates
+from tfqcomm.parameter_server.rows import Lookups
 
 
 class ModelStep:
@@ -18,9 +19,11 @@ class ModelStep:
 
     Args:
         model: compiled and built; its variables are never touched.
+        lookups: in tables of which rows are pulled as they are looked up.
 
     Attributes:
         weights: the variables that are trained.
+        whole: those of them that are no such tables.
         statistics: its moving statistics.
         local: its other variables: frozen weights, states of dropout.
         metrics: the states of all metrics.
@@ -28,9 +31,11 @@ class ModelStep:
         changing: for each of `local` whether a step changes it; likewise.
     """
 
-    def __init__(self, model: keras.Model):
+    def __init__(self, model: keras.Model, lookups: Lookups | None = None):
         self.model = model
+        self.lookups = lookups or Lookups()
         self.weights = list(model.trainable_variables)
+        self.whole = [v for i, v in enumerate(self.weights) if i not in self.lookups.tables]
         self.statistics = _tf_private.statistics(model)
         moving = {id(v) for v in self.statistics}
         self.local = [v for v in model.non_trainable_variables if id(v) not in moving]
@@ -42,7 +47,7 @@ class ModelStep:
         """One batch; updates `local` and `metrics`.
 
         Args:
-            weights: tensors of the trainable variables' shapes, which are cast to their dtypes.
+            weights: tensors of the shapes of `whole`, which are cast to their dtypes.
             statistics: float32[s].
             batch: (x, y, sample_weight).
             local: variables like those of `local`.
@@ -51,22 +56,23 @@ class ModelStep:
                 is multiplied by it, gradients are divided by it.
 
         Returns:
-            Gradients, None where there is none, new statistics and the loss.
+            Gradients, None where there is none, those of tables as rows, each once; new statistics
+            and the loss.
         """
         x, y, sample_weight = batch
         model = self.model
-        weights = [tf.cast(w, v.dtype) for w, v in zip(weights, self.weights, strict=True)]
+        weights = [tf.cast(w, v.dtype) for w, v in zip(weights, self.whole, strict=True)]
         states = self.metrics.mapping(metrics.read_value())
         before = [v.read_value() for v in local]
         mapping = [
-            *zip(self.weights, weights, strict=True),
+            *zip(self.whole, weights, strict=True),
             *zip(self.statistics, split_like(statistics, self.statistics), strict=True),
             *zip(self.local, before, strict=True),
             *states,
         ]
         with tf.GradientTape(watch_accessed_variables=False) as tape:
             tape.watch(weights)
-            with keras.StatelessScope(mapping, collect_losses=True) as scope:
+            with self.lookups.replacing(tape), self.lookups.scope(mapping) as scope:
                 y_pred = model(x, training=True)
                 loss = _tf_private.compute_loss(model, x, y, y_pred, sample_weight)
                 with tape.stop_recording():
@@ -74,12 +80,18 @@ class ModelStep:
                     _tf_private.loss_tracker(model).update_state(loss, sample_weight=rows)
                     model.compute_metrics(x, y, y_pred, sample_weight)
             scaled = loss if scale is None else loss * tf.cast(scale, loss.dtype)
-        gradients = tape.gradient(scaled, weights)
+        gradients = self._in_order(*tape.gradient(scaled, [weights, self.lookups.rows]))
         self._note_connected(gradients)
         self._refuse_assigned(weights, scope)
         self._assign_local(local, before, scope)
         metrics.assign(self.metrics.collect(scope, states))
         return unscale(gradients, scale), join(self.statistics, scope, tf.float32), loss
+
+    def _in_order(self, of_whole, of_rows) -> list:
+        """The gradients of `weights`, out of those of `whole` and those of rows."""
+        of_tables, rest = self.lookups.summed(of_rows), iter(of_whole)
+        tables = self.lookups.tables
+        return [of_tables.get(i) if i in tables else next(rest) for i in range(len(self.weights))]
 
     def _note_connected(self, gradients) -> None:
         """As Keras does: it leaves variables without a gradient alone, and says so."""
@@ -98,7 +110,7 @@ class ModelStep:
         """Servers know of gradients alone."""
         assigned = [
             v.path
-            for v, w in zip(self.weights, weights, strict=True)
+            for v, w in zip(self.whole, weights, strict=True)
             if scope.get_current_value(v) is not w
         ]
         if assigned:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 
 import numpy as np
 import tensorflow as tf
@@ -49,6 +49,7 @@ def partition(
     servers: int,
     variable_partitioner: Callable | None = None,
     whole: Mapping[int, str] | None = None,
+    elsewhere: Collection[int] = (),
 ) -> list[Piece]:
     """Splits large variables, and spreads the pieces: the largest first, to the emptiest server.
 
@@ -58,6 +59,7 @@ def partition(
         variable_partitioner: as TensorFlow's: (shape, dtype) -> partitions of each axis, of which
             the first alone may be split. None splits what is larger than 8 MiB among the servers.
         whole: variables that must not be split, and why.
+        elsewhere: variables of which there are no pieces: tables whose rows travel.
 
     Returns:
         The pieces, in the order of the variables.
@@ -72,6 +74,8 @@ def partition(
     whole = whole or {}
     pieces = []
     for i, shape in enumerate(shapes):
+        if i in elsewhere:
+            continue
         rows = _rows(shape, partitioner)
         if len(rows) > 1 and i in whole:
             if variable_partitioner is not None:

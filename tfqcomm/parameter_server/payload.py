@@ -16,6 +16,7 @@ from collections.abc import Sequence
 import tensorflow as tf
 
 from tfqcomm import compressors
+from tfqcomm.aggregators import vectors
 from tfqcomm.aggregators.vectors import split_words
 from tfqcomm.compressors.base import Compressor
 from tfqcomm.kernels import wire
@@ -33,12 +34,14 @@ class Format:
         statistics: how many numbers of moving statistics do.
         options: how gradients are compressed.
         weight_codec: how weights are.
+        elsewhere: elements of tables on the server, whose rows travel by themselves.
     """
 
     pieces: tuple[Piece, ...]
     statistics: int
     options: ExchangeOptions
     weight_codec: Compressor | SparseWeights
+    elsewhere: int = 0
 
     @property
     def large(self) -> list[Piece]:
@@ -64,9 +67,14 @@ class Format:
         return 2 + len(self.large) + sum(count(p.size) for p in self.large) + self._rest
 
     @property
+    def pulls_alike(self) -> bool:
+        """Whether all pulls have the same number of words."""
+        return not (self.large and isinstance(self.weight_codec, SparseWeights))
+
+    @property
     def dense_words(self) -> int:
-        """What a pull, or a push, would take without compression."""
-        return sum(p.size for p in self.pieces) + self.statistics
+        """What a pull, or a push, would take without compression, and of whole tables."""
+        return sum(p.size for p in self.pieces) + self.statistics + self.elsewhere
 
     @property
     def _rest(self) -> int:
@@ -82,7 +90,7 @@ class Format:
         """
         seed = tf.cast(version, tf.int32)
         parts = [
-            self.weight_codec.encode(tf.reshape(values[p], [-1]), tf.stack([_crc(p.name), seed]))
+            self._encode(tf.reshape(values[p], [-1]), tf.stack([_crc(p.name), seed]))
             for p in self.large
         ]
         lengths = [tf.size(part) for part in parts]
@@ -98,13 +106,23 @@ class Format:
         for index, piece in enumerate(self.large):
             stop = start + words[2 + index]
             part = words[start:stop]
-            if isinstance(self.weight_codec, Compressor):
-                part = tf.ensure_shape(part, [self.weight_codec.num_words(piece.size)])
-            values[piece] = tf.reshape(self.weight_codec.decode(part, piece.size), piece.shape)
+            values[piece] = tf.reshape(self._decode(part, piece.size), piece.shape)
             start = stop
         rest = tf.ensure_shape(words[start:], [self._rest])
         dense, statistics = self.unpack_rest(wire.words_to_floats(rest))
         return values | dense, statistics, words[1]
+
+    def _encode(self, vector, seed) -> tf.Tensor:
+        codec = self.weight_codec
+        if isinstance(codec, SparseWeights):
+            return codec.encode(vector, seed)
+        return vectors.encode(codec, vector, seed)
+
+    def _decode(self, words, size) -> tf.Tensor:
+        codec = self.weight_codec
+        if isinstance(codec, SparseWeights):
+            return codec.decode(words, size)
+        return vectors.decode(codec, tf.ensure_shape(words, [codec.num_words(size)]), size)
 
     def pack_rest(self, values: dict[Piece, tf.Tensor], statistics) -> tf.Tensor:
         """The words of all small tensors and the statistics."""

@@ -62,6 +62,8 @@ class LeaderErrands:
                 if not worker.alive:
                     board.lose(worker.index)
 
-    def lost(self, worker: LeaderWorker) -> None:
+    def lost(self, worker: LeaderWorker, steps: FreeRunning) -> bool:
         """It leads no more."""
-        self._board.lose(worker.index)
+        with steps.changed:
+            self._board.lose(worker.index)
+        return False

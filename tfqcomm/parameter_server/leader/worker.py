@@ -11,7 +11,7 @@ import tensorflow as tf
 from tfqcomm import _tf_private
 from tfqcomm.optimizers.local.leader_vote import mean_loss, push_loss
 from tfqcomm.parameter_server.base_worker import BaseWorker
-from tfqcomm.parameter_server.cluster import Bulletin, Graphs, on
+from tfqcomm.parameter_server.cluster import Errand, Graphs, on
 from tfqcomm.parameter_server.flat import flat_values
 from tfqcomm.parameter_server.gradients import all_finite, clip, dense
 from tfqcomm.parameter_server.leader.board import Buffer
@@ -62,7 +62,6 @@ class LeaderProgram:
         rate,
         fresh,
         scale,
-        report,
     ):
         """One local step.
 
@@ -75,7 +74,9 @@ class LeaderProgram:
             rate: variable, the learning rate.
             fresh: bool scalar: the metrics begin anew.
             scale: float32 scalar, of the loss.
-            report: variable, float64[3 + metrics]: receives a `LocalReport`.
+
+        Returns:
+            What a `LocalReport` is made of, float64[3 + metrics].
         """
         batch = keras.utils.unpack_x_y_sample_weight(next(iterator))
         metrics.assign(tf.where(fresh, self.model_step.metrics.initial, metrics.read_value()))
@@ -103,7 +104,7 @@ class LeaderProgram:
         sane = tf.reduce_all([tf.reduce_all(tf.math.is_finite(w.read_value())) for w in weights])
         facts = [healthy, tf.where(sane, average, np.inf), norm]
         facts = tf.stack([tf.cast(fact, tf.float64) for fact in facts])
-        report.assign(tf.concat([facts, metrics.read_value()], 0))
+        return tf.concat([facts, metrics.read_value()], 0)
 
     def _update(self, weights, momenta, gradients, rate) -> tf.Tensor:
         """As Keras does it: what has no gradient stays as it is."""
@@ -121,12 +122,14 @@ class LeaderProgram:
             if like.constraint is not None:
                 variable.assign(like.constraint(variable.read_value()))
 
-    def _show(self, weights, rooms, number, report):
+    def _show(self, weights, rooms, number):
         """Puts the weights into one room on each server.
 
         Args:
             number: int scalar, seeds stochastic codecs.
-            report: variable, float64[1]: receives how many words were sent.
+
+        Returns:
+            How many words were sent.
         """
         sent = []
         for server, room in zip(self.servers, rooms, strict=True):
@@ -137,15 +140,17 @@ class LeaderProgram:
             words = server.format.pack_weights(values, tf.zeros([0]), number)
             server.fill(room, words)
             sent.append(tf.size(words))
-        report.assign([tf.cast(tf.add_n(sent), tf.float64)])
+        return tf.add_n(sent)
 
-    def _pull(self, weights, sources, pulls, report):
+    def _pull(self, weights, sources, pulls):
         """Moves the weights towards those of leaders.
 
         Args:
             sources: for each leader a room on each server.
             pulls: float32[leaders].
-            report: variable, float64[1]: receives how many words came.
+
+        Returns:
+            How many words came.
         """
         received, leaders = [], []
         for rooms in sources:
@@ -161,7 +166,7 @@ class LeaderProgram:
             x = self.optimizer.pull(x, list(zip(mixing, towards, strict=True)))
             variable.assign(tf.cast(x, variable.dtype))
         self._constrain(weights)
-        report.assign([tf.cast(tf.add_n(received), tf.float64)])
+        return tf.add_n(received)
 
 
 class LeaderWorker(BaseWorker):
@@ -171,8 +176,6 @@ class LeaderWorker(BaseWorker):
         learning_rate: of its next steps.
         report: of its last step.
     """
-
-    report_numbers = 3
 
     def __init__(
         self,
@@ -202,7 +205,10 @@ class LeaderWorker(BaseWorker):
             self._window = _variable(np.full([program.optimizer.loss_window], np.nan))
             self._rate = _variable(0.0)
         self._rate_there = 0.0
-        self._words = Bulletin(self.device, 1)
+        self._errands = {
+            graphs: Errand(graphs, self.device)
+            for graphs in (program.step, program.show, program.pull)
+        }
         super().start()
 
     def step(self) -> LocalReport:
@@ -211,7 +217,7 @@ class LeaderWorker(BaseWorker):
             if self._rate_there != self.learning_rate:
                 self._rate_there = self.learning_rate
                 self._rate.assign(self._rate_there)
-            self._program.step(
+            vector = self._errands[self._program.step](
                 self._iterator,
                 self._weights,
                 self._momenta,
@@ -222,18 +228,17 @@ class LeaderWorker(BaseWorker):
                 self._rate,
                 self._flags[self._fresh],
                 self._scale(),
-                self._bulletin.variable,
             )
-            self.report = LocalReport.from_vector(self._bulletin.read())
+            self.report = LocalReport.from_vector(vector)
         self._took_step(self.report.metrics)
         return self.report
 
     def show(self, buffer: Buffer) -> bool:
         """Encodes its weights, and puts them where others find them."""
         with on(self.device):
-            number, report = tf.constant(self.steps), self._words.variable
-            self._program.show(self._weights, buffer.variables, number, report)
-            self.pushed_words += int(self._words.read()[0])
+            number = tf.constant(self.steps)
+        show = self._errands[self._program.show]
+        self.pushed_words += int(show(self._weights, buffer.variables, number))
         return True
 
     def pull(self, pulls: Sequence[tuple[float, Buffer]]) -> None:
@@ -241,8 +246,8 @@ class LeaderWorker(BaseWorker):
         rooms = [buffer.variables for _, buffer in pulls]
         with self.busy, on(self.device):
             mixing = tf.constant([pull for pull, _ in pulls], tf.float32)
-            self._program.pull(self._weights, rooms, mixing, self._words.variable)
-            self.pulled_words += int(self._words.read()[0])
+            pull = self._errands[self._program.pull]
+            self.pulled_words += int(pull(self._weights, rooms, mixing))
 
     @property
     def message_norm(self) -> float:

@@ -1,4 +1,8 @@
-"""Each message is applied as it arrives, scaled by 1 / W."""
+"""Each message is a step of its own, scaled by 1 / W: as it comes, or when a bound allows it.
+
+The staleness of a message is the number of server steps between the pull of the weights it was
+computed at and its own.
+"""
 
 from __future__ import annotations
 
@@ -9,46 +13,90 @@ from tfqcomm.parameter_server.messages.worker import Worker
 
 
 class Asynchronous:
-    """Errands of free-running workers: each message is a step of the servers.
+    """Errands of free-running workers whose steps end with those of the servers.
 
-    The staleness of a message is the number of server steps between the pull of the weights it was
-    computed at and its own. With a bound b a message waits before it is applied if some other
-    could then not keep to b: the r-th oldest of those under way will have, at the least, the steps
-    since its pull and r more. With b >= W - 1 the oldest may always go, so nobody waits for ever,
-    and no message is dropped.
+    Nothing is left to do but to count: the chief is not on the way from a worker to a server.
 
     Args:
         fleet: whose messages these are.
-        max_staleness: the bound b; None for none.
     """
 
-    def __init__(self, fleet: Fleet[Worker], max_staleness: int | None = None):
+    def __init__(self, fleet: Fleet[Worker]):
         self._fleet = fleet
-        self._bound = max_staleness
 
     def before_step(self, worker: Worker) -> None:
         """Nothing: a step pulls the weights itself."""
 
     def after_step(self, worker: Worker, report: Report, steps: FreeRunning) -> None:
-        """Applies its message, when the bound allows it."""
+        """Counts its message."""
         with steps.changed:
-            staleness = []
             if report.healthy:
-                while not self._may_go(worker, steps):
-                    steps.changed.wait()
-                staleness = [self._fleet.applied - report.version]
-                self._fleet.apply([worker])
+                self._fleet.take([worker])
+                steps.count([report.staleness])
             else:
                 self._fleet.skip([worker])
-            steps.count(staleness)
+                steps.count([])
 
-    def lost(self, worker: Worker) -> None:
-        """Nothing: its message is lost with it."""
+    def lost(self, worker: Worker, steps: FreeRunning) -> bool:
+        """Its last message may have arrived, or never does: the servers know."""
+        if not self._fleet.settle(worker):
+            return False
+        with steps.changed:
+            worker.count_last()
+            self._fleet.take([worker])
+            steps.count([])
+        return True
+
+
+class Bounded:
+    """Errands of free-running workers whose messages wait in inboxes until a bound allows them.
+
+    A message waits if some other could then not keep to the bound b: the r-th oldest of those
+    under way will have, at the least, the steps since its pull and r more. With b >= W - 1 the
+    oldest may always go, so nobody waits for ever, and no message is dropped.
+
+    Args:
+        fleet: whose messages these are.
+        max_staleness: the bound b.
+    """
+
+    def __init__(self, fleet: Fleet[Worker], max_staleness: int):
+        self._fleet = fleet
+        self._bound = max_staleness
+        self._applying = False  # guarded by `changed`: one message at a time is applied
+
+    def before_step(self, worker: Worker) -> None:
+        """Nothing: a step pulls the weights itself."""
+
+    def after_step(self, worker: Worker, report: Report, steps: FreeRunning) -> None:
+        """Applies its message, when the bound allows it; meanwhile others may start."""
+        if not report.healthy:
+            with steps.changed:
+                self._fleet.skip([worker])
+                steps.count([])
+            return
+        with steps.changed:
+            while self._applying or not self._may_go(worker, steps):
+                if steps.error is not None:
+                    break
+                steps.changed.wait()
+            self._applying = True
+            staleness = self._fleet.applied - report.version
+        try:
+            self._fleet.apply([worker])
+        finally:
+            with steps.changed:
+                self._applying = False
+                steps.changed.notify_all()
+        with steps.changed:
+            steps.count([staleness])
+
+    def lost(self, worker: Worker, steps: FreeRunning) -> bool:
+        """Its message is lost with it: it was not applied yet."""
+        return False
 
     def _may_go(self, worker: Worker, steps: FreeRunning) -> bool:
         """Whether all others under way could still keep to the bound, one after the other."""
-        if self._bound is None or steps.error is not None:
-            return True
         others = sorted(version for w, version in steps.under_way.items() if w is not worker)
         after = self._fleet.applied + 1
         return all(after + r - version <= self._bound for r, version in enumerate(others))

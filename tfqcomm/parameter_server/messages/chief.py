@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Callable, Sequence
 
 import keras
@@ -9,10 +10,13 @@ import numpy as np
 
 from tfqcomm import _tf_private
 from tfqcomm.parameter_server import optimizers
+from tfqcomm.parameter_server.cluster import on
 from tfqcomm.parameter_server.flat import assign_flat, flat_values
 from tfqcomm.parameter_server.messages.server import Server
 from tfqcomm.parameter_server.partition import Piece
 from tfqcomm.parameter_server.payload import Format
+from tfqcomm.parameter_server.rows import RowFormat, ServerRows, Table
+from tfqcomm.parameter_server.rows.codecs import RowCodec
 
 
 class ChiefCopy:
@@ -20,7 +24,7 @@ class ChiefCopy:
 
     Args:
         model: built and compiled.
-        pieces: in the order of its trainable variables.
+        pieces: in the order of its trainable variables, those of tables too.
         servers: that hold them; the first one also the moving statistics.
     """
 
@@ -35,20 +39,19 @@ class ChiefCopy:
     def send(self) -> None:
         """Gives the servers what the chief has."""
         for server in self._servers:
-            shared, slots = optimizers.slots_of(server.optimizer)
+            shared = optimizers.slots_of(server.optimizer)[0]
             for there, here in zip(shared, self._shared, strict=True):
                 there.assign(here.numpy())
-            for piece, variable in zip(server.format.pieces, server.variables, strict=True):
+            for piece, held in server.held().items():
                 whole = self._weights[piece.variable]
                 split = piece.shape != tuple(whole.shape)
-                pairs = zip(slots.get(piece.name, []), self._slots[piece.variable], strict=True)
-                for there, here in [(variable, whole), *pairs]:
+                for there, here in zip(held, [whole, *self._slots[piece.variable]], strict=True):
                     value = here.numpy()
                     # A slot may have another shape, but then its variable is not split.
                     there.assign(piece.cut(value) if split else value)
         self._servers[0].statistics.assign(flat_values(self._statistics))
         for server in self._servers:
-            server.publish()
+            server.outdate()
 
     def fetch(self) -> None:
         """Takes what the servers have."""
@@ -56,10 +59,8 @@ class ChiefCopy:
         slots: list[list[list[np.ndarray]]] = [[[] for _ in own] for own in self._slots]
         values = {}
         for server in self._servers:
-            of_piece = optimizers.slots_of(server.optimizer)[1]
-            for piece, variable in zip(server.format.pieces, server.variables, strict=True):
-                rest = of_piece.get(piece.name, [])
-                values[piece] = [variable.numpy(), *(v.numpy() for v in rest)]
+            for piece, held in server.held().items():
+                values[piece] = [variable.numpy() for variable in held]
         for piece in self._pieces:  # in the order of their rows
             weight, *rest = values[piece]
             weights[piece.variable].append(weight)
@@ -90,38 +91,55 @@ class ChiefCopy:
 def make_servers(
     model: keras.Model,
     pieces: Sequence[Piece],
+    tables: Sequence[Table],
+    row_codec: RowCodec,
     devices: Sequence[str],
     format_of: Callable[[tuple[Piece, ...], int], Format],
     workers: int,
     share: float,
+    inboxes: bool,
 ) -> list[Server]:
     """Servers with the model's present weights.
 
     Args:
         model: built and compiled.
-        pieces: in the order of its trainable variables.
+        pieces: in the order of its trainable variables, those of tables too.
+        tables: of which only rows travel.
+        row_codec: how they do.
         devices: of the servers.
         format_of: the pieces and the number of statistics of a server -> what it exchanges.
-        workers, share: see `Server`.
+        workers, share, inboxes: see `Server`.
     """
     servers = []
     for index, device in enumerate(devices):
-        own = tuple(p for p in pieces if p.server == index)
+        parts = tuple(p for table in tables for p in table.parts if p.server == index)
+        own = tuple(p for p in pieces if p.server == index and p not in parts)
         variables = [model.trainable_variables[p.variable] for p in own]
+        elsewhere = sum(part.size for part in parts)
         statistics = flat_values(_tf_private.statistics(model) if index == 0 else [])
         servers.append(
             Server(
                 device,
-                format_of(own, statistics.size),
+                dataclasses.replace(format_of(own, statistics.size), elsewhere=elsewhere),
                 [p.cut(v.numpy()) for p, v in zip(own, variables, strict=True)],
                 variables,
                 statistics,
                 optimizers.inner(model.optimizer),
                 workers,
                 share,
+                inboxes,
+                _make_rows(model, device, RowFormat(parts, row_codec), workers),
             )
         )
     return servers
+
+
+def _make_rows(model: keras.Model, device: str, format: RowFormat, workers: int) -> ServerRows:
+    wholes = [model.trainable_variables[p.variable] for p in format.parts]
+    values = [p.cut(v.numpy()) for p, v in zip(format.parts, wholes, strict=True)]
+    with on(device):
+        half = optimizers.worker_half(model.optimizer)
+        return ServerRows(device, format, values, wholes, workers, half)
 
 
 def _learning_rate(optimizer: keras.optimizers.Optimizer) -> keras.Variable | None:

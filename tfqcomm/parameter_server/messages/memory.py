@@ -13,7 +13,8 @@ from collections.abc import Mapping
 import numpy as np
 
 from tfqcomm.parameter_server.fleet import Fleet
-from tfqcomm.parameter_server.messages.worker import Program, Worker
+from tfqcomm.parameter_server.messages.program import Program
+from tfqcomm.parameter_server.messages.worker import Worker
 
 
 class Memories:
@@ -28,14 +29,16 @@ class Memories:
         self._fleet = weakref.ref(fleet)
         self._program = weakref.ref(program)
         self._captured: np.ndarray | None = None
+        self._captured_rows: dict | None = None
 
     def capture(self) -> None:
         """Keeps what they are now, so that all of a backup is of one moment."""
         self._captured = self._mean_memory()
+        self._captured_rows = self._of_rows()
 
     def release(self) -> None:
         """Goes on with what they are when somebody asks."""
-        self._captured = None
+        self._captured = self._captured_rows = None
 
     def mean(self, wanted) -> dict[tuple[str, int], np.ndarray]:
         """Slot and variable -> its mean over the workers, in the variable's shape."""
@@ -46,6 +49,10 @@ class Memories:
             if wanted(slot) and mean is not None:
                 part = mean[place].reshape(piece.shape)
                 parts.setdefault((slot, piece.variable), []).append(part)
+        rows = self._captured_rows if self._captured_rows is not None else self._of_rows()
+        for (piece, slot), part in rows.items():
+            if wanted(slot):
+                parts.setdefault((slot, piece.variable), []).append(part)
         return {
             key: part[0] if len(part) == 1 else np.concatenate(part) for key, part in parts.items()
         }
@@ -55,6 +62,7 @@ class Memories:
         fleet, program = self._fleet(), self._program()
         if fleet is None or program is None or not values:
             return
+        fleet.in_parallel([lambda s=s: s.rows.load_moments(values) for s in program.servers])
         for worker in fleet.workers:
             memory = fleet.attempt(worker, lambda w=worker: w.memory)
             if memory is None:
@@ -71,6 +79,14 @@ class Memories:
         fleet = self._fleet()
         report = fleet.workers[0].report if fleet else None
         return report.residual_norm if report else 0.0
+
+    def _of_rows(self) -> dict:
+        """What servers keep for the workers of tables' rows, in the order of the rows."""
+        fleet, program = self._fleet(), self._program()
+        if fleet is None or program is None:
+            return {}
+        found = fleet.in_parallel([server.rows.mean_moments for server in program.servers])
+        return {key: value for of_server in found for key, value in of_server.items()}
 
     def _mean_memory(self) -> np.ndarray | None:
         """That of a new worker, if all are gone and their memories with them."""

@@ -12,12 +12,14 @@ from tfqcomm.parameter_server import optimizers
 from tfqcomm.parameter_server.base_trainer import BaseTrainer
 from tfqcomm.parameter_server.free_running import FreeRunning
 from tfqcomm.parameter_server.messages import memory
-from tfqcomm.parameter_server.messages.asynchronous import Asynchronous
+from tfqcomm.parameter_server.messages.asynchronous import Asynchronous, Bounded
 from tfqcomm.parameter_server.messages.chief import ChiefCopy, make_servers
+from tfqcomm.parameter_server.messages.program import Program
 from tfqcomm.parameter_server.messages.synchronous import Synchronous
-from tfqcomm.parameter_server.messages.worker import Program, Worker
-from tfqcomm.parameter_server.partition import partition
+from tfqcomm.parameter_server.messages.worker import Worker
+from tfqcomm.parameter_server.partition import Piece, partition
 from tfqcomm.parameter_server.payload import Format, weight_codec
+from tfqcomm.parameter_server.rows import ROWS_FROM, codecs, find_tables
 from tfqcomm.state.traffic import Route
 
 MODES = ("sync", "async")
@@ -33,10 +35,11 @@ class Trainer(BaseTrainer):
 
     "sync", the papers' algorithm: the servers take one step per round, on the mean of one message
     from each worker. The same as the optimizer under an all-reduce strategy with W replicas.
-    "async": each message is a step of its own, scaled by 1 / W, as soon as it arrives. An epoch
-    has the same batches, so W times as many iterations, and l1 is scaled likewise. Where a step
-    does not shrink with its message, as in Adam or with weight decay, choose a learning rate W
-    times smaller.
+    "async": each message is a step of its own, scaled by 1 / W, as soon as it arrives: a worker's
+    step and the servers' are one remote call, unless there is a bound on staleness. An epoch has
+    the same batches, so W times as many iterations, and l1 is scaled likewise. Where a step does
+    not shrink with its message, as in Adam or with weight decay, choose a learning rate W times
+    smaller.
 
     Args:
         build_model: a function that returns a Keras model; called once, on the chief.
@@ -62,6 +65,11 @@ class Trainer(BaseTrainer):
             of 8 MiB and more are split among the servers. A part counts as a tensor of its own:
             scales and top-k range over it. Where a step or a constraint depends on the whole of a
             variable (Adafactor, Lamb, Muon; all but NonNeg), it is not split.
+        embedding_rows_from: elements. Where a `keras.layers.Embedding` has at least so many, and
+            its weights are trained, workers pull and push the rows of their batches alone: see
+            "Embeddings" below. None: whole tables, always.
+        row_codec: how these rows travel, both ways: "float32", "bfloat16", or "int8" with a scale
+            per row.
         timeout_seconds: how long a worker or a parameter server that is waited for may answer
             nothing at all, as a stopped process or a frozen machine does, before that is an error
             that names it. A step may take longer: a task that computes still answers. None: for
@@ -76,15 +84,25 @@ class Trainer(BaseTrainer):
         workers: for each of them whether it is `alive`, and its `messages`, `bytes_pushed` and
             `bytes_pulled` so far.
 
-    Worker faults: a worker that is killed takes its last message, residual and moments with it;
-    training goes on with the others. Started again, it takes part again, with a new memory. No
-    message is applied twice. If a parameter server is lost, `fit` raises `ServerLost`; also if one
-    is stopped but not gone, for `timeout_seconds`; a worker that is stopped is a `RuntimeError`.
+    Worker faults: a worker that is killed takes its residual and moments with it, and its last
+    message unless that has arrived; training goes on with the others. Started again, it takes part
+    again, with a new memory. Messages are numbered, and no server takes one twice. If a parameter
+    server is lost, `fit` raises `ServerLost`; also if one is stopped but not gone, for
+    `timeout_seconds`; a worker that is stopped is a `RuntimeError`.
+
+    Embeddings: a table is spread over all servers, in ranges of rows. A step changes the rows that
+    its batches touch, and leaves others and what the optimizer keeps of them alone ("lazy"): SGD,
+    Adagrad, Adam, AdamW, RMSprop, CompAMS, QAdam, QCMDAdagrad, QRDAAdagrad; others are refused.
+    Rows are encoded without error feedback: what is owed to a row would be a table on each worker,
+    and be paid when the row is touched again. QAdam's moments of rows live on the servers. In mode
+    "async" rows are as new as the moment they are pulled. An id that a table does not have is a
+    ValueError that names it.
 
     Differences from training in one process: `train_step` is Keras' own; gradients of embeddings
-    are dense; moving statistics of layers are averaged over the workers; each worker drops out
-    other inputs; a message that is not finite is skipped. What cannot be as in one process is
-    refused by name. All optimizers of Keras are compared in docs/optimizers.md.
+    are dense where whole tables travel, and the step is lazy where rows do; moving statistics of
+    layers are averaged over the workers; each worker drops out other inputs; a message that is not
+    finite is skipped. What cannot be as in one process is refused by name. All optimizers of Keras
+    are compared in docs/optimizers.md.
 
     Example:
     >>> import tfqcomm
@@ -116,6 +134,8 @@ class Trainer(BaseTrainer):
         workers: int = 2,
         parameter_servers: int = 1,
         variable_partitioner: Callable | None = None,
+        embedding_rows_from: int | None = ROWS_FROM,
+        row_codec: str = "float32",
         timeout_seconds: float | None = 60.0,
     ):
         checks.one_of("mode", mode, MODES)
@@ -137,6 +157,9 @@ class Trainer(BaseTrainer):
         }
         optimizers.options_of(optimizer, 1, **self._arguments)  # says what is wrong with them
         self._weight_codec = weight_codec(weight_compressor, plain)
+        checks.positive_integer_or_none("embedding_rows_from", embedding_rows_from)
+        self._rows_from = embedding_rows_from
+        self._row_codec = codecs.get(row_codec)
         self._mode = mode
         self._max_staleness = max_staleness
         self._partitioner = variable_partitioner
@@ -157,46 +180,57 @@ class Trainer(BaseTrainer):
     def _make(self, makers, loss_scale):
         model, cluster = self.model, self._cluster
         workers = len(cluster.workers)
+        tables = find_tables(model, self._rows_from, len(cluster.servers))
         reasons = [optimizers.whole_only(self.optimizer, v) for v in model.trainable_variables]
         pieces = partition(
             [tuple(v.shape) for v in model.trainable_variables],
             len(cluster.servers),
             self._partitioner,
             {i: reason for i, reason in enumerate(reasons) if reason},
+            {table.variable for table in tables},
         )
+        parts = [part for table in tables for part in table.parts]
+        everything = sorted([*pieces, *parts], key=lambda piece: (piece.variable, piece.start))
         options = optimizers.options_of(self.optimizer, 1, **self._arguments)
         large = sum(p.size for p in pieces if options.reaches(p.shape, p.size))
         options = optimizers.options_of(self.optimizer, large, **self._arguments)
         servers = make_servers(
             model,
-            pieces,
+            everything,
+            tables,
+            self._row_codec,
             cluster.servers,
             lambda own, statistics: Format(own, statistics, options, self._weight_codec),
             workers,
             1.0 if self._mode == "sync" else 1.0 / workers,
+            inboxes=self._mode == "sync" or self._max_staleness is not None,
         )
-        program = Program(model, servers, pieces, loss_scale)
+        program = Program(model, servers, pieces, tables, loss_scale, workers)
         fleet = self._make_fleet(Worker, program, servers, makers, loss_scale)
         memories = memory.Memories(fleet, program)
         meter = self._register(
             [
-                Route(v.path, tuple(v.shape), *self._route(program, index))
+                Route(v.path, tuple(v.shape), *self._route(program, everything, index))
                 for index, v in enumerate(model.trainable_variables)
             ],
             residuals=memory.Residuals(memories),
             worker_state=memory.WorkerState(memories),
         )
-        return fleet, ChiefCopy(model, pieces, servers), memories, meter
+        return fleet, ChiefCopy(model, everything, servers), memories, meter
 
     def _driver(self):
         if self._mode == "sync":
             return Synchronous(self._fleet)
-        return FreeRunning(self._fleet, Asynchronous(self._fleet, self._max_staleness))
+        if self._max_staleness is None:
+            return FreeRunning(self._fleet, Asynchronous(self._fleet))
+        return FreeRunning(self._fleet, Bounded(self._fleet, self._max_staleness))
 
-    def _route(self, program: Program, variable: int) -> tuple[str, str]:
+    def _route(self, program: Program, pieces: list[Piece], variable: int) -> tuple[str, str]:
         large = any(p.variable == variable for p in program.large)
-        servers = sorted({p.server for p in program.pieces if p.variable == variable})
+        servers = sorted({p.server for p in pieces if p.variable == variable})
         where = f"parameter server {', '.join(map(str, servers))}"
+        if variable in program.lookups.tables:
+            return where, f"rows of each batch, {self._row_codec.name}"
         if not large:
             return where, "float32"
         return where, f"pulled {self._weight_codec}, pushed {program.options.compressor}"

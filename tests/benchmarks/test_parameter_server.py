@@ -1,0 +1,49 @@
+"""The benchmark of parameter servers: what it reports, on a model that is done in no time."""
+
+import json
+import subprocess
+import sys
+
+import pytest
+
+from tests.multi_process import ROOT
+
+pytestmark = [
+    pytest.mark.network,
+    pytest.mark.slow,
+    pytest.mark.multi_process,
+    pytest.mark.timeout(600),
+]
+COMMAND = [sys.executable, "-m", "benchmarks.parameter_server", "--hidden=64", "--seconds=0.5"]
+PARAMETERS = 785 * 64 + 65 * 64 + 65 * 10
+
+
+def test_figures(tmp_path):
+    out = tmp_path / "parameter_server.json"
+    flags = ["--networks=loopback,50mbit", "--methods=tensorflow,async_dense,async_quantized"]
+    done = subprocess.run(
+        [*COMMAND, *flags, f"--out={out}"], cwd=ROOT, capture_output=True, text=True, timeout=500
+    )
+    assert done.returncode == 0, done.stderr
+    rows = {(r["network"], r["method"]): r for r in json.loads(out.read_text())["rows"]}
+    assert len(rows) == 6
+    for method in ("tensorflow", "async_dense"):  # once down and once up
+        assert rows["loopback", method]["bytes"] == pytest.approx(8 * PARAMETERS, rel=0.1)
+    dense, quantized = (rows["loopback", f"async_{name}"] for name in ("dense", "quantized"))
+    assert quantized["bytes"] < dense["bytes"] / 4
+    assert dense["parameters"] == PARAMETERS
+    theirs, ours = (rows["50mbit", name] for name in ("tensorflow", "async_quantized"))
+    assert ours["ratio"] == pytest.approx(ours["steps_per_second"] / theirs["steps_per_second"])
+    assert theirs["bytes"] is None and theirs["ratio"] == 1
+    lines = [line for line in done.stdout.splitlines() if line.startswith("|")]
+    assert len(lines) == 2 + 6
+    assert all(line.count("|") == 7 for line in lines)
+
+
+def test_methods_that_do_not_exist_are_named():
+    done = subprocess.run(
+        [*COMMAND, "--methods=other"], cwd=ROOT, capture_output=True, text=True, timeout=100
+    )
+    assert done.returncode != 0
+    assert "--methods must be of" in done.stdout + done.stderr
+    assert "Received: other" in done.stdout + done.stderr

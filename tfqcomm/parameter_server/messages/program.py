@@ -1,0 +1,252 @@
+"""What a worker does in a step: pull, gradient, its half of the optimizer, push.
+
+    outboxes --> weights --> gradients --> message --> encode with feedback --> servers' steps
+                    on the worker, with memory of its own                    or inboxes
+
+One graph serves all workers: what differs between them, variables and data, is an argument. What a
+worker has computed counts once the servers have taken its message. Where its graph ends with their
+steps, it knows; where messages wait in inboxes, it keeps its memory twice: until the next step what
+it has computed is pending, and is forgotten if they have not.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import keras
+import numpy as np
+import tensorflow as tf
+
+from tfqcomm.aggregators.vectors import encode_with_feedback
+from tfqcomm.parameter_server.cluster import Graphs
+from tfqcomm.parameter_server.gradients import all_finite, clip, dense
+from tfqcomm.parameter_server.loss_scale import LossScale
+from tfqcomm.parameter_server.messages.server import Server
+from tfqcomm.parameter_server.model_step import ModelStep
+from tfqcomm.parameter_server.optimizers import inner, worker_half
+from tfqcomm.parameter_server.partition import Piece, assemble
+from tfqcomm.parameter_server.rows import Lookups, Table
+
+
+class Program:
+    """The graph of a step.
+
+    Args:
+        model: compiled and built.
+        servers: all of them.
+        pieces: in the order of the model's trainable variables.
+        tables: weights that are in no piece, since their rows travel.
+        loss_scale: by which losses are multiplied.
+        workers: how many there are.
+
+    Attributes:
+        slots: where in a worker's memory a slot of a piece lies, by (piece, name).
+        memory: of a worker at the beginning, float32[m].
+        model_step: its forward and backward pass.
+    """
+
+    def __init__(
+        self,
+        model: keras.Model,
+        servers: Sequence[Server],
+        pieces: Sequence[Piece],
+        tables: Sequence[Table],
+        loss_scale: LossScale,
+        workers: int,
+    ):
+        self.workers = workers
+        self.optimizer = inner(model.optimizer)
+        self.scaled = loss_scale.value is not None
+        self.servers = list(servers)
+        self.pieces = list(pieces)
+        self.options = servers[0].format.options
+        self.half = worker_half(self.optimizer)
+        self.lookups = Lookups(tables, [server.rows for server in servers])
+        self.model_step = ModelStep(model, self.lookups)
+        self.large = [p for p in pieces if p in {q for s in servers for q in s.format.large}]
+        self.slots, self.memory = self._lay_out_memory()
+        self.step = Graphs(self._step, kind_of=lambda iterator, *_: str(iterator.element_spec))
+
+    def _lay_out_memory(self) -> tuple[dict[tuple[Piece, str], slice], np.ndarray]:
+        slots, initial, start = {}, [], 0
+        keeps = self.options.error_feedback and not self.options.one_compressor.lossless
+        for piece in self.pieces:
+            names = dict(self.half.worker_slots) if self.half else {}
+            if keeps and piece in self.large:
+                names["residual"] = 0.0
+            for name, value in names.items():
+                slots[piece, name] = slice(start, start + piece.size)
+                initial.append(np.full([piece.size], value, np.float32))
+                start += piece.size
+        return slots, np.concatenate([np.zeros([0], np.float32), *initial])
+
+    def _step(self, iterator, sender, memory, local, metrics, inboxes, seeds, flags, scale):
+        """One step of one worker.
+
+        Args:
+            iterator: of its data.
+            sender: its index, int32, and a variable, int64: the number of its last message.
+            memory: variables float32[m]: as of the last message that was accepted, and, where
+                there are inboxes, pending.
+            local: variables of layers that are the worker's own, such as states of dropout.
+            metrics: variable, the states of all metrics in a row, float64.
+            inboxes: of the worker on each server; none where the servers take a step now.
+            seeds: int32[large pieces], of stochastic codecs.
+            flags: two bool scalars: the servers have taken the last message from their inboxes;
+                the metrics begin anew.
+            scale: float32 scalar, of the loss.
+
+        Returns:
+            What a `Report` is made of, float64: for each server how many steps it had taken when it
+            took this message, -1 if it has not, or not yet; numbers; and the states of all metrics.
+        """
+        accepted, fresh = flags
+        batch = keras.utils.unpack_x_y_sample_weight(next(iterator))
+        pulled = [server.pulled() for server in self.servers]
+        weights, before, versions = self._unpack(pulled)
+        version = tf.reduce_min(versions)
+        metrics.assign(tf.where(fresh, self.model_step.metrics.initial, metrics.read_value()))
+        gradients, moving, _ = self.model_step.gradients(
+            weights, before, batch, local, metrics, scale if self.scaled else None
+        )
+        self._note_untouched()
+        finite = [all_finite(gradients)] if self.scaled else []  # where Keras asks: before clipping
+        gradients, ids = self.lookups.apart(gradients)
+        gradients = clip(self.optimizer, gradients, self.workers)
+        rows = self.lookups.split(gradients, ids)
+        gradients = dense(gradients, self.model_step.weights)
+        base = _settled(memory, accepted)
+        messages, state = self._messages(gradients, base, version)
+        parts, state = self._encode(messages, state, base, seeds, version)
+        remembered = self._join(state)
+        found = [*messages.values(), *(values for _, values in rows.values())]
+        finite += [tf.reduce_all(tf.math.is_finite(m)) for m in [*found, remembered]]
+        healthy = tf.reduce_all(finite)
+        row_words = [server.rows.format.pack(rows) for server in self.servers]
+        words = self._words(messages, parts, moving - before, row_words)
+        number, steps = self._push(words, inboxes, sender, healthy)
+        _remember(memory, remembered, steps)
+        asked, answered = self.lookups.words
+        residuals = [state[key] for key in state if key[1] == "residual"]
+        facts = [
+            healthy,
+            number,
+            tf.add_n([answered, *(tf.size(words) for words in pulled)]),
+            tf.add_n([asked, *(tf.size(words) for words in row_words)]),
+            tf.linalg.global_norm(found),
+            tf.linalg.global_norm(residuals) if residuals else 0.0,
+            *tf.unstack(versions),
+        ]
+        facts = tf.stack([tf.cast(fact, tf.float64) for fact in facts])
+        steps = tf.cast(tf.stack(steps), tf.float64)
+        return tf.concat([steps, facts, metrics.read_value()], 0)
+
+    def _unpack(self, pulled):
+        """The weights, the moving statistics, and the version of each server: int32[servers]."""
+        weights, statistics, version = {}, [], []
+        for server, words in zip(self.servers, pulled, strict=True):
+            values, moving, number = server.format.unpack_weights(words)
+            weights |= values
+            statistics.append(moving)
+            version.append(number)
+        whole = assemble(self.pieces, weights)
+        return whole, tf.concat(statistics, 0), tf.stack(version)
+
+    def _note_untouched(self) -> None:
+        """Tells the servers, before their first step, what has no gradient."""
+        connected = self.model_step.connected
+        for server in self.servers:
+            pieces = server.format.pieces
+            server.untouched = frozenset(p for p in pieces if not connected[p.variable])
+
+    def _words(self, messages, parts, change, row_words) -> list[tf.Tensor]:
+        """What each server gets; a change of statistics that is not finite is left out."""
+        change = tf.where(tf.reduce_all(tf.math.is_finite(change)), change, tf.zeros_like(change))
+        changes = tf.split(change, [server.format.statistics for server in self.servers])
+        return [
+            tf.concat(
+                [
+                    *(parts[piece] for piece in server.format.large),
+                    server.format.pack_rest(messages, part),
+                    rows,
+                ],
+                0,
+            )
+            for server, part, rows in zip(self.servers, changes, row_words, strict=True)
+        ]
+
+    def _push(self, words, inboxes, sender, healthy) -> tuple[tf.Tensor, list[tf.Tensor]]:
+        """Gives each server its words: it takes a step with them now, or keeps them in its inbox.
+
+        Returns:
+            The number of the message; for each server how many steps it had taken before, or -1.
+        """
+        index, last = sender
+        number = last.assign_add(1, read_value=True)
+        if inboxes:
+            for server, own, inbox in zip(self.servers, words, inboxes, strict=True):
+                server.keep(own, inbox)
+            return number, [tf.constant(-1, tf.int64)] * len(self.servers)
+        return number, [
+            server.take(own, index, number, healthy)
+            for server, own in zip(self.servers, words, strict=True)
+        ]
+
+    def _messages(self, gradients, memory, version):
+        """The worker's half of the optimizer: for each piece its message, and its new slots."""
+        messages, state = {}, {}
+        for piece in self.pieces:
+            gradient = piece.cut(gradients[piece.variable])
+            if self.half is not None:
+                slots = {
+                    name: tf.reshape(memory[self.slots[piece, name]], piece.shape)
+                    for name in self.half.worker_slots
+                }
+                gradient, slots = self.half.worker_step(gradient, slots, version)
+                state |= {(piece, name): slots[name] for name in slots}
+            messages[piece] = gradient
+        return messages, state
+
+    def _encode(self, messages, state, memory, seeds, version):
+        """The words of all large pieces, and the memory with what they have left out."""
+        parts, state = {}, dict(state)
+        for index, piece in enumerate(self.large):
+            slot = self.slots.get((piece, "residual"))
+            parts[piece], left_out = encode_with_feedback(
+                self.options.compressor,
+                tf.reshape(messages[piece], [-1]),
+                None if slot is None else memory[slot],
+                tf.stack([seeds[index], version]),
+            )
+            if left_out is None:
+                continue
+            state[piece, "residual"] = left_out
+            if self.half is not None:
+                slots = {name: state[piece, name] for name in self.half.worker_slots}
+                sent = self.half.worker_sent(slots, tf.reshape(left_out, piece.shape))
+                state |= {(piece, name): value for name, value in sent.items()}
+        return parts, state
+
+    def _join(self, state) -> tf.Tensor:
+        """float32[m]."""
+        flat = [tf.reshape(state[key], [-1]) for key in self.slots]
+        return tf.concat([tf.zeros([0]), *flat], 0)
+
+
+def _settled(memory, accepted) -> tf.Tensor:
+    """What a worker remembers, now that it is known whether its last message was accepted."""
+    if len(memory) == 1:
+        return memory[0].read_value()
+    committed, pending = memory
+    base = tf.cond(accepted, pending.read_value, committed.read_value)
+    committed.assign(base)
+    return base
+
+
+def _remember(memory, value, steps) -> None:
+    """At once where the servers took the message, or as pending where that is not known yet."""
+    if len(memory) > 1:
+        memory[1].assign(value)
+    elif value.shape[0]:
+        taken = tf.reduce_any(tf.stack(steps) >= 0)
+        tf.cond(taken, lambda: memory[0].assign(value), memory[0].read_value)

@@ -1,0 +1,232 @@
+"""What embedding layers look up in a worker's graph, where their tables are elsewhere.
+
+ids --> unique --> places by server --> rows, pulled --> watched --> gathered for the layer
+                                          gradients of these rows, summed by id --> pushed
+
+Which ids a layer is called with is known inside its call alone: so, while a step is traced, a call
+of our own takes the place of the layer's.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import functools
+import re
+from collections.abc import Iterator, Mapping, Sequence
+
+import keras
+import tensorflow as tf
+
+from tfqcomm.parameter_server.partition import Piece
+from tfqcomm.parameter_server.rows.shard import ServerRows
+from tfqcomm.parameter_server.rows.tables import Table
+
+
+class Lookups:
+    """The lookups of a step, found anew whenever one is traced.
+
+    Args:
+        tables: that live on servers.
+        servers: the rows of each.
+
+    Attributes:
+        pulled: of each lookup so far the table's place, unique ids int64[r], rows float32[r, d].
+    """
+
+    def __init__(self, tables: Sequence[Table] = (), servers: Sequence[ServerRows] = ()):
+        self.tables = {table.variable: table for table in tables}
+        self.pulled: list[tuple[int, tf.Tensor, tf.Tensor]] = []
+        self._servers = list(servers)
+        self._words: list[tuple[tf.Tensor, tf.Tensor]] = []
+
+    @property
+    def rows(self) -> list[tf.Tensor]:
+        """What was pulled, float32[r, d] of each lookup: what gradients are taken of."""
+        return [rows for _, _, rows in self.pulled]
+
+    @property
+    def words(self) -> tuple[tf.Tensor, tf.Tensor]:
+        """How many were sent to ask for rows, and how many came back."""
+        zero = tf.zeros([], tf.int32)
+        sent, received = zip(*self._words, strict=True) if self._words else ([], [])
+        return tf.add_n([zero, *sent]), tf.add_n([zero, *received])
+
+    @contextlib.contextmanager
+    def replacing(self, tape: tf.GradientTape) -> Iterator[None]:
+        """Scope in which layers look up rows on servers, which `tape` watches."""
+        self.pulled, self._words = [], []
+        graph = tf.compat.v1.get_default_graph()
+        layers = {table.layer: table for table in self.tables.values()}
+        try:
+            for layer, table in layers.items():
+                layer.__dict__["call"] = functools.partial(self._call, table, tape, graph)
+            yield
+        finally:
+            for layer in layers:
+                layer.__dict__.pop("call", None)
+
+    def scope(self, mapping: Sequence[tuple[keras.Variable, tf.Tensor]]) -> keras.StatelessScope:
+        """A scope with these values, in which nobody can read a table."""
+        variables = {id(t.layer.embeddings): t for t in self.tables.values()}
+        return _Scope(mapping, variables)
+
+    def summed(self, gradients: Sequence) -> dict[int, tf.IndexedSlices]:
+        """For each table the gradients of the rows of this step, each row once.
+
+        Args:
+            gradients: of `rows`; None where a lookup did not matter.
+
+        Returns:
+            From the table's place among the weights; a table that no loss depends on is missing.
+        """
+        found: dict[int, list[tuple[tf.Tensor, tf.Tensor]]] = {}
+        for (variable, ids, _), gradient in zip(self.pulled, gradients, strict=True):
+            if gradient is not None:
+                found.setdefault(variable, []).append((ids, _dense(gradient, tf.size(ids))))
+        slices = {}
+        for variable, parts in found.items():
+            ids, rows = _by_id(parts)
+            slices[variable] = tf.IndexedSlices(rows, ids)
+        return slices
+
+    def _call(self, table: Table, tape, graph, inputs):
+        """In place of `keras.layers.Embedding.call`."""
+        if tf.compat.v1.get_default_graph() is not graph:
+            raise ValueError(
+                f"The layer of {table.name} must not be called within a loop, a condition or a "
+                "function of its own, where its rows travel: they are pulled once per step. Call "
+                "it outside, on all ids at once; or give the trainer `embedding_rows_from=None`."
+            )
+        if isinstance(inputs, tf.SparseTensor):  # what is not there counts as id 0, as in Keras
+            inputs = tf.sparse.to_dense(inputs)
+        ids = keras.ops.cast(inputs, "int64")
+        flat = tf.reshape(getattr(ids, "flat_values", ids), [-1])
+        unique, places = tf.unique(_checked(flat, table))
+        rows = self._pull(table, unique)
+        tape.watch(rows)
+        self.pulled.append((table.variable, unique, rows))
+        if isinstance(ids, tf.RaggedTensor):
+            places = ids.with_flat_values(tf.reshape(places, tf.shape(ids.flat_values)))
+            outputs = tf.ragged.map_flat_values(tf.gather, rows, places)
+        else:
+            outputs = tf.gather(rows, tf.reshape(places, tf.shape(ids)))
+            outputs = tf.ensure_shape(outputs, [*ids.shape, table.width])
+        return keras.ops.cast(outputs, table.layer.compute_dtype)
+
+    def _pull(self, table: Table, ids) -> tf.Tensor:
+        """float32[r, d]: each range of rows from its server."""
+        found = []
+        by_part = _by_part(table, ids)
+        for part, (places, _) in zip(table.parts, by_part, strict=True):
+            words, rows = self._servers[part.server].pulled(part, places)
+            self._words.append((tf.size(places), tf.size(words)))
+            found.append(rows)
+        order = [order for _, order in by_part]
+        return tf.ensure_shape(tf.dynamic_stitch(order, found), [None, table.width])
+
+    def apart(self, gradients: Sequence) -> tuple[list, dict[int, tf.Tensor]]:
+        """Gradients as a norm may take them: with float32[r, d] for tables; and the rows' ids."""
+        ids = {
+            i: gradients[i].indices
+            for i in self.tables
+            if isinstance(gradients[i], tf.IndexedSlices)
+        }
+        return [g.values if i in ids else g for i, g in enumerate(gradients)], ids
+
+    def split(
+        self, gradients: Sequence, ids: Mapping[int, tf.Tensor]
+    ) -> dict[Piece, tuple[tf.Tensor, tf.Tensor]]:
+        """What is pushed: for each part of each table places in it, and rows.
+
+        Args:
+            gradients, ids: as of `apart`.
+        """
+        pushed = {}
+        for variable, table in self.tables.items():
+            own, rows = tf.zeros([0], tf.int64), tf.zeros([0, table.width])
+            if variable in ids:
+                own, rows = ids[variable], gradients[variable]
+            for part, (places, order) in zip(table.parts, _by_part(table, own), strict=True):
+                pushed[part] = places, tf.gather(rows, order)
+        return pushed
+
+
+class _Scope(keras.StatelessScope):
+    """One in which whole tables are not to be had."""
+
+    def __init__(self, mapping, tables: Mapping[int, Table]):
+        super().__init__(mapping, collect_losses=True)
+        self._tables = tables
+
+    def get_current_value(self, variable):
+        """The value in this scope."""
+        table = self._tables.get(id(variable))
+        if table is not None:
+            raise ValueError(
+                f"The table {table.name} must be read by its own layer's call alone, where only "
+                "the rows of a batch travel: nothing else may read the whole of it, such as a "
+                "layer that shares it or a loss. Give the trainer `embedding_rows_from=None` to "
+                "pull it whole."
+            )
+        return super().get_current_value(variable)
+
+
+@contextlib.contextmanager
+def naming_strange_ids() -> Iterator[None]:
+    """Scope that runs a graph with lookups: its error for an id says nothing else.
+
+    Raises:
+        ValueError: for an id that a table does not have.
+    """
+    try:
+        yield
+    except tf.errors.InvalidArgumentError as error:
+        found = re.search(r"(The ids of .* Received: id=)\] \[(-?\d+)\]", error.message)
+        if found is None:
+            raise
+        raise ValueError(found[1] + found[2]) from error
+
+
+def _checked(ids, table: Table) -> tf.Tensor:
+    """int64[n], negative ones counted from the end, as in Keras; an error for others."""
+    counted = tf.where(ids < 0, ids + table.rows, ids)
+    strange = (counted < 0) | (counted >= table.rows)
+    known = tf.debugging.Assert(
+        ~tf.reduce_any(strange),
+        [
+            f"The ids of {table.name}, which has {table.rows} rows, must be from {-table.rows} to "
+            f"{table.rows - 1}. Received: id=",
+            tf.boolean_mask(ids, strange)[:1],
+        ],
+    )
+    with tf.control_dependencies([known]):
+        return tf.identity(counted)
+
+
+def _by_part(table: Table, ids) -> list[tuple[tf.Tensor, tf.Tensor]]:
+    """For each part of a table the places of its rows in it, and their places among `ids`."""
+    count = len(table.parts)
+    starts = tf.constant([part.start for part in table.parts[1:]], tf.int64)
+    owner = tf.searchsorted(starts, ids, side="right")
+    places = tf.dynamic_partition(ids, owner, count)
+    order = tf.dynamic_partition(tf.range(tf.size(ids)), owner, count)
+    return [
+        (tf.cast(own - part.start, tf.int32), at)
+        for part, own, at in zip(table.parts, places, order, strict=True)
+    ]
+
+
+def _dense(gradient, rows) -> tf.Tensor:
+    """The gradient of pulled rows: of those that were gathered several times the sum."""
+    if isinstance(gradient, tf.IndexedSlices):
+        gradient = tf.math.unsorted_segment_sum(gradient.values, gradient.indices, rows)
+    return tf.cast(gradient, tf.float32)
+
+
+def _by_id(parts: Sequence[tuple[tf.Tensor, tf.Tensor]]) -> tuple[tf.Tensor, tf.Tensor]:
+    """Unique ids of several lookups, and the sums of their rows."""
+    if len(parts) == 1:
+        return parts[0]
+    ids, places = tf.unique(tf.concat([own for own, _ in parts], 0))
+    rows = tf.concat([rows for _, rows in parts], 0)
+    return ids, tf.math.unsorted_segment_sum(rows, places, tf.size(ids))

@@ -1,0 +1,98 @@
+"""Which tables travel by rows, and which rows live where: ranges, spread over all servers."""
+
+from __future__ import annotations
+
+import dataclasses
+
+import keras
+
+from tfqcomm import _tf_private
+from tfqcomm.parameter_server.partition import Piece
+from tfqcomm.parameter_server.rows import lazy
+
+# Elements. Measured on loopback, where bytes cost least: with 2^17 a step takes as long either way,
+# since rows take two calls one after the other, and with 2^18 two thirds as long.
+ROWS_FROM = 1 << 18
+
+
+@dataclasses.dataclass(frozen=True)
+class Table:
+    """The weights of an embedding layer.
+
+    Attributes:
+        variable: its place among the model's trainable variables.
+        layer: whose weights these are.
+        parts: its rows, in their order, one range on each server.
+    """
+
+    variable: int
+    layer: keras.layers.Embedding
+    parts: tuple[Piece, ...]
+
+    @property
+    def rows(self) -> int:
+        """How many."""
+        return self.layer.input_dim
+
+    @property
+    def width(self) -> int:
+        """Entries of a row."""
+        return self.layer.output_dim
+
+    @property
+    def name(self) -> str:
+        """For people."""
+        return self.layer.embeddings.path
+
+
+def find_tables(model: keras.Model, rows_from: int | None, servers: int) -> list[Table]:
+    """The tables of a model that have at least `rows_from` elements; none if that is None.
+
+    Layers count that look up as `keras.layers.Embedding` does, and whose weights are trained.
+
+    Raises:
+        ValueError: for what cannot be trained by rows.
+    """
+    if rows_from is None:
+        return []
+    places = {id(v): i for i, v in enumerate(model.trainable_variables)}
+    tables = []
+    for layer in _tf_private.layers_of(model):
+        if getattr(type(layer), "call", None) is not keras.layers.Embedding.call:
+            continue
+        place = places.get(id(layer.embeddings))
+        if place is None or layer.input_dim * layer.output_dim < rows_from:
+            continue
+        _check(layer)
+        parts = _spread(place, layer.input_dim, layer.output_dim, servers)
+        tables.append(Table(place, layer, parts))
+    if tables:
+        lazy.check(model.optimizer, tables[0].name)
+    return sorted(tables, key=lambda table: table.variable)
+
+
+def _check(layer: keras.layers.Embedding) -> None:
+    """Refuses what depends on rows that a batch does not touch."""
+    whole = {
+        "embeddings_regularizer": layer.embeddings_regularizer,
+        "embeddings_constraint": None
+        if isinstance(layer.embeddings_constraint, keras.constraints.NonNeg)
+        else layer.embeddings_constraint,
+    }
+    for argument, value in whole.items():
+        if value is not None:
+            raise ValueError(
+                f"Argument `{argument}` of {layer.embeddings.path} must be None where only the "
+                "rows of a batch travel: it depends on the whole table. Give the trainer "
+                "`embedding_rows_from=None` to train the table as any other weight. "
+                f"Received: {argument}={type(value).__name__}"
+            )
+
+
+def _spread(variable: int, rows: int, width: int, servers: int) -> tuple[Piece, ...]:
+    parts = min(servers, rows)
+    bounds = [rows * i // parts for i in range(parts + 1)]
+    return tuple(
+        Piece(variable, start, stop, (stop - start, width), server)
+        for server, (start, stop) in enumerate(zip(bounds[:-1], bounds[1:], strict=True))
+    )
