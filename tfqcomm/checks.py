@@ -77,11 +77,16 @@ def non_negative_integer(name: str, value) -> None:
         )
 
 
-def positive_integer_or_none(name: str, value) -> None:
-    """Accepts None or an integer above zero."""
+def positive_integer_or_none(name: str, value, or_else: str = "") -> None:
+    """Accepts None or an integer above zero.
+
+    Args:
+        or_else: what the caller accepts besides, for the message.
+    """
     if value is not None and (not _is_integer(value) or value < 1):
         raise ValueError(
-            f"Argument `{name}` must be None or a positive integer. Received: {name}={value!r}"
+            f"Argument `{name}` must be {or_else + ', ' if or_else else ''}None or a positive "
+            f"integer. Received: {name}={value!r}"
         )
 
 

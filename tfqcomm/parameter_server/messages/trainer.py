@@ -19,7 +19,7 @@ from tfqcomm.parameter_server.messages.synchronous import Synchronous
 from tfqcomm.parameter_server.messages.worker import Worker
 from tfqcomm.parameter_server.partition import Piece, partition
 from tfqcomm.parameter_server.payload import Format, weight_codec
-from tfqcomm.parameter_server.rows import ROWS_FROM, codecs, find_tables
+from tfqcomm.parameter_server.rows import AUTO, check_rows_from, codecs, find_tables
 from tfqcomm.state.traffic import Route
 
 MODES = ("sync", "async")
@@ -67,7 +67,8 @@ class Trainer(BaseTrainer):
             variable (Adafactor, Lamb, Muon; all but NonNeg), it is not split.
         embedding_rows_from: elements. Where a `keras.layers.Embedding` has at least so many, and
             its weights are trained, workers pull and push the rows of their batches alone: see
-            "Embeddings" below. None: whole tables, always.
+            "Embeddings" below. None: whole tables, always. "auto": by rows from 262,144 elements
+            on, where optimizer, regularizer and constraint allow it.
         row_codec: how these rows travel, both ways: "float32", "bfloat16", or "int8" with a scale
             per row.
         timeout_seconds: how long a worker or a parameter server that is waited for may answer
@@ -134,7 +135,7 @@ class Trainer(BaseTrainer):
         workers: int = 2,
         parameter_servers: int = 1,
         variable_partitioner: Callable | None = None,
-        embedding_rows_from: int | None = ROWS_FROM,
+        embedding_rows_from: int | str | None = AUTO,
         row_codec: str = "float32",
         timeout_seconds: float | None = 60.0,
     ):
@@ -157,7 +158,7 @@ class Trainer(BaseTrainer):
         }
         optimizers.options_of(optimizer, 1, **self._arguments)  # says what is wrong with them
         self._weight_codec = weight_codec(weight_compressor, plain)
-        checks.positive_integer_or_none("embedding_rows_from", embedding_rows_from)
+        check_rows_from(embedding_rows_from)
         self._rows_from = embedding_rows_from
         self._row_codec = codecs.get(row_codec)
         self._mode = mode

@@ -3,6 +3,14 @@
 from tfqcomm.parameter_server.rows.lookups import Lookups
 from tfqcomm.parameter_server.rows.payload import RowFormat
 from tfqcomm.parameter_server.rows.shard import ServerRows
-from tfqcomm.parameter_server.rows.tables import ROWS_FROM, Table, find_tables
+from tfqcomm.parameter_server.rows.tables import AUTO, Table, check_rows_from, find_tables
 
-__all__ = ["ROWS_FROM", "Lookups", "RowFormat", "ServerRows", "Table", "find_tables"]
+__all__ = [
+    "AUTO",
+    "Lookups",
+    "RowFormat",
+    "ServerRows",
+    "Table",
+    "check_rows_from",
+    "find_tables",
+]

@@ -5,14 +5,17 @@ from __future__ import annotations
 import dataclasses
 
 import keras
+from absl import logging
 
-from tfqcomm import _tf_private
+from tfqcomm import _tf_private, checks
 from tfqcomm.parameter_server.partition import Piece
 from tfqcomm.parameter_server.rows import lazy
 
 # Elements. Measured on loopback, where bytes cost least: with 2^17 a step takes as long either way,
 # since rows take two calls one after the other, and with 2^18 two thirds as long.
 ROWS_FROM = 1 << 18
+
+AUTO = "auto"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -45,14 +48,27 @@ class Table:
         return self.layer.embeddings.path
 
 
-def find_tables(model: keras.Model, rows_from: int | None, servers: int) -> list[Table]:
+def check_rows_from(value) -> None:
+    """Accepts "auto", None or a positive integer as `embedding_rows_from`."""
+    if value != AUTO:
+        checks.positive_integer_or_none("embedding_rows_from", value, or_else=f"'{AUTO}'")
+
+
+def find_tables(model: keras.Model, rows_from: int | str | None, servers: int) -> list[Table]:
     """The tables of a model that have at least `rows_from` elements; none if that is None.
 
-    Layers count that look up as `keras.layers.Embedding` does, and whose weights are trained.
+    Layers count that look up as `keras.layers.Embedding` does, and whose weights are trained. With
+    "auto" those are left out, and a warning says so, that cannot be trained by rows.
 
     Raises:
         ValueError: for what cannot be trained by rows.
     """
+    if rows_from == AUTO:
+        try:
+            return find_tables(model, ROWS_FROM, servers)
+        except ValueError as error:
+            logging.warning("Embedding tables travel whole. %s", error)
+            return []
     if rows_from is None:
         return []
     places = {id(v): i for i, v in enumerate(model.trainable_variables)}
