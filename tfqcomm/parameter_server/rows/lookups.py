@@ -118,8 +118,9 @@ class Lookups:
         found = []
         by_part = _by_part(table, ids)
         for part, (places, _) in zip(table.parts, by_part, strict=True):
-            words, rows = self._servers[part.server].pulled(part, places)
-            self._words.append((tf.size(places), tf.size(words)))
+            rows, per_row = self._servers[part.server].pulled(part, places)
+            # Not the size of the words: TensorFlow would send these to the chief to count them.
+            self._words.append((tf.size(places), tf.size(places) * per_row))
             found.append(rows)
         order = [order for _, order in by_part]
         return tf.ensure_shape(tf.dynamic_stitch(order, found), [None, table.width])

@@ -143,12 +143,12 @@ class ServerRows:
                         own = part.cut(values[name, part.variable])
                         rows.assign(np.tile(own, [rows.shape[0] // len(own), 1]))
 
-    def pulled(self, part: Piece, places) -> tuple[tf.Tensor, tf.Tensor]:
-        """Rows in a worker's graph, as words and decoded: they are encoded on the server."""
+    def pulled(self, part: Piece, places) -> tuple[tf.Tensor, int]:
+        """Rows in a worker's graph, encoded on the server; and of how many words each was made."""
         codec, (_, width) = self.format.codec, part.shape
         with tf.device(self.device):
             words = codec.encode(tf.gather(self._shards[part].rows.all, places))
-        return words, codec.decode(words, width)
+        return codec.decode(words, width), codec.num_words(width)
 
     def begin(self, pushes, share: float) -> list[tuple[tf.Tensor, keras.Variable]]:
         """In the graph of a server's step: what `apply` is to be given, rows loaded.
