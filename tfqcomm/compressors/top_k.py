@@ -68,6 +68,10 @@ class TopK(Compressor):
         if self.chunk is not None:
             checks.positive_integer("chunk", self.chunk)
 
+    def __repr__(self):
+        chunk = "" if self.chunk is None else f", chunk={self.chunk}"
+        return f"TopK(ratio={self.ratio}, value_dtype={self.value_dtype!r}{chunk})"
+
     def num_kept(self, n: int) -> int:
         """Entries kept of `n`."""
         if self.chunk is None:
