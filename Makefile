@@ -58,7 +58,7 @@ train: $(INSTALLED)
 		--out=$(OUT) $(ARGS)
 
 test: $(INSTALLED)
-	$(VENV_PYTHON) -m pytest --numprocesses=auto --maxprocesses=4 --dist=loadfile $(PYTEST_ARGS)
+	$(VENV_PYTHON) -m pytest --numprocesses=auto --maxprocesses=4 --dist=loadfile --durations=25 $(PYTEST_ARGS)
 
 test-slow: $(INSTALLED)
 	$(VENV_PYTHON) -m pytest -m "slow or network" --numprocesses=2 --dist=worksteal --durations=25 $(PYTEST_ARGS)

@@ -7,7 +7,7 @@ from tests.distribute import option_functions as functions
 from tests.multi_process import run_workers
 from tfqcomm.distribute import CompressedAllReduce
 
-pytestmark = [pytest.mark.multi_process, pytest.mark.timeout(900)]
+pytestmark = [pytest.mark.slow, pytest.mark.multi_process, pytest.mark.timeout(900)]
 
 
 @pytest.fixture(scope="module")
@@ -44,7 +44,6 @@ def four():
     return run_workers(functions.every_case, args=args, devices=2, timeout=600)
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize("case", EXACT)
 def test_two_workers_of_two_devices_do_what_one_process_does(four, case, mirrored_strategy):
     strategy = mirrored_strategy(4, CompressedAllReduce("identity"))

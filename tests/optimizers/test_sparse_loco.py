@@ -129,6 +129,7 @@ def test_refuses(options, match):
         SparseLoCo(keras.optimizers.SGD(0.1), 2, **options)
 
 
+@pytest.mark.slow
 @pytest.mark.multi_process
 def test_two_processes_are_two_replicas():
     weights = [run_workers(train_sparse_loco, workers=2), [train_sparse_loco(plain(2))]]

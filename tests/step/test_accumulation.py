@@ -147,6 +147,7 @@ def fit(model, batch_size=8, epochs=2, **kwargs):
     return model.fit(TOKENS, TARGETS, **kwargs)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["SGD", "loss_scale"])
 def test_fit_is_that_of_larger_batches_with_embeddings_that_stay_sparse(name, monkeypatch):
     def optimizer():
@@ -202,6 +203,7 @@ def test_adam_squares_the_sum_of_an_embeddings_rows():
             np.testing.assert_allclose(variable, expected[batch // 3], atol=1e-5)
 
 
+@pytest.mark.slow
 def test_a_backup_in_the_middle_of_a_step_goes_on(tmp_path):
     """Epochs of three batches, and two batches to a step."""
     for optimizer in (OPTIMIZERS["Adam"], lambda: QAdam(0.01, **(OWN | {"accumulate": 2}))):

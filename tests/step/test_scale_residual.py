@@ -129,6 +129,7 @@ def fit(model, epochs, *callbacks, **kwargs):
     model.fit(X, X[:, :8], callbacks=[halved, *callbacks], **kwargs)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "optimizer",
     [

@@ -126,6 +126,7 @@ def test_the_switch_needs_no_new_trace(monkeypatch):
     assert ledger_of(model.optimizer).residuals.norm() > 0
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("begun", [1, 3])
 def test_a_run_that_was_interrupted_goes_on_with_its_count(begun, tmp_path):
     expected, stopped, again = (compiled(world=1, warm_up=6) for _ in range(3))
