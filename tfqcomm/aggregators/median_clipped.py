@@ -11,7 +11,6 @@ import tensorflow as tf
 
 from tfqcomm.aggregators.all_gather import AllGatherMean
 from tfqcomm.kernels import counting, numerics
-from tfqcomm.kernels.layout import Layout
 
 
 class MedianClippedMean(AllGatherMean):
@@ -30,19 +29,13 @@ class MedianClippedMean(AllGatherMean):
             )
             for one in tf.unstack(words)
         ]
-        owners = _owners(self.layout)
+        owners = counting.owners(self.layout.starts, self.layout.size)
         norms = tf.stack([_norms(one, owners, len(self.layout.sizes)) for one in decoded])
         shares = _shares(norms) / len(decoded)  # [W, tensors]
         total = tf.zeros([self.layout.size])
         for one, share in zip(decoded, tf.unstack(shares), strict=True):
             total += one * tf.gather(share, owners)
         return total, numerics.all_finite(decoded)
-
-
-def _owners(layout: Layout) -> tf.Tensor:
-    """The number of the tensor that each element is of: int32[layout.size]."""
-    begun = counting.tally(tf.constant(layout.starts[1:], tf.int32), layout.size)
-    return tf.cumsum(begun)
 
 
 def _norms(x, owners, tensors):

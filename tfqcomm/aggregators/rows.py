@@ -32,10 +32,9 @@ def gather_as_they_are(
         rows: of each local replica.
         shape: of the table.
     """
-    values, value_bytes = transport.all_gather_ragged([r.values for r in rows])
-    places, place_bytes = transport.all_gather_ragged([r.indices for r in rows])
+    values, places, sent = _gather(transport, rows)
     with tf.device(transport.device):
-        return _mean(transport, values, places, shape, factor), value_bytes + place_bytes
+        return _mean(transport, values, places, shape, factor), sent
 
 
 def gather_each_once(
@@ -51,9 +50,7 @@ def gather_each_once(
         row_type: what they travel as: one of `kernels.rows.ROW_TYPES`.
     """
     if row_type == "float32":
-        values, value_bytes = transport.all_gather_ragged([r.values for r in rows])
-        places, place_bytes = transport.all_gather_ragged([r.indices for r in rows])
-        sent = value_bytes + place_bytes
+        values, places, sent = _gather(transport, rows)
     else:
         height, width = shape[0], int(np.prod(shape[1:]))
         words = []
@@ -69,6 +66,13 @@ def gather_each_once(
     with tf.device(transport.device):
         total, all_places = _summed(values, places)
         return _mean(transport, [total], [all_places], shape, factor), sent
+
+
+def _gather(transport, rows):
+    """Values and places of every replica's rows, and the bytes one worker sent."""
+    values, value_bytes = transport.all_gather_ragged([r.values for r in rows])
+    places, place_bytes = transport.all_gather_ragged([r.indices for r in rows])
+    return values, places, value_bytes + place_bytes
 
 
 def _summed(values, places):

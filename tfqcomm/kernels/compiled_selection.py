@@ -13,7 +13,7 @@ from collections.abc import Sequence
 import numpy as np
 import tensorflow as tf
 
-from tfqcomm.kernels import numerics
+from tfqcomm.kernels import counting, numerics
 
 _KEY_BITS = 31
 
@@ -35,7 +35,7 @@ def largest_of_segments(
     lengths, kept = np.compress(filled, sizes), np.compress(filled, ks).astype(np.int32)
     ends = np.cumsum(lengths).astype(np.int32)
     starts = ends - lengths.astype(np.int32)
-    owner = _owners(starts, int(ends[-1]))
+    owner = counting.owners(starts, int(ends[-1]))
     keys = numerics.magnitude_keys(x)
     thresholds = tf.gather(_kth_largest(keys, owner, starts + kept - 1), owner)
     larger, ties = keys > thresholds, tf.equal(keys, thresholds)
@@ -64,15 +64,6 @@ def first_true(mask: tf.Tensor, k: int) -> tf.Tensor:
         found = tf.gather(counts, tf.minimum(probe, n) - 1, axis=1, batch_dims=1)
         below = tf.where((probe <= n) & (found < wanted), probe, below)
     return tf.reshape(below, [*mask.shape[:-1], k])
-
-
-def _owners(starts, n):
-    """The number of the segment that each element is in: int32[n]."""
-    if len(starts) == 1:
-        return tf.zeros([n], tf.int32)
-    ones = tf.ones([len(starts) - 1], tf.int32)
-    begun = tf.tensor_scatter_nd_add(tf.zeros([n], tf.int32), starts[1:, None], ones)
-    return tf.cumsum(begun)
 
 
 def _kth_largest(keys, owner, places):

@@ -5,6 +5,9 @@ Legend: S segments, m digits; digits are integers from 0 to size - 1, and size i
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
+import numpy as np
 import tensorflow as tf
 
 
@@ -33,6 +36,17 @@ def tally_segments(digits: tf.Tensor, edges: tf.Tensor, size: int) -> tf.Tensor:
         splits=tf.cast(edges, tf.int64), values=digits, size=size, weights=tf.constant([], tf.int32)
     )
     return tf.ensure_shape(counts, [segments, size])
+
+
+def owners(starts: Sequence[int] | np.ndarray, n: int) -> tf.Tensor:
+    """The number of the run that each of `n` elements is in: int32[n].
+
+    Args:
+        starts: where the runs begin, ascending, all different; the first one at 0.
+    """
+    if len(starts) < 2:
+        return tf.zeros([n], tf.int32)
+    return tf.cumsum(tally(tf.constant(starts[1:], tf.int32), n))
 
 
 def kth_digits(counts: tf.Tensor, ks: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:

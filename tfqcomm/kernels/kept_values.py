@@ -177,10 +177,8 @@ def _blocks(ks):
 
 def _owners(lengths):
     """The number of the run that each of all values is in: int32[sum(lengths)]."""
-    starts = np.cumsum(lengths)[:-1].astype(np.int32)
-    if not len(starts):
-        return tf.zeros([sum(lengths)], tf.int32)
-    return tf.cumsum(counting.tally(tf.constant(starts), sum(lengths)))
+    starts = np.cumsum([0, *lengths])[:-1]
+    return counting.owners(starts, sum(lengths))
 
 
 def _by_owner(reduce, values, owner, lengths):
