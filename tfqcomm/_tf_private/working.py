@@ -31,13 +31,15 @@ class WorkingValue:
         return self.tensor.shape
 
     def assign(self, value) -> None:
-        """As of a `tf.Variable`; likewise below."""
+        """Puts `value` in the present one's place, as a `tf.Variable` would."""
         self.tensor = tf.convert_to_tensor(value, self.dtype)
 
     def assign_add(self, value) -> None:
+        """Adds `value` to the present one."""
         self.tensor = self.tensor + value
 
     def assign_sub(self, value) -> None:
+        """Subtracts `value` from the present one."""
         self.tensor = self.tensor - value
 
     def __mul__(self, other):
