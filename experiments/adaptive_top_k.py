@@ -37,6 +37,7 @@ from absl import app, flags, logging
 
 import models
 from experiments import data, plots, report, training
+from tfqcomm.compressors import AdaptiveTopK
 from tfqcomm.optimizers import AdaptiveTopKSGD
 
 MODELS = {
@@ -46,7 +47,6 @@ MODELS = {
 }
 RULES = ["fixed", "norm", "norm_ef", "threshold"]
 FEEDBACK = {"both": [True, False], "with": [True], "without": [False]}
-BITS_PER_ENTRY = 48  # a float and its position
 
 FLAGS = flags.FLAGS
 SETTINGS = [  # recorded in results.json
@@ -94,11 +94,17 @@ def measure(strategy: tf.distribute.Strategy, dataset: data.Dataset, setting: Ma
     return {**setting, **summary(model, epochs)}
 
 
+@functools.cache
+def bits_of(k: int, n: int) -> int:
+    """Of a message that keeps `k` of `n` entries: positions and floats; all need no positions."""
+    return 32 * (AdaptiveTopK(f"{k} entries/step").num_words(n) if k < n else n)
+
+
 def summary(model: keras.Model, epochs: Sequence[Mapping[str, float]]) -> dict:
     """What results.json says of one run."""
     n, kept = model.count_params(), model.optimizer.history
     budget = FLAGS.steps * model.optimizer.options.compressor.entries_per_step(n)
-    bits = np.where(kept < n, BITS_PER_ENTRY * kept, 32 * n)  # all entries need no positions
+    bits = np.array([bits_of(k, n) for k in kept.tolist()])
     for epoch, of_steps, k in zip(epochs, _by_period(bits), _by_period(kept), strict=True):
         epoch["paper_bits"], epoch["kept"] = int(of_steps.sum()), float(k.mean())
     return {

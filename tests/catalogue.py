@@ -121,7 +121,7 @@ def _top_k_of_chunks(ratio: float, chunk: int) -> CompressorCase:
 def _adaptive_top_k(budget: float | str, average: Callable[[int], int], **kwargs) -> CompressorCase:
     return CompressorCase(
         compressors.AdaptiveTopK(budget, **kwargs),
-        words=lambda n: _blocks(n) + _halves(average(n)) + average(n),
+        words=lambda n: elias_fano(average(n), n) + average(n) if n else 0,
         contraction=lambda n: 1 - average(n) / n,
     )
 

@@ -7,11 +7,9 @@ import tensorflow as tf
 from tests.catalogue import SCHEDULES
 from tests.gpu_readiness import HOST_MEMORY, NO_KERNEL, NOT_COMPILED, violations
 from tests.replicas import compressing, plain
-from tfqcomm import compressors
 from tfqcomm.kernels import numerics
 
-# Adaptive codecs learn only in the step how much they send: their shapes are not static.
-STATIC = sorted({name for name, _ in SCHEDULES if not compressors.get(name).adaptive})
+CODECS = sorted({name for name, _ in SCHEDULES})
 BY_DEFAULT = ("block_sign", "float16", "top_k")
 
 
@@ -42,7 +40,7 @@ def graph_of_step(strategy: tf.distribute.Strategy) -> tf.Graph:
 
 @pytest.mark.parametrize(
     "compressor",
-    [pytest.param(name, marks=[] if name in BY_DEFAULT else [pytest.mark.slow]) for name in STATIC],
+    [pytest.param(name, marks=[] if name in BY_DEFAULT else [pytest.mark.slow]) for name in CODECS],
 )
 def test_large_tensors_stay_on_the_gpu(compressor, monkeypatch):
     """In every schedule."""

@@ -6,6 +6,7 @@ import tensorflow as tf
 
 from tests.aggregators.processes import run_processes
 from tests.aggregators.runs import local_transport, random_messages
+from tests.catalogue import elias_fano
 from tfqcomm.aggregators import AdaptiveMean
 from tfqcomm.aggregators.budget import Budget
 from tfqcomm.compressors import AdaptiveTopK
@@ -91,7 +92,7 @@ def test_all_processes_choose_the_same_and_that_of_one_process(rule):
 
 
 def test_the_payload_follows_k():
-    """Counted from the wire's definition: two bytes of position and four of value per entry."""
+    """Counted from the wire's definition: positions in Elias-Fano form, four bytes of value."""
     messages = [
         [[np.float32(scale) * v for v in vectors] for vectors in of_replicas]
         for scale, of_replicas in zip([1, 1, 3, 0.3, 1], random_messages((200,), 2, 5), strict=True)
@@ -99,7 +100,7 @@ def test_the_payload_follows_k():
     _, kept, _, sent = run(AdaptiveTopK(0.1, rule="norm"), messages, error_feedback=False)
     assert kept[2] > 1.5 * kept[1] > 3 * kept[3]
     facts = 2 * 4 * 3 // 2  # the all-reduce of three floats
-    assert sent == [4 * (-(-k // 2) + k) + facts for k in kept.tolist()]
+    assert sent == [4 * (elias_fano(k, 200) + k) + facts for k in kept.tolist()]
 
 
 def test_keeping_everything_is_the_dense_mean_to_the_bit():

@@ -1,5 +1,6 @@
 """Elias-Fano lists, against a Python string of bits."""
 
+import functools
 import math
 
 import numpy as np
@@ -47,6 +48,21 @@ def test_words_are_those_of_a_string_of_bits(n, where):
     for k in sorted({1, 2, 3, n // 100, n // 20, n // 3, n - 1, n} & set(range(1, n + 1))):
         chosen = choose(n, k, where)
         np.testing.assert_array_equal(check(chosen, n), reference(chosen, n))
+
+
+@pytest.mark.parametrize("n", [1, 2, 33, 1000, 65_537])
+def test_a_number_known_at_run_time_only_gives_the_same_words(n):
+    encode = tf.function(
+        functools.partial(positions.encode, n=n), input_signature=[tf.TensorSpec([None], tf.int32)]
+    )
+    signature = [tf.TensorSpec([2, None], tf.int32), tf.TensorSpec([], tf.int32)]
+    decode = tf.function(functools.partial(positions.decode, n=n), input_signature=signature)
+    for k in sorted({1, 2, 3, n // 100, n // 4 + 1, n // 3, n - 1, n} & set(range(1, n + 1))):
+        assert positions.num_words(tf.constant(k), n) == positions.num_words(k, n)
+        lists = [choose(n, k, "random"), choose(n, k, "last")]
+        words = tf.stack([encode(chosen) for chosen in lists])
+        np.testing.assert_array_equal(words[0], reference(lists[0], n))
+        np.testing.assert_array_equal(decode(words, k), lists)
 
 
 def test_the_drawing():

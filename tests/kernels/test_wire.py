@@ -103,27 +103,3 @@ def test_summands_round_trip(dtype):
     assert summands.dtype == dtype
     assert summands.shape == [12 // dtype.size]
     np.testing.assert_array_equal(wire.summands_to_words(summands), words)
-
-
-@pytest.mark.parametrize("n", [1, 1000, 65536, 65537, 131072, 500_000])
-def test_positions(n):
-    generator = np.random.default_rng(n)
-    choices = {
-        "random": generator.random(n) < 0.01,
-        "ends": np.isin(np.arange(n), [0, n - 1]),
-        "last block": np.arange(n) >= n - 3,
-        "first block": np.arange(n) < 3,
-        "all": np.full(n, True),
-        "one": np.arange(n) == n // 2,
-    }
-    for name, chosen in choices.items():
-        positions = np.flatnonzero(chosen).astype(np.int32)
-        k = len(positions)
-        words = wire.positions_to_words(tf.constant(positions), n)
-        assert words.shape == [wire.num_position_words(k, n)]
-        np.testing.assert_array_equal(wire.words_to_positions(words, k, n), positions, name)
-
-
-def test_position_words_formula():
-    assert wire.num_position_words(10, 65536) == 5
-    assert wire.num_position_words(11, 65537) == 2 + 6

@@ -4,6 +4,7 @@ import keras
 import numpy as np
 import pytest
 
+from tests.catalogue import elias_fano
 from tests.optimizers.reference import AdaptiveTopKReference
 from tests.replicas import apply_gradients, assert_replicas_equal, build, plain, random_gradients
 from tfqcomm.optimizers import AdaptiveTopKSGD
@@ -167,10 +168,9 @@ def test_replicas_stay_equal():
 
 @pytest.mark.parametrize("world", [2, 3])
 def test_bytes_follow_k(world):
-    """Each message goes to all others: 16 bits of position and a float for each entry kept."""
+    """Each message goes to all others: positions in Elias-Fano form, and a float for each."""
     *_, optimizer = run(world, gradients_of(40, world), budget=0.1, rule="norm", total_steps=40)
-    kept = optimizer.history.astype(int)
-    payload = 4 * (kept + (kept + 1) // 2)
+    payload = np.array([4 * (elias_fano(k, N) + k) for k in optimizer.history.tolist()])
     facts = 2 * (world - 1) * 3 * 4 // world  # a ring all-reduce of three floats
     sent = ledger_of(optimizer).meter.read().bytes_sent
     assert sent == ((world - 1) * payload + facts).sum()

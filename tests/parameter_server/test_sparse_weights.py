@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 import tensorflow as tf
 
+from tests.catalogue import elias_fano
 from tfqcomm.parameter_server import SparseWeights
 
 
@@ -15,8 +16,8 @@ def vector(n, nonzero, seed=0):
 
 
 def expected_words(n, k):
-    offsets = (k + 1) // 2 + (-(-n // 65536) if n > 65536 else 0)
-    return 2 + min(n, -(-n // 32) + k, offsets + k)
+    positions = elias_fano(k, n) if k else n & (n - 1) > 0  # at most an empty bitmap
+    return 2 + min(n, -(-n // 32) + k, positions + k)
 
 
 @pytest.mark.parametrize("n", [1, 31, 32, 33, 1000, 65536, 65537, 200_000])

@@ -6,7 +6,7 @@ import tensorflow as tf
 
 from tfqcomm.aggregators.base import Aggregator, BucketMean
 from tfqcomm.aggregators.budget import Budget
-from tfqcomm.kernels import entries, numerics, selection, wire
+from tfqcomm.kernels import largest_entries, numerics
 
 
 class AdaptiveMean(Aggregator):
@@ -30,8 +30,7 @@ class AdaptiveMean(Aggregator):
         for replica, message in enumerate(messages):
             with tf.device(self.transport.devices[replica]):
                 targets.append(self.target(replica, message))
-                finite = numerics.fuse(numerics.finite, self.layout.size)(targets[-1])
-                facts.append(self._facts(targets[-1], healthy[replica] & finite))
+                facts.append(self._facts(targets[-1], healthy[replica]))
         total = self.transport.all_reduce(facts)
         with tf.device(self.transport.device):
             norm, _, third = tf.unstack(total / self.transport.world)
@@ -41,13 +40,13 @@ class AdaptiveMean(Aggregator):
         payloads, left_out = [], []
         for replica, target in enumerate(targets):
             with tf.device(self.transport.devices[replica]):
-                words, rest = self._encode(target, k)
+                words, rest = largest_entries.encode(target, k)
                 payloads.append(words)
             if self.residuals is not None:
                 left_out.append(rest)
         gathered = self.transport.all_gather(payloads)  # [W, w]
         with tf.device(self.transport.device):
-            mean = self._decode_mean(gathered, k)
+            mean = largest_entries.decode_mean(gathered, k, self.layout.size)
             healthy &= numerics.fuse(numerics.finite, self.layout.size)(mean)
         sent = self.transport.bytes_all_gather(tf.shape(gathered, tf.int64)[1])
         sent += self.transport.bytes_all_reduce(3)
@@ -55,6 +54,8 @@ class AdaptiveMean(Aggregator):
 
     def _facts(self, target, healthy):
         """float32[3] of one replica."""
+        finite, norm = numerics.fuse(_finite_and_norm, self.layout.size)(target)
+        healthy &= finite
         third = tf.constant(0.0)
         if self.compressor.rule == "threshold":
             third = tf.cond(
@@ -64,7 +65,6 @@ class AdaptiveMean(Aggregator):
                     tf.abs(target) >= self.budget.threshold, dtype=tf.float32
                 ),
             )
-        norm = numerics.norm(target[None], numerics.max_magnitude(target[None]))[0]
         norm, third = (self._summand(tf.where(healthy, fact, 0.0)) for fact in (norm, third))
         return tf.stack([norm, tf.cast(~healthy, tf.float32), third])
 
@@ -74,23 +74,9 @@ class AdaptiveMean(Aggregator):
 
     def _magnitude(self, target):
         """Of the last entry that an even share would keep."""
-        keys = numerics.magnitude_keys(target)
-        kth, _ = selection.kth_largest(keys, self.compressor.num_kept(target.shape[0]))
-        return tf.bitcast(kth, tf.float32)
+        return largest_entries.kth_largest(target, self.compressor.num_kept(target.shape[0]))
 
-    def _encode(self, target, k):
-        """The words of one replica, and what they leave out."""
-        n = target.shape[0]
-        positions, values = selection.largest_of_any_number(target, k)
-        left_out = entries.subtract(target, positions, values)
-        return wire.entries_to_words(positions, values, n), left_out
 
-    def _decode_mean(self, gathered, k):
-        """float32[n]: added in rank order, as everywhere."""
-        n = self.layout.size
-
-        def add(total, words):
-            return total + entries.scatter(*wire.words_to_entries(words, k, n), n)
-
-        total = tf.foldl(add, gathered, initializer=tf.zeros([n]), parallel_iterations=1)
-        return total / self.transport.world
+def _finite_and_norm(x):
+    largest = numerics.max_magnitude(x[None])
+    return numerics.is_finite(largest[0]), numerics.norm(x[None], largest)[0]

@@ -56,26 +56,28 @@ class Budget:
             "spent": variable("budget/spent", np.int64(0)),
             "norms": variable("budget/norms", np.zeros([WINDOW])),
             "log_threshold": variable("budget/log_threshold", np.float64(-np.inf)),
-            "kept": variable("budget/kept", np.zeros([compressor.steps or HISTORY], np.int32)),
+            # Whole numbers: int32 that goes through a step's branches lives in a host's memory.
+            "kept": variable("budget/kept", np.zeros([compressor.steps or HISTORY])),
         }
 
     @property
     def kept(self) -> np.ndarray:
         """K of the steps so far (eager); of the last `HISTORY` in a training without end."""
-        kept, step = self._variables["kept"].numpy(), int(self._variables["step"])
+        kept, step = self.state()["kept"], int(self._variables["step"])
         if step <= len(kept):
             return kept[:step]
         return np.roll(kept, -(step % len(kept)))
 
     def state(self) -> dict[str, np.ndarray]:
         """What a backup keeps."""
-        return {name: variable.numpy() for name, variable in self._variables.items()}
+        state = {name: variable.numpy() for name, variable in self._variables.items()}
+        return state | {"kept": state["kept"].astype(np.int32)}
 
     def load_state(self, state: Mapping[str, np.ndarray]) -> None:
         """Inverse of `state`; now, not in every step of a graph that is being traced."""
         with tf.init_scope():
             for name, value in state.items():
-                self._variables[name].assign(value)
+                self._variables[name].assign(tf.cast(value, self._variables[name].dtype))
 
     @property
     def first(self) -> tf.Tensor:
@@ -168,8 +170,9 @@ class Budget:
         if self.compressor.steps is not None:
             begun += np.log(HEAD_START)
         index = tf.cast(step % v["kept"].shape[0], tf.int32)
+        kept = tf.cast([k], tf.float64)
         return [
-            (v["kept"], tf.tensor_scatter_nd_update(v["kept"], [[index]], [k])),
+            (v["kept"], tf.tensor_scatter_nd_update(v["kept"], [[index]], kept)),
             (v["norms"], self._with_norm(tf.cast(norm, tf.float64))),
             (v["log_threshold"], tf.where(self.first, begun, moved)),
             (v["spent"], v["spent"] + tf.cast(counted, tf.int64)),

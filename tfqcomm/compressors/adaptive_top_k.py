@@ -3,18 +3,18 @@
 from __future__ import annotations
 
 import dataclasses
-import math
 import numbers
 import re
 from typing import ClassVar
 
+import tensorflow as tf
+
 from tfqcomm import checks
 from tfqcomm.compressors.base import Compressor
 from tfqcomm.compressors.registry import register
-from tfqcomm.kernels import entries, selection, wire
+from tfqcomm.kernels import entries, largest_entries, positions, selection, wire
 
 RULES = ("norm", "norm_ef", "threshold", "fixed")
-BITS_PER_ENTRY = 48  # on the wire: a 16-bit offset and a float32
 _UNITS = ("entries/step", "entries", "bytes/step", "Mbit")
 _BUDGET = re.compile(r"\s*([0-9.]+(?:[eE][+-]?[0-9]+)?)\s*(\S+)\s*")
 
@@ -106,34 +106,45 @@ class AdaptiveTopK(Compressor):
         """What the budget allows on average, of `n` entries."""
         value, unit = _parse(self.budget)
         steps = self.steps or 1  # which a budget in total has
-        header_bits = 32 * (1 + (math.ceil(n / 65536) if n > 65536 else 0))
         if unit == "ratio":
-            entries = value * n
+            kept = value * n
         elif unit == "bytes/step":
-            entries = (8 * value - header_bits) / BITS_PER_ENTRY
+            kept = _entries_of(8 * value, n)
         elif unit == "Mbit":
-            entries = (1e6 * value / steps - header_bits) / BITS_PER_ENTRY
+            kept = _entries_of(1e6 * value / steps, n)
         else:
-            entries = value / (steps if unit == "entries" else 1)
-        return min(max(entries, 1.0), float(n))
+            kept = value / (steps if unit == "entries" else 1)
+        return min(max(kept, 1.0), float(n))
 
     def num_kept(self, n: int) -> int:
         """Entries kept of `n` on average."""
         return min(n, max(1, round(self.entries_per_step(n))))
 
     def num_words(self, n: int) -> int:
-        k = self.num_kept(n)
-        return wire.num_position_words(k, n) + k
+        return largest_entries.num_words(self.num_kept(n), n) if n else 0
 
     def error_bound(self, n: int) -> float:
         return 1 - self.num_kept(n) / n
 
     def encode_implementation(self, x, seed):
         n = x.shape[0]
-        return wire.entries_to_words(*selection.largest(x, self.num_kept(n)), n)
+        kept, values = selection.largest(x, self.num_kept(n))
+        return tf.concat([positions.encode(kept, n), wire.floats_to_words(values)], 0)
 
     def decode_implementation(self, words, n):
-        return entries.scatter(*wire.words_to_entries(words, self.num_kept(n), n), n)
+        k = self.num_kept(n)
+        kept = positions.decode(words[None, :-k], k, n)[0]
+        return entries.scatter(kept, wire.words_to_floats(words[-k:]), n)
+
+
+def _entries_of(bits: float, n: int) -> float:
+    """How many entries of `n` a message of so many bits has room for, at most all of them."""
+    few, many = 1, n  # `bits` are enough for the first, or nothing is
+    while few < many:
+        middle = (few + many + 1) // 2
+        enough = 32 * largest_entries.num_words(middle, n) <= bits
+        few, many = (middle, many) if enough else (few, middle - 1)
+    return float(few)
 
 
 def _parse(budget) -> tuple[float, str]:

@@ -12,11 +12,10 @@ import sys
 import tensorflow as tf
 
 WORD_BITS = 32
-BLOCK = 1 << 16  # positions that a 16-bit offset reaches
 _LITTLE_ENDIAN = sys.byteorder == "little"
 
 
-def num_words(elements: int, bits: int) -> int:
+def num_words(elements: int | tf.Tensor, bits: int | tf.Tensor) -> int | tf.Tensor:
     """Words that `elements` of `bits` bits each fill."""
     return -(-elements * bits // WORD_BITS)
 
@@ -101,10 +100,12 @@ def pack_bits(bits: tf.Tensor) -> tf.Tensor:
     return _gather_bits(_lanes(tf.cast(bits, tf.uint8)))
 
 
-def unpack_bits(words: tf.Tensor, n: int) -> tf.Tensor:
+def unpack_bits(words: tf.Tensor, n: int | tf.Tensor) -> tf.Tensor:
     """Inverse of `pack_bits`: int32[..., w] -> bool[..., n]."""
     bits = tf.bitwise.left_shift(words[..., None], tf.range(WORD_BITS)) < 0
-    return tf.reshape(bits, [*words.shape[:-1], words.shape[-1] * WORD_BITS])[..., :n]
+    *planes, width = words.shape
+    width = tf.shape(words)[-1] if width is None else width
+    return tf.reshape(bits, [*planes, width * WORD_BITS])[..., :n]
 
 
 def num_level_words(n: int, bits: int) -> int:
@@ -167,61 +168,8 @@ def unpack_fields(words: tf.Tensor, bits: int, n: int) -> tf.Tensor:
     return tf.reshape(tf.bitwise.bitwise_and(rows, (1 << bits) - 1), [-1])[:n]
 
 
-def num_position_words(k: int, n: int) -> int:
-    """Words that `k` positions below `n` take."""
-    return _num_counts(n) + num_words(k, 16)
-
-
-def positions_to_words(positions: tf.Tensor, n: int) -> tf.Tensor:
-    """Ascending positions below `n`, 16 bits each.
-
-    Args:
-        positions: int32[k], ascending.
-        n: Length of the vector they point into.
-
-    Returns:
-        int32[num_position_words(k, n)]: how many fall into each block of 65536, a word per
-        block (none of these if there is one block only), then offsets in the blocks, in pairs.
-    """
-    offsets = tf.cast(tf.bitwise.bitwise_and(positions, 0xFFFF), tf.uint16)
-    words = halves_to_words(offsets)
-    if not _num_counts(n):
-        return words
-    return tf.concat([_count(tf.bitwise.right_shift(positions, 16), _num_counts(n)), words], 0)
-
-
-def words_to_positions(words: tf.Tensor, k: int, n: int) -> tf.Tensor:
-    """Inverse of `positions_to_words`: int32[k]."""
-    blocks = _num_counts(n)
-    offsets = tf.cast(words_to_halves(words[blocks:], k, tf.uint16), tf.int32)
-    if not blocks:
-        return offsets
-    block_ends = tf.cumsum(words[: blocks - 1])  # where in the list the next block begins
-    return tf.cumsum(_count(block_ends, k)) * BLOCK + offsets
-
-
-def entries_to_words(positions: tf.Tensor, values: tf.Tensor, n: int) -> tf.Tensor:
-    """The float32[k] `values` at ascending int32[k] `positions` below `n`; k may be dynamic."""
-    return tf.concat([positions_to_words(positions, n), floats_to_words(values)], 0)
-
-
-def words_to_entries(words: tf.Tensor, k: int | tf.Tensor, n: int) -> tuple[tf.Tensor, tf.Tensor]:
-    """Inverse of `entries_to_words`: positions int32[k] and values float32[k], k > 0."""
-    return words_to_positions(words[:-k], k, n), words_to_floats(words[-k:])
-
-
 def _field_shifts(bits: int) -> tf.Tensor:
     return tf.range(0, WORD_BITS // bits * bits, bits)[:, None]
-
-
-def _num_counts(n: int) -> int:
-    return -(-n // BLOCK) if n > BLOCK else 0
-
-
-def _count(values: tf.Tensor, size: int) -> tf.Tensor:
-    """How often each of 0 ... size - 1 occurs; larger values are ignored."""
-    no_weights = tf.constant([], tf.int32)
-    return tf.raw_ops.DenseBincount(input=values, size=size, weights=no_weights)
 
 
 def _lanes(octets):
