@@ -68,11 +68,7 @@ SETTINGS = [  # recorded in results.json
     flags.DEFINE_integer("workers", 16, "Workers, all processes together.", 1),
     flags.DEFINE_integer("processes", 1, "Processes to spread them over, on this machine.", 1),
     flags.DEFINE_integer("epochs", 20, "Passes over the training set.", 1),
-    flags.DEFINE_list(
-        "compressors",
-        "identity,top_k,block_sign",
-        'Their names, or "qadam", "one_bit_adam": rivals.',
-    ),
+    flags.DEFINE_list("compressors", "identity,top_k,block_sign", "Also qadam, one_bit_adam."),
     flags.DEFINE_float("ratio", 0.01, "Entries that sparse compressors keep.", 0.0, 1.0),
     flags.DEFINE_boolean("no_error_feedback", False, "Lose what compression leaves out."),
     flags.DEFINE_enum("schedule", "all_gather", ["all_gather", "two_phase", "auto"], "Exchange."),

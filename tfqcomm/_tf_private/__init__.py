@@ -10,14 +10,8 @@ from tfqcomm._tf_private.collectives import (
     Collectives,
     Launcher,
     Progress,
-    abort_collectives,
     doing,
-    peer_failure,
     place_text,
-    process_addresses,
-    process_count,
-    process_rank,
-    process_tasks,
     progress_of,
 )
 from tfqcomm._tf_private.graphs import (
@@ -61,6 +55,14 @@ from tfqcomm._tf_private.optimizers import (
     pass_losses_on,
     update_variables,
     variable_index,
+)
+from tfqcomm._tf_private.processes import (
+    abort_collectives,
+    peer_failure,
+    process_addresses,
+    process_count,
+    process_rank,
+    process_tasks,
 )
 from tfqcomm._tf_private.remote import executor_scope, reconnect, share_functions
 from tfqcomm._tf_private.strategies import (
