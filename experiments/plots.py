@@ -39,6 +39,33 @@ def plot_accuracy(
     _save(figure, path, title)
 
 
+def plot_frontier(path: str, runs: Mapping[str, Sequence[Mapping[str, float]]], title: str) -> None:
+    """Plots the test accuracy after the last epoch against all that one worker has sent.
+
+    Args:
+        path: of the PNG file.
+        runs: for each method's name the record of each epoch, as `training.train` returns it.
+        title: of the figure.
+    """
+    figure = Figure(figsize=(9, 5))
+    axes = figure.subplots()
+    points = {
+        name: (sum(e["bytes_sent"] for e in epochs) / 1e6, 100 * epochs[-1]["test_accuracy"])
+        for name, epochs in runs.items()
+    }
+    for number, (name, point) in enumerate(sorted(points.items(), key=lambda item: item[1])):
+        axes.plot(*point, marker="o^sDv"[number // 10 % 5], linestyle="", label=name)
+    top = max(accuracy for _, accuracy in points.values())
+    axes.set(
+        xlabel="bytes sent by one worker [MB]",
+        ylabel="test accuracy [%]",
+        xscale="log",
+        ylim=(max(0, min(accuracy for _, accuracy in points.values()) - 1), top + 1),
+    )
+    axes.legend(loc="center left", bbox_to_anchor=(1.02, 0.5), fontsize="small")
+    _save(figure, path, title)
+
+
 def plot_speedup(path: str, runs: Sequence[Mapping[str, float]], title: str) -> None:
     """Plots iterations to the target loss against the number of workers, and linear speed-up.
 

@@ -1,0 +1,27 @@
+"""Bytes are those of the formulas, and the command of the README writes what it says."""
+
+import json
+import pathlib
+import subprocess
+import sys
+
+import pytest
+
+ROOT = pathlib.Path(__file__).parent.parent.parent
+
+
+@pytest.mark.slow
+def test_bytes_are_those_of_the_formulas(tmp_path):
+    out = tmp_path / "scaling.json"
+    command = [sys.executable, "-m", "benchmarks.scaling", "--units=784,128,10", "--workers=2,3"]
+    done = subprocess.run(
+        [*command, f"--out={out}"], cwd=ROOT, capture_output=True, text=True, timeout=280
+    )
+    assert done.returncode == 0, done.stderr[-3000:]
+    rows = json.loads(out.read_text())
+    assert len(rows) == 7 * 2
+    for row in rows:
+        # Two-phase pads what each worker owns to whole rows.
+        assert row["sent"] == pytest.approx(row["formula"], rel=0.01), row
+    assert out.with_suffix(".png").stat().st_size > 10_000
+    assert "| 1024 |" in done.stdout
