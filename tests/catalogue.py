@@ -15,6 +15,7 @@ import keras
 import numpy as np
 import pytest
 
+from tests.rungs import slow_unless
 from tfqcomm import aggregators, compressors, optimizers
 from tfqcomm.aggregators import schedule
 from tfqcomm.aggregators.base import Aggregator
@@ -32,6 +33,7 @@ class CompressorCase:
         variance: n -> q in E ||C(x) - x||^2 <= q ||x||^2 for n > 0, of codecs that round at random:
             q may be above 1, and a single draw may be worse.
         idempotent: What was decoded, encoded again with the same seed, decodes to itself.
+        slow: Another case takes nearly the same way, and runs by default.
     """
 
     compressor: compressors.Compressor
@@ -40,6 +42,7 @@ class CompressorCase:
     in_expectation: bool = False
     variance: Callable[[int], float] | None = None
     idempotent: bool = True
+    slow: bool = False
 
     def error_bound(self, n: int) -> float:
         """The constant, whichever it is."""
@@ -57,10 +60,6 @@ def kept(ratio: float, n: int) -> int:
 
 def _halves(n: int) -> int:
     return math.ceil(n / 2)
-
-
-def _blocks(n: int) -> int:
-    return math.ceil(n / 65536) if n > 65536 else 0
 
 
 def elias_fano(k: int, n: int) -> int:
@@ -274,55 +273,59 @@ def _power_sgd(rank: int) -> CompressorCase:
     )
 
 
+def _slow(case: CompressorCase) -> CompressorCase:
+    return dataclasses.replace(case, slow=True)
+
+
 COMPRESSORS = [
     CompressorCase(compressors.Identity(), words=lambda n: n, contraction=lambda n: 0.0),
     CompressorCase(compressors.Float16(), words=_halves, contraction=lambda n: 2.0**-22),
     CompressorCase(compressors.BFloat16(), words=_halves, contraction=lambda n: 2.0**-16),
     _top_k(0.01),
-    _top_k(0.3),
+    _slow(_top_k(0.3)),
     _top_k(1.0),
-    _top_k(0.01, "bfloat16"),
+    _slow(_top_k(0.01, "bfloat16")),
     _top_k(0.01, "int8", idempotent=False),  # values that round to 0 make room for others
     _top_k(0.3, "int4", idempotent=False),
     _top_k(0.01, "table2"),
     _top_k_of_chunks(0.02, 100),
     _adaptive_top_k(0.01, lambda n: kept(0.01, n)),
-    _adaptive_top_k("500 entries/step", lambda n: min(500, n), rule="threshold"),
+    _slow(_adaptive_top_k("500 entries/step", lambda n: min(500, n), rule="threshold")),
     _random_k(0.01),
-    _random_k(1.0),
+    _slow(_random_k(1.0)),
     _random_k(0.3, scaled=True),
     _block_sign(),
     _block_sign(1000),
     _ternary(2.5),
-    _ternary(None),
+    _slow(_ternary(None)),
     _ternary(2.5, shared_scale=True),
     _qsgd(4, 512),
-    _qsgd(2, 100),
-    _qsgd(8, None),
+    _slow(_qsgd(2, 100)),
+    _slow(_qsgd(8, None)),
     _log_grid(0),
-    _log_grid(1),
+    _slow(_log_grid(1)),
     _log_grid(6),
     _uniform_grid(8, "absmax"),
-    _uniform_grid(3, "absmax"),
+    _slow(_uniform_grid(3, "absmax")),
     _uniform_grid(8, "fixed"),
-    _uniform_grid(2, "fixed"),
+    _slow(_uniform_grid(2, "fixed")),
     _threshold_quantizer("scaled"),
     _threshold_quantizer("optimal"),
-    _threshold_quantizer(0.25),
+    _slow(_threshold_quantizer(0.25)),
     _block_int8(256),
-    _block_int8(1000),
-    _block_int8(None),
+    _slow(_block_int8(1000)),
+    _slow(_block_int8(None)),
     _float8("e4m3", 256),
-    _float8("e5m2", None),
+    _slow(_float8("e5m2", None)),
     CompressorCase(
         compressors.NaturalCompression(),
         words=lambda n: math.ceil(n / 32) + math.ceil(n / 4),
         variance=lambda n: 1 / 8,
     ),
     _two_means(),
-    _two_means(1000),
+    _slow(_two_means(1000)),
     _power_sgd(4),
-    _power_sgd(1),
+    _slow(_power_sgd(1)),
 ]
 
 
@@ -348,8 +351,7 @@ SCHEDULES = _schedules()
 
 def over_compressors(*, only: Callable[[compressors.Compressor], bool] = lambda _: True):
     """Decorator: runs a test once per catalogued compressor, as its argument `case`."""
-    cases = [case for case in COMPRESSORS if only(case.compressor)]
-    return pytest.mark.parametrize("case", cases, ids=str)
+    return _over([case for case in COMPRESSORS if only(case.compressor)])
 
 
 @dataclasses.dataclass(frozen=True)
@@ -501,5 +503,4 @@ def over_optimizers():
 
 
 def _over(cases):
-    marked = [pytest.param(case, marks=[pytest.mark.slow] if case.slow else []) for case in cases]
-    return pytest.mark.parametrize("case", marked, ids=str)
+    return pytest.mark.parametrize("case", slow_unless(lambda c: not c.slow, cases), ids=str)

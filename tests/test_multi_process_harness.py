@@ -36,6 +36,7 @@ def test_results_come_in_order_and_no_process_is_left():
     assert not any(is_alive(r["pid"]) for r in results)
 
 
+@pytest.mark.slow
 @pytest.mark.multi_process
 def test_failure_ends_all_and_shows_every_output():
     start = time.monotonic()
@@ -48,6 +49,7 @@ def test_failure_ends_all_and_shows_every_output():
     assert error.value.exit_codes[1] == 1
 
 
+@pytest.mark.slow
 @pytest.mark.multi_process
 def test_timeout_says_where_the_workers_hang():
     with start_workers(functions.sleep, args={"seconds": 60}) as running:
@@ -57,6 +59,7 @@ def test_timeout_says_where_the_workers_hang():
             running.wait(timeout=0.2)
 
 
+@pytest.mark.slow
 @pytest.mark.multi_process
 def test_a_worker_can_be_killed_and_restarted(tmp_path):
     with start_workers(
@@ -97,6 +100,7 @@ def test_workers_end_with_a_killed_parent(tmp_path):
     assert not any(is_alive(pid) for pid in pids)
 
 
+@pytest.mark.slow
 @pytest.mark.multi_process
 def test_logical_devices():
     assert run_workers(functions.count_logical_devices, workers=1, devices=3) == [3]

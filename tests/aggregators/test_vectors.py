@@ -5,13 +5,16 @@ import pytest
 import tensorflow as tf
 
 from tests.catalogue import COMPRESSORS
+from tests.rungs import slow_unless
 from tfqcomm.aggregators import vectors
 
 SIZE = vectors.FUSE_FROM + 33
 CASES = [case for case in COMPRESSORS if not case.compressor.low_rank]
 
 
-@pytest.mark.parametrize("case", CASES, ids=lambda case: str(case.compressor))
+@pytest.mark.parametrize(
+    "case", slow_unless(lambda case: not case.slow, CASES), ids=lambda case: str(case.compressor)
+)
 def test_what_is_sent_and_what_is_left_out_are_all_there_was(case):
     codec = case.compressor
     rng = np.random.default_rng(0)

@@ -14,6 +14,7 @@ import pytest
 
 from tests.callbacks import backup_functions as functions
 from tests.multi_process import run_workers, start_workers
+from tests.rungs import slow_unless
 from tfqcomm.callbacks import BackupAndRestore, TrafficLogger
 from tfqcomm.compressors import PowerSGD, TopK
 from tfqcomm.distribute import CompressedAllReduce
@@ -230,7 +231,9 @@ def test_model_with_two_optimizers(tmp_path, strategy):
         assert optimizer.iterations.numpy() == 18
 
 
-@pytest.mark.parametrize("container", [None, list, dict])
+@pytest.mark.parametrize(
+    "container", slow_unless(lambda container: container is dict, [None, list, dict])
+)
 def test_optimizers_that_are_built_in_the_first_step_resume_where_they_were(
     tmp_path, strategy, container
 ):
@@ -311,6 +314,7 @@ OPTIMIZERS = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("alternate", [False, True])
 def test_the_warm_start_of_power_sgd_is_kept(tmp_path, strategy, alternate):
     """A run of two replicas goes on with four, from the factors that it had."""

@@ -19,6 +19,7 @@ OPS = {  # the collectives of each method's step
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("implementation", "hint"), [("NCCL", "nccl"), (None, "auto")])
 def test_the_hint_is_in_every_collective_of_a_step(implementation, hint):
     args = {"implementation": implementation}

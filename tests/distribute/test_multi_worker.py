@@ -34,7 +34,7 @@ FOUR_REPLICAS = [
 
 
 SLOW = [  # jobs that the default run leaves out, and the tests of their results with them
-    *(f"train {c}" for c in functions.CONFIGS if c not in ("dense", "top_k", "two_phase", "qadam")),
+    *(f"train {c}" for c in functions.CONFIGS if c not in ("dense", "top_k")),
     "ragged_embedding alone",
     "embedding_model",
     "overflow comp_ams",

@@ -20,11 +20,7 @@ from tfqcomm.distribute import CompressedAllReduce
 
 pytestmark = [pytest.mark.multi_process, pytest.mark.timeout(900)]  # much waits for one pair
 
-QUICK = [  # in the default run
-    "validation_split",
-    "gan",
-    "model_checkpoint",
-]
+QUICK = ["gan"]  # in the default run
 SLOW = [name for name in scenarios.SCENARIOS if name not in QUICK]
 ALL = [*QUICK, *(pytest.param(name, marks=pytest.mark.slow) for name in SLOW)]
 

@@ -6,6 +6,7 @@ import pytest
 import tensorflow as tf
 
 from tests.replicas import assert_weights_close, compressing, copies, train
+from tests.rungs import slow_unless
 from tfqcomm.compressors import TopK
 from tfqcomm.optimizers import CompAMS
 from tfqcomm.state.ledger import ledger_of
@@ -39,15 +40,27 @@ def alone(strategy, make, which):
     return pair
 
 
+def adam():
+    return keras.optimizers.Adam(0.01, name="twin")
+
+
+def comp_ams():
+    return CompAMS(0.01, compressor=TopK(0.1), min_size=0, name="twin")
+
+
 @pytest.mark.parametrize(
     "make",
-    [
-        lambda: keras.optimizers.Adam(0.01, name="twin"),
-        lambda: CompAMS(0.01, compressor=TopK(0.1), min_size=0, name="twin"),
-    ],
+    slow_unless(
+        lambda make: make is comp_ams,
+        [adam, comp_ams],
+    ),
     ids=["Adam", "CompAMS"],
 )
-@pytest.mark.parametrize("together", [True, False], ids=["one function", "functions in turn"])
+@pytest.mark.parametrize(
+    "together",
+    slow_unless(lambda together: together, [True, False]),
+    ids=["one function", "functions in turn"],
+)
 def test_twins_are_as_if_they_were_alone(make, together):
     strategy = compressing(2, TopK(0.1))
     first, second = twin(strategy, make), twin(strategy, make)

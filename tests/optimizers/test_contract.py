@@ -19,6 +19,7 @@ from tests.replicas import (
     plain,
     random_gradients,
 )
+from tests.rungs import slow_unless
 from tfqcomm import optimizers
 from tfqcomm.optimizers import CompressedOptimizer
 from tfqcomm.state.ledger import ledger_of
@@ -135,7 +136,14 @@ def test_custom_loop_equals_fit(case):
 
 
 @over_optimizers()
-@pytest.mark.parametrize("options", [{"run_eagerly": True}, {"steps_per_execution": 4}], ids=str)
+@pytest.mark.parametrize(
+    "options",
+    slow_unless(
+        lambda options: "run_eagerly" not in options,
+        [{"run_eagerly": True}, {"steps_per_execution": 4}],
+    ),
+    ids=str,
+)
 def test_fit_does_the_same_in_other_ways(case, options):
     _, expected, _ = fitted(case)
     model = compiled(case, strategy_of(case), **options)

@@ -12,6 +12,7 @@ import tensorflow as tf
 from tests.optimizers.local_runs import SHAPES, flat, follow, random_losses, run
 from tests.optimizers.local_sgd_reference import LeaderReference
 from tests.replicas import build, copies, plain, random_gradients
+from tests.rungs import slow_unless
 from tfqcomm.compressors import BlockSign, Identity, TopK
 from tfqcomm.optimizers import LeaderSGD
 from tfqcomm.optimizers.local.leader_sgd import leader_sgd_pull
@@ -447,7 +448,14 @@ def test_fit_learns_and_everybody_leads():
     assert not any(np.array_equal(first[0], other[0]) for other in others)
 
 
-@pytest.mark.parametrize("options", [{"run_eagerly": True}, {"steps_per_execution": 4}], ids=str)
+@pytest.mark.parametrize(
+    "options",
+    slow_unless(
+        lambda options: "run_eagerly" not in options,
+        [{"run_eagerly": True}, {"steps_per_execution": 4}],
+    ),
+    ids=str,
+)
 def test_fit_does_the_same_in_other_ways(options):
     make = leader_sgd(
         momentum=0.9, groups=2, local_period=2, global_period=3, leader_compressor="bfloat16"

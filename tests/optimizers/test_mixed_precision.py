@@ -8,6 +8,7 @@ import pytest
 
 from tests.catalogue import OPTIMIZERS
 from tests.replicas import assert_replicas_equal, compressing, plain
+from tests.rungs import slow_unless
 from tfqcomm.state.ledger import ledger_of
 
 CASES = [case for case in OPTIMIZERS if str(case) in ("CompAMS-TopK", "Adam", "SGD")]
@@ -48,7 +49,7 @@ def strategy_of(case):
 
 
 @pytest.mark.parametrize("case", CASES, ids=str)
-@pytest.mark.parametrize("sick", [0, 1])
+@pytest.mark.parametrize("sick", slow_unless(lambda sick: sick == 1, [0, 1]))
 def test_an_overflow_on_one_replica_is_skipped_by_all(case, sick):
     strategy = strategy_of(case)
     model = compiled(case, strategy, dense_model)

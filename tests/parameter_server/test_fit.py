@@ -24,6 +24,7 @@ def fitted():
     return run(runs.fit_like_keras)
 
 
+@pytest.mark.slow
 def test_callbacks_see_what_keras_shows_them():
     between = [f"epoch {i} {what}" for i in range(6) for what in ("begin", "end")]
     assert fitted()["events"] == ["train begin", *between, "train end"]
@@ -120,6 +121,7 @@ def test_backup_and_restore(tmp_path):
     assert int(found["second"]["epoch 3"]["slots"][0]) == 4 * runs.STEPS
 
 
+@pytest.mark.slow
 def test_a_backup_within_an_epoch_has_the_weights_of_that_moment(tmp_path):
     found = run(runs.back_up_within_an_epoch, ("directory", str(tmp_path)))
     epoch, restored = found["restored"]

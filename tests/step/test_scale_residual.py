@@ -5,6 +5,7 @@ import numpy as np
 import pytest
 
 from tests.replicas import apply_gradients, build, compressing, random_gradients
+from tests.rungs import slow_unless
 from tests.step.error_feedback_reference import means_of_messages, sgd
 from tfqcomm.callbacks import BackupAndRestore
 from tfqcomm.compressors import AdaptiveTopK, BlockSign, PowerSGD, Ternary, TopK
@@ -56,7 +57,11 @@ def test_steps_are_those_of_a_reference(codec, scale):
         np.testing.assert_allclose(values, sgd(before, mean, RATES), atol=2e-5)
 
 
-@pytest.mark.parametrize(("codec", "options"), CODECS, ids=str)
+@pytest.mark.parametrize(
+    ("codec", "options"),
+    slow_unless(lambda codec, options: options.get("schedule") or not options, CODECS),
+    ids=str,
+)
 def test_every_gradient_moves_the_weights_at_its_own_rate(codec, options):
     """With what is still owed, at the last rate, nothing is lost and nothing counts more."""
     gradients = random_gradients(STEPS, 2, SHAPES)
