@@ -1,0 +1,43 @@
+"""The benchmark of training times: all workers end together, once the target is reached."""
+
+import json
+import subprocess
+import sys
+
+import pytest
+
+from tests.multi_process import ROOT
+
+pytestmark = [pytest.mark.network, pytest.mark.slow, pytest.mark.multi_process]
+COMMAND = [sys.executable, "-m", "benchmarks.time_to_accuracy", "--workers=2", "--units=128"]
+
+
+def test_the_target_is_reached_in_fewer_bytes(tmp_path):
+    out = tmp_path / "times.json"
+    done = subprocess.run(
+        [*COMMAND, "--methods=dense,diloco", "--target=0.8", f"--out={out}"],
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+        timeout=280,
+    )
+    assert done.returncode == 0, done.stderr
+    dense, diloco = json.loads(out.read_text())["rows"]
+    for row in (dense, diloco):
+        assert row["accuracy"] >= 0.8 and row["steps"] % 48 == 0 and row["seconds"] > 0
+    per_step = 4 * dense["parameters"]  # 2 (W - 1) / W of 4 bytes
+    assert dense["sent"] == pytest.approx(per_step * dense["steps"], rel=0.3)
+    assert diloco["sent"] / diloco["steps"] < dense["sent"] / dense["steps"] / 5
+    lines = [line for line in done.stdout.splitlines() if line.startswith("|")]
+    assert len(lines) == 2 + 2 and len({line.count("|") for line in lines}) == 1
+
+
+def test_an_unknown_method_is_named(tmp_path):
+    done = subprocess.run(
+        [*COMMAND, "--methods=none", f"--out={tmp_path}/x"],
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+    )
+    assert done.returncode != 0
+    assert "--methods must be among" in done.stdout + done.stderr
