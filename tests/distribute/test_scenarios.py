@@ -92,6 +92,7 @@ def names_in(path):
     return sorted(file.name for file in path.iterdir())
 
 
+@pytest.mark.slow
 def test_checkpoints_at_one_path_can_be_read(two, directory):
     found = two["model_checkpoint"]
     assert names_in(directory / "checkpoints") == [
