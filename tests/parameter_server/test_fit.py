@@ -24,7 +24,6 @@ def fitted():
     return run(runs.fit_like_keras)
 
 
-@pytest.mark.slow
 def test_callbacks_see_what_keras_shows_them():
     between = [f"epoch {i} {what}" for i in range(6) for what in ("begin", "end")]
     assert fitted()["events"] == ["train begin", *between, "train end"]
