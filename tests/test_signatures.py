@@ -67,6 +67,8 @@ GOLDENS = {  # by position, and by name alone: argument -> default, as of the fi
             "outer_momentum": 0.9,
             "compressor": None,
             "fragments": 1,
+            "overlap": 0,
+            "merge": 1.0,
         },
         {**SHARED, **dict.fromkeys(OF_GRADIENTS, "missing"), "name": "diloco"},
     ),
@@ -77,6 +79,8 @@ GOLDENS = {  # by position, and by name alone: argument -> default, as of the fi
             "compressor": TopK(64 / 4096, value_dtype="table2", chunk=4096),
             "residual_decay": 0.95,
             "fragments": 1,
+            "overlap": 0,
+            "merge": 1.0,
         },
         {
             **{n: SHARED[n] for n in SHARED if n not in ("residual_decay", "schedule")},

@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+import copy
+import weakref
+
 import tensorflow as tf
 
 from tfqcomm import _tf_private
 from tfqcomm.transport.agreement import check_agreement
 from tfqcomm.transport.base import Transport
+from tfqcomm.transport.in_flight import Arrivals, Departures, Flights
 from tfqcomm.transport.watch import Watch
 
 # TensorFlow's ring slows down above 64 MB per collective; half of that is on the safe side.
@@ -21,12 +25,34 @@ class CollectiveTransport(Transport):
         super().__init__(
             _tf_private.process_count(strategy), _tf_private.process_rank(strategy), devices
         )
+        self._collectives: _tf_private.Collectives | Departures | Arrivals
         self._collectives = _tf_private.Collectives(strategy, devices[0])
+        self._aside: _tf_private.Collectives | None = None
+        self._strategy = weakref.ref(strategy)
         self.addresses = _tf_private.process_addresses(strategy)
         self.watch = Watch(strategy, self.addresses, strategy.extended.timeout_seconds or 0)
 
     def together(self):
         return self._collectives.together()
+
+    def flights(self):
+        if self._aside is None:
+            device = tf.DeviceSpec.from_string(self.device)
+            cpu = device.replace(device_type="CPU", device_index=0).to_string()
+            with tf.init_scope():
+                self._aside = _tf_private.Collectives(self._strategy(), cpu, aside="in flight")
+        return Flights(self._aside, _tf_private.progress_of(self._strategy()))
+
+    def departing(self, flights, name, step):
+        return self._by(Departures(flights, name, step, self.processes))
+
+    def arriving(self, flights, name, step):
+        return self._by(Arrivals(flights, name, step, self.processes))
+
+    def _by(self, collectives: Departures | Arrivals) -> CollectiveTransport:
+        other = copy.copy(self)
+        other._collectives = collectives
+        return other
 
     def agree(self, topic, facts, notes, **more):
         with tf.init_scope():
