@@ -93,7 +93,7 @@ def test_hundred_steps_are_those_of_the_paper(world, every, turns, overlap, merg
             assert np.abs(owed).max() > 1e-2
             np.testing.assert_allclose(state[f"residual/{index}"], owed, atol=2e-5)
     if world == 2 and merge < 1:
-        assert (history[:, 0] != history[:, 1]).all()
+        assert (history[:, 0] != history[:, 1]).any(axis=1).all()
     assert ledger_of(optimizer).meter.read().skipped_steps == 0
 
 
@@ -115,13 +115,13 @@ def test_sparse_messages_may_be_merged_later_too():
     """All kept, float32, two replicas with equal norms: DiLoCo that averages."""
     more = {"overlap": 1, "merge": 0.5, "min_size": 0}
     gradients = [np.repeat(g, 2, axis=1) for g in random_gradients(9, 1, SHAPES)]
-    found = []
+    strategy, found = plain(2), []
     for make in (
         lambda: SparseLoCo(keras.optimizers.SGD(0.1), 2, TopK(1.0), 1.0, **more),
         lambda: DiLoCo(keras.optimizers.SGD(0.1), 2, 1.0, 0.0, **more),
     ):
-        optimizer, variables = build(plain(2), make, SHAPES)
-        found.append(flat(run(plain(2), optimizer, variables, gradients)))
+        optimizer, variables = build(strategy, make, SHAPES)
+        found.append(flat(run(strategy, optimizer, variables, gradients)))
     np.testing.assert_allclose(found[0], found[1], atol=1e-6)
 
 
@@ -165,18 +165,22 @@ def test_a_run_that_was_interrupted_before_it_merged_goes_on_to_the_bit(tmp_path
 
 
 def test_another_number_of_replicas_merges_the_same_mean():
-    make = functools.partial(functions.compiled, every=5, overlap=4, **CODEC)
-    model = functions.fit(make(plain(2)), 1)
-    saved = ledger_of(model.optimizer).state()
-    assert np.abs(saved["worker/sent/0"]).max() > 1e-3
-    more = make(plain(4))
-    restore_state(more.optimizer, saved)
-    more.optimizer.iterations.assign(8)  # as a backup does
-    functions.fit(more, 1)
-    again = ledger_of(more.optimizer).state()
-    # Merged with the ninth step, before anything else was: so far it is known to the bit.
-    assert again["shared/sent_at/0_of_1"] == 15
-    assert not np.array_equal(again["shared/global/0"], saved["shared/global/0"])
+    """Sent by two with step 5, merged by four with step 9."""
+    make = functools.partial(functions.compiled, every=5, overlap=4)
+    saved = ledger_of(functions.fit(make(plain(2)), 1).optimizer).state()
+    model = make(plain(4))
+    restore_state(model.optimizer, saved)
+    model.optimizer.iterations.assign(8)  # as a backup does
+    model.fit(functions.X[:12], functions.Y[:12], batch_size=12, verbose=0)
+    state = ledger_of(model.optimizer).state()
+    for index in range(4):
+        weights, buffer, delta = (
+            saved[f"{kind}/{index}"]
+            for kind in ("shared/global", "shared/outer_momentum", "worker/sent")
+        )
+        assert np.abs(delta).max() > 1e-3
+        moved = weights - 0.7 * (delta + 0.9 * (0.9 * buffer + delta))
+        np.testing.assert_allclose(state[f"shared/global/{index}"], moved, atol=1e-6)
 
 
 # ---------------------------------------------------------------------------------------- arguments

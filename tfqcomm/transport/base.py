@@ -57,9 +57,9 @@ class Transport(abc.ABC):
         """Scope of moves of which each may begin while others are under way."""
         return contextlib.nullcontext()
 
-    def flights(self) -> Flights | None:
-        """What an optimizer has under way while steps go on; None where nothing leaves."""
-        return None
+    def flights(self) -> Flights:
+        """What one optimizer will have under way while steps go on; between processes only."""
+        raise NotImplementedError(f"{type(self).__name__} has no flights")
 
     def departing(self, flights: Flights, name: str, step: tf.Tensor) -> Transport:
         """Starts what one exchange sends, and gives zeros for what will come of it.

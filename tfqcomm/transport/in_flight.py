@@ -15,6 +15,7 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import functools
 import itertools
 import queue
 import threading
@@ -83,7 +84,9 @@ class Flights:
         """Launches a collective, and does not wait for it."""
         flight = self._under_way[name] = Flight(step)
         place = f"flight {self._number}, {name}"
-        launch = _launch, getattr(self._collectives, kind), place, np.array(value)
+        launch = functools.partial(
+            _launch, getattr(self._collectives, kind), place, np.array(value)
+        )
         self._queue.put((flight, launch))
         return flight
 
@@ -106,9 +109,9 @@ class Flights:
 
 def _fly(flights: queue.SimpleQueue) -> None:
     while (entry := flights.get()) is not None:
-        flight, (launch, *arguments) = entry
-        flight.run(lambda launch=launch, arguments=arguments: launch(*arguments))
-        del entry, flight, launch, arguments  # not to be kept until the next one comes
+        flight, launch = entry
+        flight.run(launch)
+        del entry, flight, launch  # not to be kept until the next one comes
 
 
 def _launch(collective, place: str, value: np.ndarray) -> tf.Tensor:
@@ -156,11 +159,13 @@ class Departures(_Stage):
 
     def move(self, kind, name, value, shape):
         """Starts it; the result is not there yet."""
+        flights = self.flights  # TensorFlow never lets go of `start`, nor of what that refers to
 
         def start(value, step):
-            self.flights.start(kind, name, value, int(step))
+            flights.start(kind, name, value, int(step))
+            return True
 
-        tf.numpy_function(start, [value, self.step], [])
+        tf.numpy_function(start, [value, self.step], tf.bool)
         return tf.zeros(shape, value.dtype)
 
 
@@ -169,13 +174,14 @@ class Arrivals(_Stage):
 
     def move(self, kind, name, value, shape):
         """Waits for it."""
+        flights = self.flights  # as in `Departures`
 
         def take(value, step):
-            return self.flights.take(kind, name, value, int(step))
+            return flights.take(kind, name, value, int(step))
 
         def wait(value):
             taken = tf.numpy_function(take, [value, self.step], value.dtype)
             return tf.ensure_shape(taken, shape)
 
         with _tf_private.doing(f"what was sent {name}"):
-            return self.flights.progress.noted(kind, value, wait)
+            return flights.progress.noted(kind, value, wait)
