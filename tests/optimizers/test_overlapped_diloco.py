@@ -214,7 +214,7 @@ def test_config_round_trip():
 
 
 class Fake:
-    """Collectives that note what they are given, and wait until they may end."""
+    """Collectives that note what they are given."""
 
     def __init__(self):
         self.given = []
@@ -240,8 +240,8 @@ def test_flights_are_taken_once_and_those_of_another_step_are_not():
 
 
 def test_a_flight_that_fails_tells_who_takes_it():
-    flights = Flights(object(), None)
-    flights._collectives = type("Broken", (), {"all_gather": lambda self, value: 1 / 0})()
+    broken = type("Broken", (), {"all_gather": lambda self, value: 1 / 0})()
+    flights = Flights(broken, None)
     flights.start("all_gather", "a", np.float32([1]), 3)
     with pytest.raises(ZeroDivisionError):
         flights.take("all_gather", "a", np.float32([1]), 3)

@@ -59,7 +59,7 @@ class Transport(abc.ABC):
 
     def flights(self) -> Flights:
         """What one optimizer will have under way while steps go on; between processes only."""
-        raise NotImplementedError(f"{type(self).__name__} has no flights")
+        raise TypeError(f"{type(self).__name__} has no flights: nothing leaves this process")
 
     def departing(self, flights: Flights, name: str, step: tf.Tensor) -> Transport:
         """Starts what one exchange sends, and gives zeros for what will come of it.
@@ -69,11 +69,11 @@ class Transport(abc.ABC):
             name: of the exchange.
             step: int64 scalar: which one it is, of those of this name.
         """
-        raise NotImplementedError(f"{type(self).__name__} has no flights")
+        raise TypeError(f"{type(self).__name__} has no flights: nothing leaves this process")
 
     def arriving(self, flights: Flights, name: str, step: tf.Tensor) -> Transport:
         """Waits for what was started by `departing` of the same arguments."""
-        raise NotImplementedError(f"{type(self).__name__} has no flights")
+        raise TypeError(f"{type(self).__name__} has no flights: nothing leaves this process")
 
     def all_gather(self, words: Sequence[tf.Tensor]) -> tf.Tensor:
         """Gives everyone's words to everyone: L times int32[w] -> int32[W, w], in rank order."""

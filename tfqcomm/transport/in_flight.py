@@ -13,8 +13,8 @@ same order. What is not under way when it is to be taken, as after a restart, is
 
 from __future__ import annotations
 
+import abc
 import contextlib
-import dataclasses
 import functools
 import itertools
 import queue
@@ -119,16 +119,21 @@ def _launch(collective, place: str, value: np.ndarray) -> tf.Tensor:
         return collective(tf.constant(value))
 
 
-@dataclasses.dataclass
-class _Stage:
-    """The moves of one exchange, in the order in which they are traced."""
+class _Stage(abc.ABC):
+    """The moves of one exchange, in the order in which they are traced.
 
-    flights: Flights
-    name: str
-    step: tf.Tensor
-    processes: int
+    Args:
+        flights: of the optimizer.
+        name: of the exchange.
+        step: int64 scalar: which one it is, of those of this name.
+        processes: that take part.
+    """
 
-    def __post_init__(self):
+    def __init__(self, flights: Flights, name: str, step: tf.Tensor, processes: int):
+        self.flights = flights
+        self.name = name
+        self.step = step
+        self.processes = processes
         self._moves = itertools.count()
 
     def together(self):
@@ -149,9 +154,9 @@ class _Stage:
         with tf.device("CPU:0"):
             return self.move(kind, name, value, shape)
 
+    @abc.abstractmethod
     def move(self, kind: str, name: str, value: tf.Tensor, shape) -> tf.Tensor:
         """One of them: its result, of a static shape."""
-        raise NotImplementedError
 
 
 class Departures(_Stage):
