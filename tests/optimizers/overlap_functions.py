@@ -9,7 +9,7 @@ import numpy as np
 
 from tests.replicas import copies
 from tfqcomm.callbacks import AverageReplicas
-from tfqcomm.compressors import PowerSGD, TopK
+from tfqcomm.compressors import TopK
 from tfqcomm.distribute import MultiWorkerMirroredStrategy
 from tfqcomm.optimizers import DiLoCo
 from tfqcomm.state.ledger import ledger_of, restore_state
@@ -19,19 +19,22 @@ X = np.random.default_rng(0).normal(size=[96, 6]).astype("float32")
 Y = X[:, :2] ** 2
 RUNS = {  # by what moves the differences
     "dense": {"compressor": None},
+    "several steps a call": {"compressor": None, "steps_per_execution": 4},
     "all_gather": {"compressor": TopK(0.3), "schedule": "all_gather", "min_size": 0},
     "two_phase": {"compressor": "block_int8", "schedule": "two_phase", "min_size": 0},
-    "low_rank": {"compressor": PowerSGD(1), "min_size": 0},
+    "warm_up": {"compressor": TopK(0.3), "schedule": "all_gather", "min_size": 0, "warm_up": 10},
 }
+ONE_ROUND = ("dense", "several steps a call", "all_gather", "warm_up")
 
 
-def compiled(strategy, every=6, **options):
+def compiled(strategy, every=6, steps_per_execution=1, **options):
     """A model of four variables that trains with Adam inside."""
     keras.utils.set_random_seed(0)
     with strategy.scope():
         layers = [keras.layers.Dense(8, activation="tanh"), keras.layers.Dense(2)]
         model = keras.Sequential([keras.Input([6]), *layers])
-        model.compile(DiLoCo(keras.optimizers.Adam(0.02), every, **options), "mse")
+        optimizer = DiLoCo(keras.optimizers.Adam(0.02), every, **options)
+        model.compile(optimizer, "mse", steps_per_execution=steps_per_execution)
     return model
 
 
@@ -73,10 +76,10 @@ def results(strategy, **options):
     }
 
 
-def train_overlapped():
-    """Every run of `RUNS`."""
-    strategy = MultiWorkerMirroredStrategy()
-    return {name: results(strategy, **options) for name, options in RUNS.items()}
+def train_overlapped(names, devices):
+    """Some of `RUNS`."""
+    strategy = MultiWorkerMirroredStrategy(devices_per_worker=devices)
+    return {name: results(strategy, **RUNS[name]) for name in names}
 
 
 class _Events(keras.callbacks.Callback):
