@@ -480,6 +480,7 @@ OPTIMIZERS = [
         label="auto-two_phase",
         slow=True,
     ),
+    OptimizerCase("DeMo", functools.partial(optimizers.DeMo, 0.02, top=4, chunk=8)),
     _optimizer("QCMDAdagrad", 0.1, l1=1e-3, l1_on_vectors=True, slow=True),
     _optimizer("QRDAAdagrad", 0.1, l1=1e-4, center="initial"),
     _optimizer("AdaptiveTopKSGD", 0.05, 0.9, budget=0.2, rule="norm_ef"),

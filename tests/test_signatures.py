@@ -28,6 +28,7 @@ SHARED = {  # what all that compress have in common
     "verify": True,
 }
 OF_GRADIENTS = ("scale_residual", "accumulate", "embedding_rows")
+DEMO_DECIDES = optimizers.DeMo.decides
 ADAM = {"learning_rate": 1e-3, "beta_1": 0.9, "beta_2": 0.999, "epsilon": 1e-8}
 ADAGRAD = {"learning_rate": 0.05, "l1": 0.0, "delta": 1e-2}
 QUANTIZED = {
@@ -59,6 +60,14 @@ GOLDENS = {  # by position, and by name alone: argument -> default, as of the fi
         ADAM,
         {"compressor": "top_k", **SHARED, "epsilon_inside": True, "name": "comp_ams"},
     ),
+    "DeMo": (
+        {"learning_rate": 1e-3, "decay": 0.999, "top": 32, "chunk": 64},
+        {
+            **{n: SHARED[n] for n in SHARED if n not in DEMO_DECIDES},
+            "value_dtype": "float32",
+            "name": "demo",
+        },
+    ),
     "DiLoCo": (
         {
             "inner": REQUIRED,
@@ -67,6 +76,8 @@ GOLDENS = {  # by position, and by name alone: argument -> default, as of the fi
             "outer_momentum": 0.9,
             "compressor": None,
             "fragments": 1,
+            "overlap": 0,
+            "merge": 1.0,
         },
         {**SHARED, **dict.fromkeys(OF_GRADIENTS, "missing"), "name": "diloco"},
     ),
@@ -77,6 +88,8 @@ GOLDENS = {  # by position, and by name alone: argument -> default, as of the fi
             "compressor": TopK(64 / 4096, value_dtype="table2", chunk=4096),
             "residual_decay": 0.95,
             "fragments": 1,
+            "overlap": 0,
+            "merge": 1.0,
         },
         {
             **{n: SHARED[n] for n in SHARED if n not in ("residual_decay", "schedule")},

@@ -12,7 +12,7 @@ from tests.replicas import copies
 from tfqcomm.callbacks import AverageReplicas
 from tfqcomm.compressors import TopK
 from tfqcomm.distribute import MultiWorkerMirroredStrategy
-from tfqcomm.optimizers import DiLoCo, OneBitAdam, QAdam, SparseLoCo
+from tfqcomm.optimizers import DeMo, DiLoCo, OneBitAdam, QAdam, SparseLoCo
 from tfqcomm.state.ledger import ledger_of, memory_of
 
 
@@ -45,6 +45,22 @@ def train_one_bit_adam(strategy=None):
     return {
         "weights": model.get_weights(),
         "switched_after": model.optimizer.switched_after,
+        "bytes": ledger_of(model.optimizer).meter.read().bytes_sent,
+    }
+
+
+def train_demo(strategy=None):
+    """What `test_demo.py` compares."""
+    strategy = strategy or MultiWorkerMirroredStrategy()
+    keras.utils.set_random_seed(0)
+    with strategy.scope():
+        model = keras.Sequential([keras.Input([8]), keras.layers.Dense(4)])
+        model.compile(DeMo(0.01, top=3, chunk=4), "mse")
+    x = np.random.default_rng(0).normal(size=[256, 8]).astype("float32")
+    model.fit(x, x[:, :4] ** 2, batch_size=32, epochs=2, shuffle=False, verbose=0)
+    return {
+        "weights": model.get_weights(),
+        "state": ledger_of(model.optimizer).state(),
         "bytes": ledger_of(model.optimizer).meter.read().bytes_sent,
     }
 

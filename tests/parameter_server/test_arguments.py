@@ -101,6 +101,10 @@ class StepOfItsOwn(optimizers.CompAMS):
             r"those of OneBitAdam need more, which stays on the servers.*optimizer=OneBitAdam",
         ),
         (
+            {"optimizer": optimizers.DeMo()},
+            r"those of DeMo need more, which stays on the servers.*optimizer=DeMo",
+        ),
+        (
             {"optimizer": keras.optimizers.LossScaleOptimizer(StepOfItsOwn())},
             r"those of StepOfItsOwn need more, which stays on the servers",
         ),

@@ -79,6 +79,12 @@ class Progress:
         with tf.control_dependencies([] if tf.executing_eagerly() else noted):
             return tf.identity(value)
 
+    def noted(self, kind: str, value: tf.Tensor, wait) -> tf.Tensor:
+        """`wait(value)`, in which this process waits for the others, noted as a collective."""
+        result = wait(self.begin(_place(kind, value), value))
+        self.end(result)
+        return result
+
     def end(self, *results: tf.Tensor) -> None:
         """Notes that the collectives with these results have ended."""
         with tf.control_dependencies(list(results)), tf.device("CPU:0"):
@@ -238,16 +244,16 @@ class Collectives:
     Args:
         strategy: whose processes take part.
         device: of this process.
-        aside: whether these may run beside those of the program: for the watch.
+        aside: what these are for, which may run beside those of the program; "" for those.
     """
 
-    def __init__(self, strategy: tf.distribute.Strategy, device: str, *, aside: bool = False):
+    def __init__(self, strategy: tf.distribute.Strategy, device: str, *, aside: str = ""):
         extended = strategy.extended
         self.size = process_count(strategy)
         self.rank = process_rank(strategy)
         self._options = extended._communication_options
         keys = extended._collective_keys
-        group_key = keys.get_group_key((device, "aside") if aside else (device,))
+        group_key = keys.get_group_key((device, aside) if aside else (device,))
         self._launcher = Launcher(
             group_key, self.size, keys, device, self._options, None if aside else extended.progress
         )

@@ -21,6 +21,8 @@ class AdaptiveMean(Aggregator):
         budget: of the compressor, for the whole bucket.
     """
 
+    one_round = False
+
     def __init__(self, *args, budget: Budget, **kwargs):
         super().__init__(*args, joint=True, **kwargs)
         self.budget = budget

@@ -6,6 +6,7 @@ import abc
 import dataclasses
 import zlib
 from collections.abc import Sequence
+from typing import ClassVar
 
 import tensorflow as tf
 
@@ -75,7 +76,10 @@ class Aggregator(abc.ABC):
 
     Attributes:
         layout: of the bucket; tensors without elements are left out.
+        one_round: whether all that is sent is known before anything has arrived.
     """
+
+    one_round: ClassVar[bool] = True
 
     def __init__(
         self,

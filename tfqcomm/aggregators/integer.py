@@ -20,6 +20,8 @@ class IntegerMean(Aggregator):
     There is one lossy step, at the worker. TernGrad's "scaler sharing" (arXiv 1705.07878).
     """
 
+    one_round = False
+
     def exchange(self, messages, healthy, step):
         if not self.layout.size:
             return BucketMean(tf.zeros([0]), tf.constant(True), [], 0)

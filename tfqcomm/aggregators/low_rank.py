@@ -70,6 +70,8 @@ class LowRankMean(Aggregator):
         factors: the warm start of all of them.
     """
 
+    one_round = False
+
     def __init__(self, *args, shapes: Sequence[Sequence[int]], factors: Factors, **kwargs):
         super().__init__(*args, **kwargs)
         self.factors = factors

@@ -24,6 +24,8 @@ class TwoPhaseMean(Aggregator):
     are finer than the tensor.
     """
 
+    one_round = False
+
     def __init__(self, *args, **kwargs):
         super().__init__(*args, **kwargs)
         self._owner_codec = self.compressor.for_owner()

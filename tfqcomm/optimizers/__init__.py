@@ -3,6 +3,7 @@
 from tfqcomm.optimizers.adaptive_top_k_sgd import AdaptiveTopKSGD
 from tfqcomm.optimizers.base import CompressedOptimizer
 from tfqcomm.optimizers.comp_ams import CompAMS
+from tfqcomm.optimizers.demo import DeMo
 from tfqcomm.optimizers.local.diloco import DiLoCo
 from tfqcomm.optimizers.local.elastic_averaging_sgd import ElasticAveragingSGD
 from tfqcomm.optimizers.local.leader_sgd import LeaderSGD
@@ -17,6 +18,7 @@ __all__ = [
     "AdaptiveTopKSGD",
     "CompAMS",
     "CompressedOptimizer",
+    "DeMo",
     "DiLoCo",
     "ElasticAveragingSGD",
     "LeaderSGD",

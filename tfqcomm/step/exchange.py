@@ -40,6 +40,7 @@ from tfqcomm.state.ledger import Ledger
 from tfqcomm.step import routing
 from tfqcomm.step.message import Message, Reduction
 from tfqcomm.step.options import ExchangeOptions
+from tfqcomm.transport.base import Transport
 
 _AGGREGATORS: dict[str, Callable[..., Aggregator]] = {
     "dense": DenseMean,
@@ -65,10 +66,11 @@ class GradientExchange:
         options: ExchangeOptions,
         ledger: Ledger,
         aggregators: Mapping[str, Callable[..., Aggregator]] | None = None,
+        transport: Transport | None = None,
     ):
         self.options = options
         self.ledger = ledger
-        self.transport = ledger.transport
+        self.transport = transport or ledger.transport
         self.aggregators = {**_AGGREGATORS, **(aggregators or {})}
         self.sent: list[tuple[Aggregator | WarmUp, Sequence[Message], Aggregate]] = []
 
@@ -125,6 +127,12 @@ class GradientExchange:
 
         ordered = [means[m.key] for m in messages]
         return Reduction(ordered, healthy, commit, left_out, record, bytes_sent)
+
+    def one_round(self, messages: Sequence[Message]) -> bool:
+        """Whether all that `reduce` sends of them is known before anything has arrived."""
+        sorting = routing.sort(messages, self.options, self.transport.world)
+        payloads = self._payloads(sorting, None, None)
+        return not sorting.sparse and all(aggregator.one_round for aggregator, _, _ in payloads)
 
     def _aggregate(self, payloads, sparse, step) -> list[Aggregate]:
         """Exchanges the buckets, each of which may travel while the others are encoded."""

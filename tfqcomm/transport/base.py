@@ -21,6 +21,8 @@ from collections.abc import Callable, Mapping, Sequence
 import numpy as np
 import tensorflow as tf
 
+from tfqcomm.transport.in_flight import Flights
+
 
 class Transport(abc.ABC):
     """Abstract. `LocalTransport` and `CollectiveTransport` are the two there are.
@@ -54,6 +56,24 @@ class Transport(abc.ABC):
     def together(self) -> contextlib.AbstractContextManager[None]:
         """Scope of moves of which each may begin while others are under way."""
         return contextlib.nullcontext()
+
+    def flights(self) -> Flights:
+        """What one optimizer will have under way while steps go on; between processes only."""
+        raise TypeError(f"{type(self).__name__} has no flights: nothing leaves this process")
+
+    def departing(self, flights: Flights, name: str, step: tf.Tensor) -> Transport:
+        """Starts what one exchange sends, and gives zeros for what will come of it.
+
+        Args:
+            flights: of the optimizer.
+            name: of the exchange.
+            step: int64 scalar: which one it is, of those of this name.
+        """
+        raise TypeError(f"{type(self).__name__} has no flights: nothing leaves this process")
+
+    def arriving(self, flights: Flights, name: str, step: tf.Tensor) -> Transport:
+        """Waits for what was started by `departing` of the same arguments."""
+        raise TypeError(f"{type(self).__name__} has no flights: nothing leaves this process")
 
     def all_gather(self, words: Sequence[tf.Tensor]) -> tf.Tensor:
         """Gives everyone's words to everyone: L times int32[w] -> int32[W, w], in rank order."""

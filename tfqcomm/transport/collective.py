@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+import copy
+import weakref
+
 import tensorflow as tf
 
 from tfqcomm import _tf_private
 from tfqcomm.transport.agreement import check_agreement
 from tfqcomm.transport.base import Transport
+from tfqcomm.transport.in_flight import Arrivals, Departures, Flights
 from tfqcomm.transport.watch import Watch
 
 # TensorFlow's ring slows down above 64 MB per collective; half of that is on the safe side.
@@ -14,19 +18,47 @@ MAX_WORDS_PER_COLLECTIVE = 32 * 2**20 // 4
 
 
 class CollectiveTransport(Transport):
-    """Replicas in several processes, joined by TensorFlow's collectives (gRPC or NCCL)."""
+    """Replicas in several processes, joined by TensorFlow's collectives (gRPC or NCCL).
+
+    Attributes:
+        collectives: by which values move.
+        addresses: of the processes, in rank order.
+        watch: sees to it that nobody waits for ever.
+    """
 
     def __init__(self, strategy: tf.distribute.Strategy):
         devices = strategy.extended.worker_devices
         super().__init__(
             _tf_private.process_count(strategy), _tf_private.process_rank(strategy), devices
         )
-        self._collectives = _tf_private.Collectives(strategy, devices[0])
+        self.collectives: _tf_private.Collectives | Departures | Arrivals
+        self.collectives = _tf_private.Collectives(strategy, devices[0])
+        self._aside: _tf_private.Collectives | None = None
+        self._strategy = weakref.ref(strategy)
         self.addresses = _tf_private.process_addresses(strategy)
         self.watch = Watch(strategy, self.addresses, strategy.extended.timeout_seconds or 0)
 
     def together(self):
-        return self._collectives.together()
+        return self.collectives.together()
+
+    def flights(self):
+        if self._aside is None:
+            device = tf.DeviceSpec.from_string(self.device)
+            cpu = device.replace(device_type="CPU", device_index=0).to_string()
+            with tf.init_scope():
+                self._aside = _tf_private.Collectives(self._strategy(), cpu, aside="in flight")
+        return Flights(self._aside, _tf_private.progress_of(self._strategy()))
+
+    def departing(self, flights, name, step):
+        return self._by(Departures(flights, name, step, self.processes))
+
+    def arriving(self, flights, name, step):
+        return self._by(Arrivals(flights, name, step, self.processes))
+
+    def _by(self, collectives: Departures | Arrivals) -> CollectiveTransport:
+        other = copy.copy(self)
+        other.collectives = collectives
+        return other
 
     def agree(self, topic, facts, notes, **more):
         with tf.init_scope():
@@ -36,30 +68,30 @@ class CollectiveTransport(Transport):
     def _compare(self, topic, facts, notes, **more):
         with _tf_private.doing("an agreement with the others"):
             return check_agreement(
-                self._collectives.all_gather, self.addresses, topic, facts, notes, **more
+                self.collectives.all_gather, self.addresses, topic, facts, notes, **more
             )
 
     def _gather_processes(self, stacked):
         if stacked.shape.rank == 1:
-            return self._collectives.all_gather(stacked)
-        parts = [self._collectives.all_gather(part) for part in _split_columns(stacked)]
+            return self.collectives.all_gather(stacked)
+        parts = [self.collectives.all_gather(part) for part in _split_columns(stacked)]
         return parts[0] if len(parts) == 1 else tf.concat(parts, axis=1)
 
     def _reduce_processes(self, value):
         if self.processes == 2 and _is_short(value):  # as many bytes, but one round and not two
-            pair = self._collectives.all_gather(value[None])
+            pair = self.collectives.all_gather(value[None])
             return pair[0] + pair[1]
-        parts = [self._collectives.all_reduce(part) for part in _split_columns(value[None])]
+        parts = [self.collectives.all_reduce(part) for part in _split_columns(value[None])]
         return tf.concat(parts, axis=1)[0]
 
     def _exchange_processes(self, rows):
         flat = tf.reshape(rows, [self.processes, -1])
-        parts = [self._collectives.all_to_all(part) for part in _split_columns(flat)]
+        parts = [self.collectives.all_to_all(part) for part in _split_columns(flat)]
         return tf.reshape(tf.concat(parts, axis=1), tf.shape(rows))
 
     def _broadcast_processes(self, value, source, processes):
         parts = _split_columns(value[None])
-        parts = [self._collectives.broadcast(part, source, processes) for part in parts]
+        parts = [self.collectives.broadcast(part, source, processes) for part in parts]
         return tf.concat(parts, axis=1)[0]
 
 

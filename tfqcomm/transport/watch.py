@@ -137,7 +137,7 @@ class Watch:
         self._timeout_seconds = timeout_seconds
         self._progress = _tf_private.progress_of(strategy)
         device = strategy.extended.worker_devices[0]
-        self._collectives = _tf_private.Collectives(strategy, device, aside=True)
+        self._collectives = _tf_private.Collectives(strategy, device, aside="watch")
         self._finishing = threading.Event()
         self._over = threading.Event()  # nothing is left to be watched
         self._seen = ((0, 0), time.monotonic())

@@ -49,14 +49,16 @@ class GlobalWeights:
     Args:
         learning_rate: of the outer step.
         momentum: of the outer step, Nesterov's.
+        merge: in (0, 1], how much of the global weights a replica takes after an exchange.
 
     Attributes:
         shared: what a backup keeps of them.
     """
 
-    def __init__(self, learning_rate: float, momentum: float):
+    def __init__(self, learning_rate: float, momentum: float, merge: float = 1.0):
         self.learning_rate = learning_rate
         self.momentum = momentum
+        self.merge = merge
         self.shared = SharedState()
 
     def __contains__(self, key: str) -> bool:
@@ -92,6 +94,23 @@ class GlobalWeights:
         for copy in copies:
             with tf.device(copy.device):
                 copy.assign(tf.cast(weights, copy.dtype))
+
+    def merge_into(self, key: str, copies: Sequence[tf.Variable], taken: tf.Tensor) -> None:
+        """What local replicas do after an exchange: (1 - merge) own + merge global weights.
+
+        Args:
+            taken: bool scalar; after a round that was lost they go on from the global weights
+                alone, whatever `merge` says, for one of them has gone wrong.
+        """
+        if self.merge == 1:
+            self.give(key, copies)
+            return
+        weights = self.shared[_weights(key)].read_value()
+        for copy in copies:
+            with tf.device(copy.device):
+                own = tf.cast(copy, weights.dtype)
+                merged = (1 - self.merge) * own + self.merge * weights
+                copy.assign(tf.cast(tf.where(taken, merged, weights), copy.dtype))
 
 
 def _weights(key: str) -> str:

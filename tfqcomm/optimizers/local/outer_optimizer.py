@@ -2,7 +2,7 @@
 
 every step    each replica: a step of the inner optimizer with its own gradient and its own state
 some steps    a fragment: mean of (global - own) weights, compressed; the outer step moves the
-              global weights, and every replica goes on from these
+              global weights, and every replica takes them, or a part of them
 
                         step   1  2  3  4  5  6  7  8  9 10 11 12       every=4, fragments=2
     fragment 0 is exchanged             x           x           x
@@ -11,7 +11,6 @@ some steps    a fragment: mean of (global - own) weights, compressed; the outer 
 
 from __future__ import annotations
 
-import dataclasses
 from typing import ClassVar
 
 import keras
@@ -19,6 +18,7 @@ import tensorflow as tf
 
 from tfqcomm import _tf_private, checks
 from tfqcomm.aggregators.base import Aggregator
+from tfqcomm.optimizers.local.fragment import Fragment, Turns
 from tfqcomm.optimizers.local.global_weights import GlobalWeights, deal, wide
 from tfqcomm.optimizers.local.inner_optimizer import (
     keep_state,
@@ -29,11 +29,11 @@ from tfqcomm.optimizers.local.inner_optimizer import (
 from tfqcomm.optimizers.local.pulls import Pullable, own_gradients
 from tfqcomm.optimizers.memory import RememberingOptimizer
 from tfqcomm.optimizers.shared_arguments import KERAS_ARGUMENTS
-from tfqcomm.state.ledger import ledger_for
+from tfqcomm.state.ledger import Ledger, ledger_for
 from tfqcomm.state.replicas import copies, values_of
 from tfqcomm.state.traffic import Route
 from tfqcomm.step.exchange import GradientExchange
-from tfqcomm.step.message import Message, path_of
+from tfqcomm.step.message import path_of
 from tfqcomm.step.options import ExchangeOptions
 from tfqcomm.step.refusals import (
     agree_to_train,
@@ -42,8 +42,7 @@ from tfqcomm.step.refusals import (
     require_own_scope,
 )
 from tfqcomm.step.shared_arguments import exchange_arguments
-from tfqcomm.step.step import paid
-from tfqcomm.step.verification import verify_replicas
+from tfqcomm.transport import Transport
 from tfqcomm.transport.of_strategy import transport_for
 
 _ARGUMENTS = exchange_arguments(of_gradients=False)
@@ -58,6 +57,8 @@ class OuterOptimizer(RememberingOptimizer):
         outer_learning_rate, outer_momentum: of the outer step.
         compressor: of the differences.
         fragments: P, which divides `every`: as many parts take turns.
+        overlap: steps between the sending and the merging of a fragment, below `every` / P.
+        merge: in (0, 1], the share of the global weights in what a replica goes on from.
         **options: those of `ExchangeOptions`.
 
     Attributes:
@@ -75,6 +76,8 @@ class OuterOptimizer(RememberingOptimizer):
         outer_momentum: float,
         compressor,
         fragments: int,
+        overlap: int,
+        merge: float,
         *,
         name: str,
         **options,
@@ -90,14 +93,22 @@ class OuterOptimizer(RememberingOptimizer):
                 "Argument `fragments` must divide `every`: fragments take turns in equal "
                 f"intervals. Received: fragments={fragments}, every={every}"
             )
+        checks.non_negative_integer("overlap", overlap)
+        if overlap >= every // fragments:
+            raise ValueError(
+                "Argument `overlap` must be below every / fragments: a fragment is merged before "
+                f"the next one is sent. Received: overlap={overlap}, every={every}, "
+                f"fragments={fragments}"
+            )
         self.inner = keras.optimizers.get(inner)
         refuse_inner(self.inner)
         self.loss_scale_factor = self.inner.loss_scale_factor
-        self.every = every
-        self.fragments = fragments
+        self.turns = Turns(every, fragments, overlap)
         self.exchange_options = ExchangeOptions(compressor, **exchange)
         _refuse_compressor(self.exchange_options.compressor, fragments)
-        self.global_weights = GlobalWeights(outer_learning_rate, outer_momentum)
+        self.global_weights = GlobalWeights(
+            outer_learning_rate, outer_momentum, checks.ratio(merge, "merge")
+        )
         _tf_private.agree_on_finite_gradients()
         _tf_private.allow_updates_by_others()
         _tf_private.agree_before_compile()
@@ -111,6 +122,16 @@ class OuterOptimizer(RememberingOptimizer):
     def supports_jit(self) -> bool:
         """Whether XLA can compile the step where there is no strategy."""
         return self.exchange_options.compressor.compilable
+
+    @property
+    def every(self) -> int:
+        """H, steps between two exchanges of a variable."""
+        return self.turns.every
+
+    @property
+    def fragments(self) -> int:
+        """P, the parts of the variables that take turns."""
+        return self.turns.fragments
 
     @property
     def learning_rate(self):
@@ -169,60 +190,40 @@ class OuterOptimizer(RememberingOptimizer):
             keep_state(self.inner, strategy, ledger)
         ledger.keep("shared", lambda: self.global_weights.shared)
         self.global_weights.begin(replicas, [self._key(v) for v in variables])
+        if self.turns.overlap:
+            self.turns.begin(self.global_weights.shared, replicas)
 
     def _exchange(self, strategy, replicas: Pullable, variables):
         """Bytes that one worker sent in this step, and whether what it sent was taken."""
         sizes = [v.shape.num_elements() for v in replicas.variables[0]]
-        turn = (tf.cast(tf.convert_to_tensor(self.iterations), tf.int32) + 1) % self.every
+        step = tf.cast(tf.convert_to_tensor(self.iterations), tf.int64) + 1
+        own = list(zip(*replicas.variables, strict=True))  # of each variable its local copies
         total, healthy = tf.constant(0, tf.int64), tf.constant(True)
-        routes: dict[int, Route] = {}  # by the place of the variable
+        keys = [self._key(v) for v in variables]
+        routes: dict[str, Route] = {}
         for index, places in enumerate(deal(sizes, self.fragments)):
             if not places:
                 continue
-            sent, taken = tf.cond(
-                tf.equal(turn, index * (self.every // self.fragments)),
-                lambda places=places: self._exchange_fragment(
-                    strategy, replicas, variables, places, routes
-                ),
-                lambda: (tf.constant(0, tf.int64), tf.constant(True)),
+            fragment = Fragment(
+                self.turns,
+                index,
+                [keys[place] for place in places],
+                [variables[place] for place in places],
+                [own[place] for place in places],
+                self.global_weights,
+                replicas.ledger,
+                lambda transport: self._exchange_by(transport, replicas.ledger),
+                strategy,
+                routes,
             )
+            sent, taken = fragment.take_turn(step)
             total, healthy = total + sent, healthy & taken
         if routes:  # in a step that is not traced, those of what is exchanged, if anything is
-            replicas.ledger.routes = tuple(route for _, route in sorted(routes.items()))
+            replicas.ledger.routes = tuple(routes[key] for key in keys if key in routes)
         return total, healthy
 
-    def _exchange_fragment(self, strategy, replicas: Pullable, variables, places, routes):
-        """Means of differences, then the outer step: one graph for all local replicas."""
-        exchange = GradientExchange(self.exchange_options, replicas.ledger, self.aggregators)
-        own = list(zip(*replicas.variables, strict=True))  # of each variable its local copies
-        messages = []
-        for place in places:
-            key, path = self._key(variables[place]), path_of(variables[place])
-            differences = self.global_weights.differences(key, own[place])
-            messages.append(Message(key, differences, path=path))
-        compresses = exchange.options.after_warm_up(self.iterations)
-        reduction = exchange.reduce(messages, self.iterations.value, compresses)
-        for place, route in zip(places, replicas.ledger.routes, strict=True):
-            codec = f"{route.codec} every {self.every} steps"
-            routes[place] = dataclasses.replace(route, codec=codec)
-        residuals = replicas.ledger.residuals
-        debts = [residuals.debt(m.key, m.size) for m in messages]
-
-        def move():
-            reduction.commit()
-            for message, mean, debt in zip(messages, reduction.means, debts, strict=True):
-                self.global_weights.move(message.key, paid(mean, debt))
-            return tf.constant(True)
-
-        with tf.device(exchange.transport.device):
-            taken = tf.cond(reduction.healthy, move, lambda: tf.constant(False))
-        for message, place in zip(messages, places, strict=True):
-            self.global_weights.give(message.key, own[place])  # also of a round that was lost
-        if exchange.options.verify:
-            verify_replicas(
-                exchange.ledger, strategy, values_of([variables[place] for place in places]), taken
-            )
-        return tf.cast(reduction.bytes_sent, tf.int64), taken
+    def _exchange_by(self, transport: Transport, ledger: Ledger) -> GradientExchange:
+        return GradientExchange(self.exchange_options, ledger, self.aggregators, transport)
 
     def show_global_weights(self, strategy, variables) -> None:
         """Gives the global weights to all replicas of this process (eager).
@@ -241,10 +242,12 @@ class OuterOptimizer(RememberingOptimizer):
         return {
             "name": self.name,
             "inner": keras.saving.serialize_keras_object(self.inner),
-            "every": self.every,
+            "every": self.turns.every,
             "outer_learning_rate": self.global_weights.learning_rate,
             "outer_momentum": self.global_weights.momentum,
-            "fragments": self.fragments,
+            "fragments": self.turns.fragments,
+            "overlap": self.turns.overlap,
+            "merge": self.global_weights.merge,
             **{n: exchange[n] for n in ("compressor", *_ARGUMENTS)},
         }
 

@@ -36,7 +36,7 @@ class SparseLoCo(OuterOptimizer):
         compressor: of the differences: by default 64 of each 4,096 entries, in one of four values
             (10.2 bits an entry kept, 0.16 an entry). It must send what `"all_gather"` can move.
         residual_decay: in (0, 1]; lower => old leftovers are forgotten sooner.
-        fragments: as of `DiLoCo`.
+        fragments, overlap, merge: as of `DiLoCo`.
         **options: those of `ExchangeOptions`.
 
     Raises:
@@ -65,6 +65,8 @@ class SparseLoCo(OuterOptimizer):
         compressor=_DEFAULT,
         residual_decay: float = 0.95,
         fragments: int = 1,
+        overlap: int = 0,
+        merge: float = 1.0,
         *,
         name: str = "sparse_loco",
         **options,
@@ -77,6 +79,8 @@ class SparseLoCo(OuterOptimizer):
             0.0,
             compressor,
             fragments,
+            overlap,
+            merge,
             name=name,
             residual_decay=residual_decay,
             schedule="all_gather",
