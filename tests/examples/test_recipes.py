@@ -135,3 +135,22 @@ def test_the_script_trains_under_slurm(tmp_path):
     done = run(command, tmp_path, **variables)
     assert done.returncode == 0, done.stderr
     assert "Epoch 1/1" in done.stdout or "accuracy" in done.stdout
+
+
+@pytest.mark.slow
+@pytest.mark.multi_process
+def test_two_workers_under_ray_learn(tmp_path):
+    pytest.importorskip("ray")  # not among our requirements
+    done = subprocess.run(
+        [sys.executable, EXAMPLES / "ray" / "train.py"],
+        cwd=tmp_path,
+        env={**os.environ, "PYTHONPATH": f"{ROOT}{os.pathsep}{os.environ.get('PYTHONPATH', '')}"},
+        capture_output=True,
+        text=True,
+        timeout=280,
+    )
+    assert done.returncode == 0, done.stdout[-2000:] + done.stderr[-2000:]
+    accuracy, ratio = map(
+        float, re.search(r"accuracy ([\d.]+), ([\d.]+) times", done.stdout).groups()
+    )
+    assert accuracy > 0.9 and ratio > 10
