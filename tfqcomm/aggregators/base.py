@@ -144,7 +144,7 @@ class Aggregator(abc.ABC):
     def residual(self, replica: int) -> tf.Variable | None:
         """What a local replica owes of its own messages: float32[layout.size]."""
         (whole,) = self.layout.cut(1)
-        return self._kept(replica, "worker", whole, self.layout)
+        return self._kept(replica, self.transport.member, whole, self.layout)
 
     def owners_residual(self, replica: int, part: Part) -> tf.Variable | None:
         """What a local replica owes of the means that it has encoded, as the owner of `part`."""

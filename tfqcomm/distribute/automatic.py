@@ -114,7 +114,8 @@ def _explanation(chosen: Compressor, seconds: Sequence[float]) -> str:
 def _seconds(transport: Transport, between: Link, compressor, options, shapes) -> float:
     """An exchange of gradients of these shapes, from the first word to the last mean."""
     sizes = [int(np.prod(s)) for s in shapes if options.reaches(s, int(np.prod(s)))]
-    schedule = exchange.chosen(compressor, sizes, transport.world)
+    local = 1 if options.hierarchical else transport.local
+    schedule = exchange.chosen(compressor, sizes, local * transport.processes)
     if schedule not in exchange.schedules_for(compressor):
         schedule = "auto"
     tried = dataclasses.replace(options, compressor=compressor, schedule=schedule)
@@ -122,7 +123,7 @@ def _seconds(transport: Transport, between: Link, compressor, options, shapes) -
         tf.random.stateless_normal(shape, [0, index]) for index, shape in enumerate(shapes)
     ]
     buckets = exchange.measure(tried, gradients, SECONDS)
-    buckets = tuple(_of_process(bucket, transport.local) for bucket in buckets)
+    buckets = tuple(_of_process(bucket, local) for bucket in buckets)
     return predict(Compute(0.0, 0.0, 0.0), buckets, between, transport.processes).seconds
 
 

@@ -26,7 +26,10 @@ _ELEMENTWISE = {
     "LeaderSGD",
 }
 # Options of a step that the workers of parameter servers do not take.
-_ALL_REDUCE_ONLY = {"residual_decay", "warm_up", "scale_residual", "accumulate", "embedding_rows"}
+_ALL_REDUCE_ONLY = {
+    *("residual_decay", "warm_up", "scale_residual", "accumulate", "embedding_rows"),
+    "hierarchical",
+}
 
 
 def inner(optimizer: keras.optimizers.Optimizer) -> keras.optimizers.Optimizer:

@@ -37,7 +37,7 @@ from tfqcomm.compressors.identity import Identity
 from tfqcomm.compressors.power_sgd import PowerSGD
 from tfqcomm.kernels import numerics
 from tfqcomm.state.ledger import Ledger
-from tfqcomm.step import routing
+from tfqcomm.step import hierarchy, routing
 from tfqcomm.step.message import Message, Reduction
 from tfqcomm.step.options import ExchangeOptions
 
@@ -56,6 +56,7 @@ class GradientExchange:
         options: the compressor and its circumstances.
         ledger: of the optimizer: what is owed, and what has been sent.
         transport: to all replicas.
+        participants: the transport between those whose messages are compressed.
         aggregators: for schedules, in place of those that are usual.
         sent: for each payload of the last `reduce`, in order: what it was made of, and its result.
     """
@@ -66,9 +67,10 @@ class GradientExchange:
         ledger: Ledger,
         aggregators: Mapping[str, Callable[..., Aggregator]] | None = None,
     ):
-        self.options = options
         self.ledger = ledger
         self.transport = ledger.transport
+        self.options = hierarchy.between(options, self.transport.processes)
+        self.participants = hierarchy.participants(self.options, self.transport)
         self.aggregators = {**_AGGREGATORS, **(aggregators or {})}
         self.sent: list[tuple[Aggregator | WarmUp, Sequence[Message], Aggregate]] = []
 
@@ -88,7 +90,9 @@ class GradientExchange:
                 then everything travels dense. None for none.
             residual_scale: scalar by which what is owed is multiplied first; None for 1.
         """
-        sorting = routing.sort(messages, self.options, self.transport.world)
+        if self.options.hierarchical:
+            messages = [hierarchy.of_process(m, self.transport.device) for m in messages]
+        sorting = routing.sort(messages, self.options, self.participants.world)
         sparse = [self._rows_to_send(m) for m in sorting.sparse]
         payloads = self._payloads(sorting, compresses, residual_scale)
         aggregates = self._aggregate(payloads, sparse, step)
@@ -112,7 +116,9 @@ class GradientExchange:
         def left_out():
             found = {}
             for aggregator, bucket, aggregate in sent:
-                for replica, flat in enumerate(aggregate.left_out):
+                # What a process leaves out is told to each of its replicas.
+                each = self.transport.local // self.participants.local
+                for replica, flat in enumerate(each * list(aggregate.left_out)):
                     for message, rest in zip(bucket, aggregator.unpack(flat), strict=True):
                         found[replica, message.key] = tf.reshape(rest, message.shape)
             return found
@@ -131,7 +137,7 @@ class GradientExchange:
         found = []
         with self.transport.together():
             for place, (aggregator, bucket, dtype) in enumerate(payloads, start=1):
-                local = range(self.transport.local)
+                local = range(self.participants.local)
                 vectors = [_vectors(bucket, replica, dtype) for replica in local]
                 # Aggregators look at what they encode themselves. The last one, for which the
                 # others need not wait, tells of the rows, too.
@@ -140,11 +146,11 @@ class GradientExchange:
         return found
 
     def _health(self, messages: Sequence[Message]) -> list[tf.Tensor | bool]:
-        """For each local replica: all numbers in `messages` are finite."""
+        """For each local participant: all numbers in `messages` are finite."""
         if not messages:
-            return [True] * self.transport.local
+            return [True] * self.participants.local
         health = []
-        for replica, device in enumerate(self.transport.devices):
+        for replica, device in enumerate(self.participants.devices):
             with tf.device(device):
                 health.append(numerics.all_finite([m.floats(replica) for m in messages]))
         return health
@@ -172,7 +178,7 @@ class GradientExchange:
         if joint:
             self.ledger.residuals.declare_joint(_joint_key(bucket), {m.key: m.size for m in bucket})
         residuals = self.ledger.residuals if options.feedback else None
-        arguments = (options.codec, self.transport, residuals, *_keys_and_sizes(bucket))
+        arguments = (options.codec, self.participants, residuals, *_keys_and_sizes(bucket))
         more = {"factor": _factor(bucket), "residual_scale": _decayed(residual_scale, options)}
         if group.schedule == "adaptive":
             budget = self._budget_for(options, sum(m.size for m in bucket))
@@ -187,7 +193,7 @@ class GradientExchange:
         """One all-reduce for everything that is not compressed."""
         keys, sizes = _keys_and_sizes(group)
         return PlainMean(
-            Identity(), self.transport, None, keys, sizes, joint=True, factor=_factor(group)
+            Identity(), self.participants, None, keys, sizes, joint=True, factor=_factor(group)
         )
 
     def _budget_for(self, options: ExchangeOptions, n: int) -> Budget:
@@ -206,7 +212,7 @@ class GradientExchange:
 
     def _gather_rows(self, message: Message) -> tuple[tf.IndexedSlices, tf.Tensor]:
         """The rows of all replicas, and the bytes one worker sent for them."""
-        found = self.transport, message.values, message.shape, message.factor
+        found = self.participants, message.values, message.shape, message.factor
         if not self.options.rows_each_once:
             return rows.gather_as_they_are(*found)
         return rows.gather_each_once(*found, self.options.embedding_rows)
@@ -215,7 +221,7 @@ class GradientExchange:
         if not self.options.rows_each_once:
             return message
         values = []
-        for value, device in zip(message.values, self.transport.devices, strict=True):
+        for value, device in zip(message.values, self.participants.devices, strict=True):
             with tf.device(device):
                 values.append(rows.each_once(cast(tf.IndexedSlices, value)))
         return dataclasses.replace(message, values=values)
