@@ -22,6 +22,7 @@ WAYS = [
     ("block_sign", "two_phase"),
     ("block_int8", "two_phase"),
     ("top_k", "all_gather"),
+    (compressors.TopK(0.01, support="shared"), "auto"),
 ]
 
 

@@ -24,6 +24,7 @@ CASES = {  # options of a strategy
     },
     "two_phase": {"compressor": "block_sign", "schedule": "two_phase", "accumulate": 2},
     "dense": {"compressor": "bfloat16", "scale_residual": True},
+    "shared_support": {"compressor": TopK(0.1, support="shared"), "bucket_mb": 0.003},
 }
 
 

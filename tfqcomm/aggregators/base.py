@@ -115,7 +115,8 @@ class Aggregator(abc.ABC):
             messages: for each local replica, for each tensor: float32[n].
             healthy: for each local replica, a bool scalar: what else it sends is finite; True where
                 there is nothing else.
-            step: int scalar; together with bucket and replica it seeds stochastic codecs.
+            step: int scalar, which counts exchanges; together with bucket and replica it seeds
+                stochastic codecs.
         """
         packed = []
         for replica, tensors in enumerate(messages):

@@ -129,7 +129,7 @@ def _seconds(transport: Transport, between: Link, compressor, options, shapes) -
 
 def _of_process(bucket: Bucket, local: int) -> Bucket:
     """The bucket of a process with so many replicas: sums it sends once, other payloads of each."""
-    summed = bucket.schedule in ("dense", "low_rank")
+    summed = bucket.schedule in ("dense", "low_rank", "shared_support")
     return dataclasses.replace(
         bucket,
         payload=bucket.payload * (1 if summed else local),

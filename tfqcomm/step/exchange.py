@@ -5,6 +5,7 @@
                +-- the rest --fused--> AllGatherMean | TwoPhaseMean | DenseMean, by `schedule`;
                                        AdaptiveMean for adaptive top-k,
                                        IntegerMean for a scale that all replicas share;
+                                       SharedSupportMean for entries that one replica chooses;
                                        LowRankMean for factors of matrices;
                                        in a warm-up still DenseMean(Identity)
 
@@ -30,6 +31,7 @@ from tfqcomm.aggregators.dense import DenseMean, PlainMean
 from tfqcomm.aggregators.factors import Factors
 from tfqcomm.aggregators.integer import IntegerMean
 from tfqcomm.aggregators.low_rank import LowRankMean
+from tfqcomm.aggregators.shared_support import SharedSupportMean
 from tfqcomm.aggregators.two_phase import TwoPhaseMean
 from tfqcomm.aggregators.warm_up import WarmUp
 from tfqcomm.compressors.adaptive_top_k import AdaptiveTopK
@@ -46,6 +48,7 @@ _AGGREGATORS: dict[str, Callable[..., Aggregator]] = {
     "all_gather": AllGatherMean,
     "two_phase": TwoPhaseMean,
     "integer": IntegerMean,
+    "shared_support": SharedSupportMean,
 }
 
 
@@ -85,7 +88,8 @@ class GradientExchange:
 
         Args:
             messages: the same ones in the same order on all processes.
-            step: int scalar, equal on all replicas; seeds stochastic codecs.
+            step: int scalar, equal on all replicas, which counts exchanges; it seeds stochastic
+                codecs, and says whose turn it is.
             compresses: gives a bool scalar, equal on all replicas, which is false in a warm-up:
                 then everything travels dense. None for none.
             residual_scale: scalar by which what is owed is multiplied first; None for 1.

@@ -201,7 +201,9 @@ class OuterOptimizer(RememberingOptimizer):
             differences = self.global_weights.differences(key, own[place])
             messages.append(Message(key, differences, path=path))
         compresses = exchange.options.after_warm_up(self.iterations)
-        reduction = exchange.reduce(messages, self.iterations.value, compresses)
+        # Rounds are counted, not steps, whose remainders by W might all be one.
+        rounds = tf.convert_to_tensor(self.iterations) // self.every
+        reduction = exchange.reduce(messages, rounds, compresses)
         for place, route in zip(places, replicas.ledger.routes, strict=True):
             codec = f"{route.codec} every {self.every} steps"
             routes[place] = dataclasses.replace(route, codec=codec)
