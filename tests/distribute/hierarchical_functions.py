@@ -10,7 +10,7 @@ from tests.callbacks import backup_functions
 from tests.replicas import build, copies, random_gradients
 from tfqcomm.compressors import TopK
 from tfqcomm.distribute import MultiWorkerMirroredStrategy
-from tfqcomm.optimizers import QAdam
+from tfqcomm.optimizers import AdaptiveTopKSGD, DiLoCo, QAdam
 from tfqcomm.state.ledger import ledger_of
 from tfqcomm.step import ExchangeOptions
 
@@ -76,6 +76,19 @@ def qadam():
     return QAdam(0.01, compressor=TopK(0.1), min_size=0, hierarchical=True, **QADAM)
 
 
+def diloco(hierarchical):
+    """Replicas that train alone: of SGD the mean of their ways is that of the mean gradient."""
+    inner = keras.optimizers.SGD(0.1)
+    return DiLoCo(inner, 2, compressor=TopK(0.1), min_size=0, hierarchical=hierarchical)
+
+
+def momentum_corrected():
+    """What a worker remembers is masked by what its process has sent."""
+    return AdaptiveTopKSGD(
+        0.1, 0.9, budget=0.1, momentum_correction=True, min_size=0, hierarchical=True
+    )
+
+
 def on_two_workers(backup_dir):
     """Each case; then a run that crashes, and goes on."""
     strategy = MultiWorkerMirroredStrategy(devices_per_worker=DEVICES)
@@ -85,6 +98,8 @@ def on_two_workers(backup_dir):
     }
     given = random_gradients(STEPS, REPLICAS, SHAPES)
     found["qadam"] = train(strategy, {"compressor": None}, given, qadam)
+    for name, optimizer in (("diloco", lambda: diloco(True)), ("masked", momentum_corrected)):
+        found[name] = train(strategy, {"compressor": None}, given, optimizer)
     strategy.options = ExchangeOptions(TopK(0.1), hierarchical=True)
     before = backup_functions.settled(backup_functions.train_and_crash(strategy, backup_dir))
     model = backup_functions.resume_without_gradients(strategy, backup_dir)

@@ -82,6 +82,37 @@ def test_messages_of_a_workers_half_are_averaged(workers):
     assert all(worker["qadam"]["traced"] == 1 for worker in workers)
 
 
+def test_differences_of_models_are_averaged(workers, mirrored_strategy):
+    """What DiLoCo exchanges, at the end of every second step."""
+    strategy = mirrored_strategy(functions.PROCESSES, CompressedAllReduce("identity"))
+    given = by_hand(random_gradients(functions.STEPS, functions.REPLICAS, functions.SHAPES))
+    expected = functions.train(
+        strategy, {"compressor": None}, given, lambda: functions.diloco(False)
+    )
+    for found in (worker["diloco"] for worker in workers):
+        assert found["traced"] == 1
+        assert found["traffic"].bytes_sent == expected["traffic"].bytes_sent
+        for now, wanted in zip(found["history"][1::2], expected["history"][1::2], strict=True):
+            for replica in now:
+                for value, right in zip(replica, wanted[0], strict=True):
+                    np.testing.assert_allclose(value, right, rtol=0, atol=1e-5)
+
+
+def test_what_a_worker_remembers_is_masked_by_what_its_process_sent(workers):
+    """Momentum correction: each of the four has its own momentum, and all end with one model."""
+    replicas = [r for worker in workers for r in worker["masked"]["history"][-1]]
+    assert len(replicas) == functions.REPLICAS
+    for replica in replicas:
+        for value, first in zip(replica, replicas[0], strict=True):
+            assert np.isfinite(value).all()
+            np.testing.assert_array_equal(value, first)
+    for worker in workers:
+        assert worker["masked"]["traced"] == 1
+        np.testing.assert_equal(worker["masked"]["owed"], workers[0]["masked"]["owed"])
+        momentum = worker["masked"]["owed"]["worker/momentum/0"]
+        assert 0 < np.count_nonzero(momentum) < momentum.size
+
+
 @pytest.mark.parametrize("replicas", [functions.PROCESSES * functions.DEVICES, 3])
 def test_what_is_owed_survives_a_crash(workers, backup_dir, replicas, mirrored_strategy):
     """Also where others go on, which are in one process and not hierarchical."""
