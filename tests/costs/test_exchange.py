@@ -58,6 +58,14 @@ def test_buckets_send_what_an_exchange_sends(compressor, schedule, untimed):
         assert sent == pytest.approx(expected, rel=0.03 if schedule == "two_phase" else 1e-3)
 
 
+def test_between_processes_an_exchange_is_that_of_one_replica_each(untimed):
+    found = [
+        exchange.measure(options_of("block_sign", "two_phase", hierarchical=h), gradients(), 0.0)
+        for h in (True, False)
+    ]
+    assert found[0] == found[1]
+
+
 def test_buckets_come_last_layer_first_and_are_ready_with_their_first_gradient(untimed):
     options = options_of("block_sign", "all_gather", bucket_mb=0.05)
     buckets = exchange.measure(options, gradients(), 0.0)
