@@ -56,6 +56,7 @@ def told(compressor, options: dict) -> tuple:
     return None, True
 
 
+@tf.autograph.experimental.do_not_convert  # measuring is eager, in any user's graph
 def options_for(owner, optimizer, gradients: Sequence) -> ExchangeOptions:
     """The options of a strategy, or its cross-device ops, for the step of an optimizer.
 
