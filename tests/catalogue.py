@@ -83,7 +83,7 @@ VALUES = {  # value_dtype -> words of k values of one tensor, share of them that
 }
 
 
-def _top_k(ratio: float, value_dtype: str = "float32", *, idempotent: bool = True):
+def _top_k(ratio: float, value_dtype: str = "float32", *, idempotent: bool = True, **options):
     words_of_values, lost = VALUES[value_dtype]
 
     def words(n):
@@ -95,7 +95,7 @@ def _top_k(ratio: float, value_dtype: str = "float32", *, idempotent: bool = Tru
         return 1 - k / n * (1 - lost(k))
 
     return CompressorCase(
-        compressors.TopK(ratio, value_dtype=value_dtype),
+        compressors.TopK(ratio, value_dtype=value_dtype, **options),
         words=words,
         contraction=contraction,
         idempotent=idempotent,
@@ -288,6 +288,7 @@ COMPRESSORS = [
     _top_k(0.01, "int8", idempotent=False),  # values that round to 0 make room for others
     _top_k(0.3, "int4", idempotent=False),
     _top_k(0.01, "table2"),
+    _top_k(0.05, "bfloat16", support="shared"),
     _top_k_of_chunks(0.02, 100),
     _adaptive_top_k(0.01, lambda n: kept(0.01, n)),
     _slow(_adaptive_top_k("500 entries/step", lambda n: min(500, n), rule="threshold")),
@@ -401,6 +402,13 @@ AGGREGATORS = [
     AggregatorCase(aggregators.IntegerMean, compressors.Ternary(shared_scale=True), 1e-6),
     AggregatorCase(
         aggregators.IntegerMean, compressors.Ternary(clip=None, shared_scale=True), 1e-6, slow=True
+    ),
+    AggregatorCase(aggregators.SharedSupportMean, compressors.TopK(0.1, support="shared"), 1e-6),
+    AggregatorCase(
+        aggregators.SharedSupportMean,
+        compressors.TopK(0.3, value_dtype="bfloat16", chunk=64, support="shared"),
+        3e-2,
+        slow=True,
     ),
     AggregatorCase(aggregators.TwoPhaseMean, compressors.BFloat16(), slow=True),
     AggregatorCase(aggregators.TwoPhaseMean, compressors.TopK(0.3)),

@@ -54,6 +54,13 @@ def test_large_tensors_stay_on_the_gpu(compressor, monkeypatch):
     assert not found, "large tensors leave the GPU in these schedules"
 
 
+@pytest.mark.slow
+def test_one_support_for_all_stays_on_the_gpu(monkeypatch):
+    monkeypatch.setattr(numerics, "on_gpu", lambda tensor: True)
+    strategy = compressing(2, compressors.TopK(value_dtype="bfloat16", support="shared"))
+    assert violations(graph_of_step(strategy)) == set()
+
+
 def test_plain_training_stays_on_the_gpu():
     assert violations(graph_of_step(plain(2))) == set()
 

@@ -20,6 +20,7 @@ SHARED = {  # what all that compress have in common
     "scale_residual": False,
     "min_size": 1024,
     "schedule": "auto",
+    "hierarchical": False,
     "granularity": "tensor",
     "embedding_rows": "float32",
     "warm_up": 0,

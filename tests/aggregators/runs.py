@@ -130,6 +130,8 @@ class Restatement:
 
     def _round_trips(self, targets, step, part):
         """What arrives of every worker's target."""
+        if isinstance(self.aggregator, aggregators.SharedSupportMean):
+            return self._at_places_of_one(targets, step)
         if not isinstance(self.aggregator, aggregators.IntegerMean):
             return [
                 self._round_trip(x, step, part, rank, "worker") for rank, x in enumerate(targets)
@@ -143,6 +145,22 @@ class Restatement:
             units * codec.levels(tf.constant(x), scales, part.layout, seeds(step, rank)).numpy()
             for rank, x in enumerate(targets)
         ]
+
+    def _at_places_of_one(self, targets, step):
+        """Where the step's leader has the largest magnitudes of each tensor, or chunk of one."""
+        codec, leader = self.aggregator.compressor, targets[step % self.world]
+        kept = np.zeros(len(leader), bool)
+        for start, n in zip(self.layout.starts, self.layout.sizes, strict=True):
+            for begin in range(start, start + n, codec.chunk or n):
+                chunk = leader[begin : min(begin + (codec.chunk or n), start + n)]
+                k = max(1, round(codec.ratio * len(chunk)))
+                kept[begin + np.argsort(-np.abs(chunk), kind="stable")[:k]] = True
+        shares = [
+            tf.cast(x[kept] * np.float32(1 / self.world), codec.summand_dtype) for x in targets
+        ]
+        decoded = np.zeros([self.world, len(leader)], np.float32)
+        decoded[:, kept] = self.world * np.stack([tf.cast(s, tf.float32) for s in shares])
+        return list(decoded)
 
     def _round_trip(self, x, step, part, rank, phase):
         codec, seeds = self.aggregator.compressor, self.aggregator.codec_seed

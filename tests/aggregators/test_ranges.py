@@ -31,6 +31,7 @@ KINDS = {  # every aggregator, with error feedback
     "all_gather": (TopK(0.5), {"schedule": "all_gather"}),
     "two_phase": (BlockSign(), {"schedule": "two_phase"}),
     "adaptive": ("adaptive_top_k", {}),
+    "shared_support": (TopK(0.5, support="shared"), {}),
     "integer": (Ternary(shared_scale=True), {"error_feedback": True}),
     "low_rank, in full": (PowerSGD(), {}),
 }

@@ -47,6 +47,9 @@ def test_one_worker_sends_nothing(schedule):
         (TopK(0.5), 3, "all_gather"),  # 2 * 35 / 8 / 2 d against 16/3 d
         (TopK(0.5), 4, "dense"),
         (TopK(1.0), 2, "dense"),  # 34 / 8 d against 4 d
+        (TopK(0.01, support="shared"), 2, "shared_support"),
+        (TopK(0.5, support="shared"), 1024, "shared_support"),
+        (TopK(1.0, support="shared"), 1024, "dense"),
     ],
     ids=str,
 )
@@ -57,6 +60,8 @@ def test_auto_sends_the_fewest_bytes(compressor, world, expected):
     payload = 4 * sum(compressor.num_words(n) for n in sizes)
     if not compressor.linear:
         others = ("all_gather", "dense") if compressor.sparse else ("all_gather", "two_phase")
+        if compressor.shared_support:
+            others = ("shared_support", "dense")
         costs = [schedules.bytes_per_worker(s, payload, sum(sizes), world) for s in others]
         assert schedules.bytes_per_worker(chosen, payload, sum(sizes), world) == min(costs)
 
@@ -90,6 +95,13 @@ def test_a_shared_scale_admits_nothing_else(schedule):
     text = f"must be 'auto' for .* share. Received: schedule='{schedule}', .*shared_scale=True"
     with pytest.raises(ValueError, match=text):
         ExchangeOptions(Ternary(shared_scale=True), schedule=schedule)
+
+
+@pytest.mark.parametrize("schedule", ["dense", "all_gather", "two_phase"])
+def test_a_shared_support_admits_nothing_else(schedule):
+    text = f"'auto' for .* support all .* Received: schedule='{schedule}', .*support='shared'"
+    with pytest.raises(ValueError, match=text):
+        ExchangeOptions(TopK(0.1, support="shared"), schedule=schedule)
 
 
 @pytest.mark.parametrize("schedule", ["dense", "all_gather", "two_phase"])

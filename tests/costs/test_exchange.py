@@ -22,6 +22,7 @@ WAYS = [
     ("block_sign", "two_phase"),
     ("block_int8", "two_phase"),
     ("top_k", "all_gather"),
+    (compressors.TopK(0.01, support="shared"), "auto"),
 ]
 
 
@@ -55,6 +56,14 @@ def test_buckets_send_what_an_exchange_sends(compressor, schedule, untimed):
         # Chunks of two phases are padded to one length, and integer divisions round.
         expected = bytes_of_an_exchange(options, world)
         assert sent == pytest.approx(expected, rel=0.03 if schedule == "two_phase" else 1e-3)
+
+
+def test_between_processes_an_exchange_is_that_of_one_replica_each(untimed):
+    found = [
+        exchange.measure(options_of("block_sign", "two_phase", hierarchical=h), gradients(), 0.0)
+        for h in (True, False)
+    ]
+    assert found[0] == found[1]
 
 
 def test_buckets_come_last_layer_first_and_are_ready_with_their_first_gradient(untimed):

@@ -20,6 +20,7 @@ CASES = {
     "warm_up": {"compressor": "block_sign", "min_size": 0, "schedule": "two_phase", "warm_up": 40},
     "scale_residual": {"compressor": TopK(0.1), "min_size": 0, "scale_residual": True},
     "accumulate": {"compressor": "block_sign", "min_size": 0, "accumulate": 3},
+    "shared_support": {"compressor": TopK(0.1, support="shared"), "min_size": 0},
     "rows": {"compressor": None, "embedding_rows": "int8"},
 }
 EXAMPLES = 512

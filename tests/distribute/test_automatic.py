@@ -92,6 +92,16 @@ def test_workers_choose_the_same():
 
 @pytest.mark.multi_process
 @pytest.mark.slow
+def test_workers_of_two_devices_choose_in_loops_of_their_own():
+    args = {"units": 50, "devices": 2}
+    first, second = run_workers(automatic_functions.train_in_a_loop, args=args, devices=2)
+    assert first == second
+    # 1 less 0.1 times the sum over the ranks, 0 + 1 + 2 + 3; 8 bits are exact where all are equal.
+    np.testing.assert_allclose(first["values"], 1 - 0.1 * 6, rtol=1e-5)
+
+
+@pytest.mark.multi_process
+@pytest.mark.slow
 @pytest.mark.network
 def test_workers_far_apart_choose_eight_bits():
     with network(2, rate=20 * 10**6) as namespaces:

@@ -5,6 +5,7 @@ from tfqcomm.aggregators.all_gather import AllGatherMean
 from tfqcomm.aggregators.dense import DenseMean, PlainMean
 from tfqcomm.aggregators.integer import IntegerMean
 from tfqcomm.aggregators.low_rank import LowRankMean
+from tfqcomm.aggregators.shared_support import SharedSupportMean
 from tfqcomm.aggregators.two_phase import TwoPhaseMean
 
 __all__ = [
@@ -14,5 +15,6 @@ __all__ = [
     "IntegerMean",
     "LowRankMean",
     "PlainMean",
+    "SharedSupportMean",
     "TwoPhaseMean",
 ]

@@ -119,7 +119,8 @@ class Aggregator(abc.ABC):
             messages: for each local replica, for each tensor: float32[n].
             healthy: for each local replica, a bool scalar: what else it sends is finite; True where
                 there is nothing else.
-            step: int scalar; together with bucket and replica it seeds stochastic codecs.
+            step: int scalar, which counts exchanges; together with bucket and replica it seeds
+                stochastic codecs.
         """
         packed = []
         for replica, tensors in enumerate(messages):
@@ -148,7 +149,7 @@ class Aggregator(abc.ABC):
     def residual(self, replica: int) -> tf.Variable | None:
         """What a local replica owes of its own messages: float32[layout.size]."""
         (whole,) = self.layout.cut(1)
-        return self._kept(replica, "worker", whole, self.layout)
+        return self._kept(replica, self.transport.member, whole, self.layout)
 
     def owners_residual(self, replica: int, part: Part) -> tf.Variable | None:
         """What a local replica owes of the means that it has encoded, as the owner of `part`."""

@@ -11,7 +11,7 @@ def bytes_per_worker(schedule: str, payload: int, elements: int, world: int) -> 
     """Bytes one of `world` workers sends per step.
 
     Args:
-        schedule: "dense", "all_gather" or "two_phase".
+        schedule: "dense", "all_gather" or "two_phase"; "shared_support" sends no more than that.
         payload: bytes of one worker's encoded message, p.
         elements: its floats, d.
         world: workers, W.
@@ -29,6 +29,8 @@ def choose(schedule: str, compressor: Compressor, sizes: list[int], world: int) 
     * An adaptive codec has a schedule of its own: k first, then an all-gather.
     * So has one with a scale that all replicas share: levels are summed as integers.
     * And one of low rank: factors of matrices are summed.
+    * And one whose entries one replica chooses: values are summed. Where positions and values are
+      more than all numbers it is not compressed.
     * Codecs whose words may be summed are summed: a ring all-reduce of the payload.
     * Two-phase encodes the mean again. A sparse codec would lose most of the mean's entries in
       that, so for those the choice is between gathering and not compressing at all.
@@ -50,6 +52,8 @@ def choose(schedule: str, compressor: Compressor, sizes: list[int], world: int) 
         return "dense"
     payload = 4 * sum(compressor.num_words(n) for n in sizes)
     candidates = ["all_gather", "dense"] if compressor.sparse else ["all_gather", "two_phase"]
+    if compressor.shared_support:
+        candidates = ["shared_support", "dense"]
     return min(candidates, key=lambda s: bytes_per_worker(s, payload, sum(sizes), world))
 
 
@@ -71,6 +75,11 @@ def check(schedule: str, compressor: Compressor) -> None:
     if compressor.integer and schedule != "auto":
         raise ValueError(
             "Argument `schedule` must be 'auto' for a compressor whose scale all replicas share. "
+            f"Received: schedule={schedule!r}, compressor={compressor}"
+        )
+    if compressor.shared_support and schedule != "auto":
+        raise ValueError(
+            "Argument `schedule` must be 'auto' for a compressor whose support all replicas share. "
             f"Received: schedule={schedule!r}, compressor={compressor}"
         )
     if compressor.low_rank and schedule != "auto":

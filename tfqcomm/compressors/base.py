@@ -48,6 +48,8 @@ class Compressor(abc.ABC):
     integer: ClassVar[bool] = False
     # Used in an exchange, it sends factors of matrices, which are summed: tensors' shapes count.
     low_rank: ClassVar[bool] = False
+    # Used in an exchange, one replica chooses entries for all, whose values are summed.
+    shared_support: ClassVar[bool] = False
     # Linear codecs only: what the body is made of ...
     sum_dtype: ClassVar[tf.DType | None] = None
     # ... after this many leading words, equal on all replicas and not summed.

@@ -14,6 +14,7 @@ from tfqcomm.aggregators import schedule as schedules
 from tfqcomm.aggregators.all_gather import AllGatherMean
 from tfqcomm.aggregators.dense import DenseMean, PlainMean
 from tfqcomm.aggregators.low_rank import LowRankMean
+from tfqcomm.aggregators.shared_support import SharedSupportMean
 from tfqcomm.aggregators.two_phase import TwoPhaseMean
 from tfqcomm.compressors.base import Compressor
 from tfqcomm.costs.prediction import Bucket, moves
@@ -33,6 +34,7 @@ _SCHEDULES: dict[type, str] = {
     AllGatherMean: "all_gather",
     TwoPhaseMean: "two_phase",
     LowRankMean: "low_rank",
+    SharedSupportMean: "shared_support",
 }
 
 
@@ -48,7 +50,8 @@ def schedules_for(compressor: Compressor) -> tuple[str, ...]:
             "that adapts to the data, and none with a scale that all replicas share. "
             f"Received: compressor={compressor}"
         )
-    if compressor.lossless or compressor.linear or compressor.low_rank:
+    own = compressor.low_rank or compressor.shared_support
+    if compressor.lossless or compressor.linear or own:
         return ("auto",)
     return ("all_gather",) if compressor.sparse else ("all_gather", "two_phase")
 

@@ -87,8 +87,9 @@ def moves(schedule: str, payload: float, world: int) -> list[tuple[str, int, flo
     """The collectives of one payload: kind, rounds of messages, bytes that one worker sends.
 
     Args:
-        schedule: "dense", "all_gather", "two_phase" or "low_rank".
-        payload: p bytes; of "low_rank" both factors together.
+        schedule: "dense", "all_gather", "two_phase", "low_rank" or "shared_support".
+        payload: p bytes; of "low_rank" both factors together, of "shared_support" the values and
+            half of the positions, which are not summed but broadcast.
         world: W.
     """
     others, share = world - 1, (world - 1) / world * payload
@@ -98,6 +99,8 @@ def moves(schedule: str, payload: float, world: int) -> list[tuple[str, int, flo
         return [("all_to_all", min(1, others), share), ("all_gather", others, share)]
     if schedule == "low_rank":
         return 2 * moves("dense", payload / 2, world)
+    if schedule == "shared_support":  # a tree, then a ring
+        return [("all_gather", others.bit_length(), 0.0), *moves("dense", payload, world)]
     if world == 2 and payload < SHORT:
         return [("all_gather", 1, payload)]
     return [("all_reduce", 2 * others, 2 * share)]

@@ -56,6 +56,7 @@ def told(compressor, options: dict) -> tuple:
     return None, True
 
 
+@tf.autograph.experimental.do_not_convert  # measuring is eager, in any user's graph
 def options_for(owner, optimizer, gradients: Sequence) -> ExchangeOptions:
     """The options of a strategy, or its cross-device ops, for the step of an optimizer.
 
@@ -114,7 +115,8 @@ def _explanation(chosen: Compressor, seconds: Sequence[float]) -> str:
 def _seconds(transport: Transport, between: Link, compressor, options, shapes) -> float:
     """An exchange of gradients of these shapes, from the first word to the last mean."""
     sizes = [int(np.prod(s)) for s in shapes if options.reaches(s, int(np.prod(s)))]
-    schedule = exchange.chosen(compressor, sizes, transport.world)
+    local = 1 if options.hierarchical else transport.local
+    schedule = exchange.chosen(compressor, sizes, local * transport.processes)
     if schedule not in exchange.schedules_for(compressor):
         schedule = "auto"
     tried = dataclasses.replace(options, compressor=compressor, schedule=schedule)
@@ -122,13 +124,13 @@ def _seconds(transport: Transport, between: Link, compressor, options, shapes) -
         tf.random.stateless_normal(shape, [0, index]) for index, shape in enumerate(shapes)
     ]
     buckets = exchange.measure(tried, gradients, SECONDS)
-    buckets = tuple(_of_process(bucket, transport.local) for bucket in buckets)
+    buckets = tuple(_of_process(bucket, local) for bucket in buckets)
     return predict(Compute(0.0, 0.0, 0.0), buckets, between, transport.processes).seconds
 
 
 def _of_process(bucket: Bucket, local: int) -> Bucket:
     """The bucket of a process with so many replicas: sums it sends once, other payloads of each."""
-    summed = bucket.schedule in ("dense", "low_rank")
+    summed = bucket.schedule in ("dense", "low_rank", "shared_support")
     return dataclasses.replace(
         bucket,
         payload=bucket.payload * (1 if summed else local),

@@ -26,7 +26,10 @@ _ELEMENTWISE = {
     "LeaderSGD",
 }
 # Options of a step that the workers of parameter servers do not take.
-_ALL_REDUCE_ONLY = {"residual_decay", "warm_up", "scale_residual", "accumulate", "embedding_rows"}
+_ALL_REDUCE_ONLY = {
+    *("residual_decay", "warm_up", "scale_residual", "accumulate", "embedding_rows"),
+    "hierarchical",
+}
 
 
 def inner(optimizer: keras.optimizers.Optimizer) -> keras.optimizers.Optimizer:
@@ -176,6 +179,8 @@ def options_of(
         compressor = compressors.TopK(ratio)
     if compressor.integer:  # a server decodes each message by itself
         compressor = dataclasses.replace(compressor, shared_scale=False)
+    if compressor.shared_support:
+        compressor = dataclasses.replace(compressor, support="own")
     options = dataclasses.replace(options, compressor=compressor, schedule="auto")
     return ExchangeOptions(
         options.codec,  # scaled as error feedback, or its absence, needs it

@@ -12,15 +12,18 @@ from tfqcomm import _tf_private
 from tfqcomm.kernels.layout import Layout
 from tfqcomm.transport.base import Transport
 
+_OF_MESSAGES = ("worker", "process")  # kinds
+
 
 @dataclasses.dataclass(frozen=True)
 class Slot:
     """Names the residual of one tensor, or of the part of a tensor that a replica owns.
 
     Attributes:
-        kind: "worker" for residuals of a replica's own messages; "owner" for those of the
-            re-encoded mean in a two-phase exchange; "debt" for what a restored run owes to the
-            mean of a tensor that travels without error feedback, once in each process.
+        kind: "worker" for residuals of a replica's own messages; "process" for those of the mean
+            message of a process, in a hierarchical exchange; "owner" for those of the re-encoded
+            mean in a two-phase exchange; "debt" for what a restored run owes to the mean of a
+            tensor that travels without error feedback, once in each process.
         key: the tensor's name.
         size: its elements, n.
         start, stop: the part kept here.
@@ -37,7 +40,8 @@ class Residuals:
     """The residuals of one optimizer, for all replicas of this process.
 
     What a checkpoint keeps is what they owe the mean message, summed over all replicas: a
-    worker's residual counts 1 / W, as its messages do, and an owner's in full. So a run may go on
+    worker's residual counts 1 / W, as its messages do, that of a process likewise, and an owner's
+    in full. So a run may go on
     with another number of replicas, or another schedule, and nothing is lost or counted twice.
     """
 
@@ -133,7 +137,7 @@ class Residuals:
         norms = [
             np.linalg.norm(variable.numpy().astype(np.float64))
             for (replica, slots, _), variable in self._vectors.items()
-            if replica == 0 and slots[0].kind == "worker"
+            if replica == 0 and slots[0].kind in _OF_MESSAGES
         ]
         return float(np.linalg.norm(norms))
 
@@ -144,7 +148,8 @@ class Residuals:
             key -> float32[n].
         """
         local = {key: np.zeros([size], np.float32) for key, size in self._sizes.items()}
-        holders = {"worker": self._transport.world, "owner": 1, "debt": self._transport.processes}
+        world, processes = self._transport.world, self._transport.processes
+        holders = {"worker": world, "process": processes, "owner": 1, "debt": processes}
         for (_, slots, layout), variable in self._vectors.items():
             for slot, values in zip(slots, _unpacked(variable.numpy(), slots, layout), strict=True):
                 local[slot.key][slot.start : slot.stop] += values / holders[slot.kind]
@@ -177,7 +182,7 @@ class Residuals:
     def _initial_value(self, slot: Slot) -> np.ndarray:
         saved = self._pending.get(slot.key)
         in_debt = self._exists(Slot("debt", slot.key, slot.size, 0, slot.size))
-        if slot.kind == "worker" and in_debt:  # which is paid apart
+        if slot.kind in _OF_MESSAGES and in_debt:  # which is paid apart
             saved = None
         # Workers take all of it over: that of W equal residuals of weight 1 / W.
         if saved is None or slot.kind == "owner":

@@ -18,7 +18,8 @@ class Route:
     Attributes:
         path: the variable's path, or what the tensor is.
         shape: of the variable.
-        schedule: "dense", "all_gather", "two_phase", "adaptive", "integer" or "low_rank".
+        schedule: "dense", "all_gather", "two_phase", "adaptive", "integer", "low_rank" or
+            "shared_support".
         codec: the compressor's description.
     """
 

@@ -5,6 +5,7 @@
                +-- the rest --fused--> AllGatherMean | TwoPhaseMean | DenseMean, by `schedule`;
                                        AdaptiveMean for adaptive top-k,
                                        IntegerMean for a scale that all replicas share;
+                                       SharedSupportMean for entries that one replica chooses;
                                        LowRankMean for factors of matrices;
                                        in a warm-up still DenseMean(Identity)
 
@@ -30,6 +31,7 @@ from tfqcomm.aggregators.dense import DenseMean, PlainMean
 from tfqcomm.aggregators.factors import Factors
 from tfqcomm.aggregators.integer import IntegerMean
 from tfqcomm.aggregators.low_rank import LowRankMean
+from tfqcomm.aggregators.shared_support import SharedSupportMean
 from tfqcomm.aggregators.two_phase import TwoPhaseMean
 from tfqcomm.aggregators.warm_up import WarmUp
 from tfqcomm.compressors.adaptive_top_k import AdaptiveTopK
@@ -37,7 +39,7 @@ from tfqcomm.compressors.identity import Identity
 from tfqcomm.compressors.power_sgd import PowerSGD
 from tfqcomm.kernels import numerics
 from tfqcomm.state.ledger import Ledger
-from tfqcomm.step import routing
+from tfqcomm.step import hierarchy, routing
 from tfqcomm.step.message import Message, Reduction
 from tfqcomm.step.options import ExchangeOptions
 from tfqcomm.transport.base import Transport
@@ -47,6 +49,7 @@ _AGGREGATORS: dict[str, Callable[..., Aggregator]] = {
     "all_gather": AllGatherMean,
     "two_phase": TwoPhaseMean,
     "integer": IntegerMean,
+    "shared_support": SharedSupportMean,
 }
 
 
@@ -57,6 +60,7 @@ class GradientExchange:
         options: the compressor and its circumstances.
         ledger: of the optimizer: what is owed, and what has been sent.
         transport: to all replicas.
+        participants: the transport between those whose messages are compressed.
         aggregators: for schedules, in place of those that are usual.
         sent: for each payload of the last `reduce`, in order: what it was made of, and its result.
     """
@@ -68,9 +72,10 @@ class GradientExchange:
         aggregators: Mapping[str, Callable[..., Aggregator]] | None = None,
         transport: Transport | None = None,
     ):
-        self.options = options
         self.ledger = ledger
         self.transport = transport or ledger.transport
+        self.options = hierarchy.between(options, self.transport.processes)
+        self.participants = hierarchy.participants(self.options, self.transport)
         self.aggregators = {**_AGGREGATORS, **(aggregators or {})}
         self.sent: list[tuple[Aggregator | WarmUp, Sequence[Message], Aggregate]] = []
 
@@ -85,12 +90,15 @@ class GradientExchange:
 
         Args:
             messages: the same ones in the same order on all processes.
-            step: int scalar, equal on all replicas; seeds stochastic codecs.
+            step: int scalar, equal on all replicas, which counts exchanges; it seeds stochastic
+                codecs, and says whose turn it is.
             compresses: gives a bool scalar, equal on all replicas, which is false in a warm-up:
                 then everything travels dense. None for none.
             residual_scale: scalar by which what is owed is multiplied first; None for 1.
         """
-        sorting = routing.sort(messages, self.options, self.transport.world)
+        if self.options.hierarchical:
+            messages = [hierarchy.of_process(m, self.transport.device) for m in messages]
+        sorting = routing.sort(messages, self.options, self.participants.world)
         sparse = [self._rows_to_send(m) for m in sorting.sparse]
         payloads = self._payloads(sorting, compresses, residual_scale)
         aggregates = self._aggregate(payloads, sparse, step)
@@ -114,7 +122,9 @@ class GradientExchange:
         def left_out():
             found = {}
             for aggregator, bucket, aggregate in sent:
-                for replica, flat in enumerate(aggregate.left_out):
+                # What a process leaves out is told to each of its replicas.
+                each = self.transport.local // self.participants.local
+                for replica, flat in enumerate(each * list(aggregate.left_out)):
                     for message, rest in zip(bucket, aggregator.unpack(flat), strict=True):
                         found[replica, message.key] = tf.reshape(rest, message.shape)
             return found
@@ -130,7 +140,7 @@ class GradientExchange:
 
     def one_round(self, messages: Sequence[Message]) -> bool:
         """Whether all that `reduce` sends of them is known before anything has arrived."""
-        sorting = routing.sort(messages, self.options, self.transport.world)
+        sorting = routing.sort(messages, self.options, self.participants.world)
         payloads = self._payloads(sorting, None, None)
         return not sorting.sparse and all(aggregator.one_round for aggregator, _, _ in payloads)
 
@@ -139,7 +149,7 @@ class GradientExchange:
         found = []
         with self.transport.together():
             for place, (aggregator, bucket, dtype) in enumerate(payloads, start=1):
-                local = range(self.transport.local)
+                local = range(self.participants.local)
                 vectors = [_vectors(bucket, replica, dtype) for replica in local]
                 # Aggregators look at what they encode themselves. The last one, for which the
                 # others need not wait, tells of the rows, too.
@@ -148,11 +158,11 @@ class GradientExchange:
         return found
 
     def _health(self, messages: Sequence[Message]) -> list[tf.Tensor | bool]:
-        """For each local replica: all numbers in `messages` are finite."""
+        """For each local participant: all numbers in `messages` are finite."""
         if not messages:
-            return [True] * self.transport.local
+            return [True] * self.participants.local
         health = []
-        for replica, device in enumerate(self.transport.devices):
+        for replica, device in enumerate(self.participants.devices):
             with tf.device(device):
                 health.append(numerics.all_finite([m.floats(replica) for m in messages]))
         return health
@@ -180,7 +190,7 @@ class GradientExchange:
         if joint:
             self.ledger.residuals.declare_joint(_joint_key(bucket), {m.key: m.size for m in bucket})
         residuals = self.ledger.residuals if options.feedback else None
-        arguments = (options.codec, self.transport, residuals, *_keys_and_sizes(bucket))
+        arguments = (options.codec, self.participants, residuals, *_keys_and_sizes(bucket))
         more = {"factor": _factor(bucket), "residual_scale": _decayed(residual_scale, options)}
         if group.schedule == "adaptive":
             budget = self._budget_for(options, sum(m.size for m in bucket))
@@ -195,7 +205,7 @@ class GradientExchange:
         """One all-reduce for everything that is not compressed."""
         keys, sizes = _keys_and_sizes(group)
         return PlainMean(
-            Identity(), self.transport, None, keys, sizes, joint=True, factor=_factor(group)
+            Identity(), self.participants, None, keys, sizes, joint=True, factor=_factor(group)
         )
 
     def _budget_for(self, options: ExchangeOptions, n: int) -> Budget:
@@ -214,7 +224,7 @@ class GradientExchange:
 
     def _gather_rows(self, message: Message) -> tuple[tf.IndexedSlices, tf.Tensor]:
         """The rows of all replicas, and the bytes one worker sent for them."""
-        found = self.transport, message.values, message.shape, message.factor
+        found = self.participants, message.values, message.shape, message.factor
         if not self.options.rows_each_once:
             return rows.gather_as_they_are(*found)
         return rows.gather_each_once(*found, self.options.embedding_rows)
@@ -223,7 +233,7 @@ class GradientExchange:
         if not self.options.rows_each_once:
             return message
         values = []
-        for value, device in zip(message.values, self.transport.devices, strict=True):
+        for value, device in zip(message.values, self.participants.devices, strict=True):
             with tf.device(device):
                 values.append(rows.each_once(cast(tf.IndexedSlices, value)))
         return dataclasses.replace(message, values=values)

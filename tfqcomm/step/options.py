@@ -41,6 +41,9 @@ class ExchangeOptions:
             buffer; higher => less compression. 0 compresses everything, as the papers do.
         schedule: "auto" (the one that sends the fewest bytes), "dense", "all_gather" or
             "two_phase".
+        hierarchical: average the messages of a process' replicas as they are, and compress what
+            processes send to one another: fewer bytes where a process has several devices. Within
+            a single process nothing is compressed.
         granularity: what a scale, a threshold or a top-k ranges over: "tensor" for each by itself,
             as in the papers, or "model" for all compressed tensors together.
         embedding_rows: what the rows of an embedding's gradient travel as: "float32", "bfloat16",
@@ -63,6 +66,7 @@ class ExchangeOptions:
     scale_residual: bool = False
     min_size: int = 1024
     schedule: str = "auto"
+    hierarchical: bool = False
     granularity: str = "tensor"
     embedding_rows: str = "float32"
     bucket_mb: float = 32.0
@@ -91,6 +95,7 @@ class ExchangeOptions:
             )
         checks.ratio(self.residual_decay, "residual_decay")
         checks.boolean("scale_residual", self.scale_residual)
+        checks.boolean("hierarchical", self.hierarchical)
         checks.boolean("verify", self.verify)
         if isinstance(self.compressor, Policy):
             for compressor in self.compressor.compressors:

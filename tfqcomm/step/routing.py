@@ -57,6 +57,8 @@ class Group:
             text = str(codec)
             if self.options.warm_up:
                 text += f" after {self.options.warm_up} steps of float32"
+            if self.options.hierarchical:
+                text += " between processes"
         return Route(path, message.shape, self.schedule, text)
 
 

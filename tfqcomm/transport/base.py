@@ -17,6 +17,7 @@ from __future__ import annotations
 import abc
 import contextlib
 from collections.abc import Callable, Mapping, Sequence
+from typing import ClassVar
 
 import numpy as np
 import tensorflow as tf
@@ -25,15 +26,18 @@ from tfqcomm.transport.in_flight import Flights
 
 
 class Transport(abc.ABC):
-    """Abstract. `LocalTransport` and `CollectiveTransport` are the two there are.
+    """Abstract. There are `LocalTransport` and `CollectiveTransport`, and a view of either.
 
     Attributes:
+        member: what takes part: a "worker", that is a replica, or a "process".
         processes: number of processes, P.
         process: the rank of this process in [0, P).
         local: replicas in this process, L.
         device: where results are, and where work done once per process should be.
         before_agreement: called before processes agree on anything, where there are several.
     """
+
+    member: ClassVar[str] = "worker"
 
     def __init__(self, processes: int, process: int, devices: Sequence[str | None]):
         self.processes = processes

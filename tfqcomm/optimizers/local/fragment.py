@@ -115,7 +115,7 @@ class Fragment:
         if flights is not None:
             routes = self.ledger.routes
             exchange = self.exchange_by(transport.departing(flights, self._name, step))
-            _reduce(exchange, messages, step)
+            self._reduce(exchange, messages, step)
             self.ledger.routes = routes
         return tf.constant(True)
 
@@ -131,7 +131,7 @@ class Fragment:
             # Encoded again, to the same words: so no more than the differences has to be kept.
             transport = transport.arriving(flights, self._name, step)
         exchange = self.exchange_by(transport)
-        reduction = _reduce(exchange, messages, step)
+        reduction = self._reduce(exchange, messages, step)
         for key, route in zip(self.keys, self.ledger.routes, strict=True):
             codec = f"{route.codec} every {self.turns.every} steps"
             self.routes[key] = dataclasses.replace(route, codec=codec)
@@ -190,7 +190,8 @@ class Fragment:
     def _name(self) -> str:
         return f"of fragment {self.index}"
 
-
-def _reduce(exchange: GradientExchange, messages: Sequence[Message], step: tf.Tensor) -> Reduction:
-    before = step - 1  # steps that were taken before this one
-    return exchange.reduce(messages, before, exchange.options.after_warm_up(before))
+    def _reduce(self, exchange: GradientExchange, messages, step) -> Reduction:
+        before = step - 1  # steps that were taken before this one
+        # Rounds are counted, not steps, whose remainders by W might all be one.
+        rounds = before // self.turns.every
+        return exchange.reduce(messages, rounds, exchange.options.after_warm_up(before))
