@@ -7,6 +7,7 @@ import tensorflow as tf
 from tests.catalogue import SCHEDULES
 from tests.gpu_readiness import HOST_MEMORY, NO_KERNEL, NOT_COMPILED, violations
 from tests.replicas import compressing, plain
+from tfqcomm import compressors
 from tfqcomm.kernels import numerics
 
 CODECS = sorted({name for name, _ in SCHEDULES})

@@ -41,17 +41,17 @@ class ThreadTransport(Transport):
     def agree(self, topic, facts, notes):
         pass
 
-    def _gather_processes(self, stacked):
+    def gather_processes(self, stacked):
         return tf.concat(self._meeting.exchange(self.process, stacked), 0)
 
-    def _reduce_processes(self, value):
+    def reduce_processes(self, value):
         return tf.add_n(self._meeting.exchange(self.process, value))
 
-    def _exchange_processes(self, rows):
+    def exchange_processes(self, rows):
         received = self._meeting.exchange(self.process, rows)
         return tf.stack([row[self.process] for row in received])
 
-    def _broadcast_processes(self, value, source, processes):
+    def broadcast_processes(self, value, source, processes):
         return self._meeting.exchange(self.process, value)[int(source)]
 
 

@@ -33,17 +33,17 @@ class SlowTransport(SimulatedTransport):
         super().__init__(world)
         self._sleep = sleep
 
-    def _gather_processes(self, stacked):
+    def gather_processes(self, stacked):
         others = self.processes - 1
-        return self._after(super()._gather_processes(stacked), stacked, others, others)
+        return self._after(super().gather_processes(stacked), stacked, others, others)
 
-    def _reduce_processes(self, value):
+    def reduce_processes(self, value):
         others = self.processes - 1
         if self.processes == 2 and value.shape[0] < 2**18:  # as a gather
             return self._after(value, value, 1, 1)
         return self._after(value, value, 2 * others, 2 * others / self.processes)
 
-    def _exchange_processes(self, rows):
+    def exchange_processes(self, rows):
         return self._after(rows, rows, 1, (self.processes - 1) / self.processes)
 
     def _after(self, result, sent, rounds, times):

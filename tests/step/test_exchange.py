@@ -27,17 +27,17 @@ class SpyTransport(LocalTransport):
         super().__init__([f"CPU:{i}" for i in range(world)])
         self.calls = []
 
-    def _gather_processes(self, stacked):
+    def gather_processes(self, stacked):
         self.calls.append("gather")
-        return super()._gather_processes(stacked)
+        return super().gather_processes(stacked)
 
-    def _reduce_processes(self, value):
+    def reduce_processes(self, value):
         self.calls.append("reduce")
-        return super()._reduce_processes(value)
+        return super().reduce_processes(value)
 
-    def _exchange_processes(self, rows):
+    def exchange_processes(self, rows):
         self.calls.append("exchange")
-        return super()._exchange_processes(rows)
+        return super().exchange_processes(rows)
 
 
 def exchange_of_replicas(world, compressor, **options):

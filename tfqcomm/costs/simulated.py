@@ -20,5 +20,5 @@ class SimulatedTransport(LocalTransport):
         super().__init__()
         self.processes = world
 
-    def _gather_processes(self, stacked):
+    def gather_processes(self, stacked):
         return tf.tile(stacked, [self.processes] + [1] * (stacked.shape.rank - 1))

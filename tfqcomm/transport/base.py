@@ -82,7 +82,7 @@ class Transport(abc.ABC):
     def all_gather(self, words: Sequence[tf.Tensor]) -> tf.Tensor:
         """Gives everyone's words to everyone: L times int32[w] -> int32[W, w], in rank order."""
         with tf.device(self.device):
-            gathered = self._gather_processes(tf.stack(list(words)))
+            gathered = self.gather_processes(tf.stack(list(words)))
             return tf.reshape(gathered, [self.world, _static_length(words[0])])
 
     def all_reduce(self, values: Sequence[tf.Tensor]) -> tf.Tensor:
@@ -91,7 +91,7 @@ class Transport(abc.ABC):
             total = values[0]
             for value in values[1:]:
                 total = total + value
-            return tf.reshape(self._reduce_processes(total), [_static_length(total)])
+            return tf.reshape(self.reduce_processes(total), [_static_length(total)])
 
     def all_to_all(self, words: Sequence[tf.Tensor]) -> list[tf.Tensor]:
         """Exchanges rows: L times int32[W, c], row j for replica j -> L times int32[W, c]."""
@@ -100,7 +100,7 @@ class Transport(abc.ABC):
             sent = tf.reshape(sent, [self.local, self.processes, self.local, -1])
             # [P (destination), L (destination), L (source), c]
             sent = tf.transpose(sent, [1, 2, 0, 3])
-            received = self._exchange_processes(sent)  # [P (source), L (destination), L, c]
+            received = self.exchange_processes(sent)  # [P (source), L (destination), L, c]
             received = tf.transpose(received, [1, 0, 2, 3])
             received = tf.reshape(received, [self.local, self.world, -1])
         return tf.unstack(received, self.local)
@@ -136,13 +136,13 @@ class Transport(abc.ABC):
                 return [picked[i // size] for i in range(self.local)]
             processes = range(first * size // self.local, (first + 1) * size // self.local)
             mine = _pick(values, roots[first] % self.local)
-            received = self._broadcast_processes(mine, roots[first] // self.local, processes)
+            received = self.broadcast_processes(mine, roots[first] // self.local, processes)
             return [received] * self.local
 
     def gather_vectors(self, vector: tf.Tensor) -> tf.Tensor:
         """Every process' vector, in rank order: [n] -> [P, n]; of what each has one, not L."""
         with tf.device(self.device):
-            gathered = self._gather_processes(tf.stack([vector] * self.local))
+            gathered = self.gather_processes(tf.stack([vector] * self.local))
             return gathered[:: self.local]
 
     def all_gather_ragged(self, values: Sequence[tf.Tensor]) -> tuple[list[tf.Tensor], tf.Tensor]:
@@ -155,12 +155,12 @@ class Transport(abc.ABC):
             W tensors, and the bytes one worker sent: all rows are padded to the longest.
         """
         with tf.device(self.device):
-            lengths = self._gather_processes(tf.stack([tf.shape(v)[0] for v in values]))
+            lengths = self.gather_processes(tf.stack([tf.shape(v)[0] for v in values]))
             longest = tf.reduce_max(lengths)
             padded = [_pad_rows(v, longest) for v in values]
             empty = tf.zeros([self.world, *tf.unstack(tf.shape(padded[0]))], padded[0].dtype)
             gathered = tf.cond(  # [W, longest, ...]; the ring crashes on empty tensors
-                longest > 0, lambda: self._gather_processes(tf.stack(padded)), lambda: empty
+                longest > 0, lambda: self.gather_processes(tf.stack(padded)), lambda: empty
             )
             words = tf.size(padded[0], tf.int64) * padded[0].dtype.size // 4
             sent = self.bytes_all_gather(words + 1)
@@ -188,7 +188,7 @@ class Transport(abc.ABC):
         flat = [array.ravel() for array in arrays.values()]
         if self.processes == 1 or not sum(map(len, flat)):  # the ring crashes on empty tensors
             return dict(arrays)
-        total = self._reduce_processes(tf.constant(np.concatenate(flat))).numpy()
+        total = self.reduce_processes(tf.constant(np.concatenate(flat))).numpy()
         pieces = np.split(total, np.cumsum([len(part) for part in flat])[:-1])
         return {
             name: piece.reshape(array.shape)
@@ -201,13 +201,13 @@ class Transport(abc.ABC):
             return data
         chief = self.process == 0
         length = tf.constant([len(data) if chief else 0], tf.int64)  # may be beyond 2 GiB
-        size = int(self._reduce_processes(length)[0])
+        size = int(self.reduce_processes(length)[0])
         if size == 0:  # the ring crashes on empty tensors
             return b""
         words = np.zeros([-(-size // 4)], "<i4")
         if chief:
             words.view(np.uint8)[:size] = np.frombuffer(data, np.uint8)
-        shared = self._reduce_processes(tf.constant(words)).numpy().astype("<i4")
+        shared = self.reduce_processes(tf.constant(words)).numpy().astype("<i4")
         return shared.tobytes()[:size]
 
     # What one worker sends, in bytes. A worker is a process; inside a single process every
@@ -242,19 +242,19 @@ class Transport(abc.ABC):
         return (self.processes, self.local) if self.processes > 1 else (self.local, 1)
 
     @abc.abstractmethod
-    def _gather_processes(self, stacked: tf.Tensor) -> tf.Tensor:
+    def gather_processes(self, stacked: tf.Tensor) -> tf.Tensor:
         """[L, ...] -> [W, ...]."""
 
     @abc.abstractmethod
-    def _reduce_processes(self, value: tf.Tensor) -> tf.Tensor:
+    def reduce_processes(self, value: tf.Tensor) -> tf.Tensor:
         """[n] -> [n], summed."""
 
     @abc.abstractmethod
-    def _exchange_processes(self, rows: tf.Tensor) -> tf.Tensor:
+    def exchange_processes(self, rows: tf.Tensor) -> tf.Tensor:
         """[P, ...] -> [P, ...], row p to process p."""
 
     @abc.abstractmethod
-    def _broadcast_processes(
+    def broadcast_processes(
         self, value: tf.Tensor, source: tf.Tensor, processes: range
     ) -> tf.Tensor:
         """[n] -> [n], that of `source`, one of `processes`, to all of them."""

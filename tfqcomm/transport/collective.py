@@ -71,25 +71,25 @@ class CollectiveTransport(Transport):
                 self.collectives.all_gather, self.addresses, topic, facts, notes, **more
             )
 
-    def _gather_processes(self, stacked):
+    def gather_processes(self, stacked):
         if stacked.shape.rank == 1:
             return self.collectives.all_gather(stacked)
         parts = [self.collectives.all_gather(part) for part in _split_columns(stacked)]
         return parts[0] if len(parts) == 1 else tf.concat(parts, axis=1)
 
-    def _reduce_processes(self, value):
+    def reduce_processes(self, value):
         if self.processes == 2 and _is_short(value):  # as many bytes, but one round and not two
             pair = self.collectives.all_gather(value[None])
             return pair[0] + pair[1]
         parts = [self.collectives.all_reduce(part) for part in _split_columns(value[None])]
         return tf.concat(parts, axis=1)[0]
 
-    def _exchange_processes(self, rows):
+    def exchange_processes(self, rows):
         flat = tf.reshape(rows, [self.processes, -1])
         parts = [self.collectives.all_to_all(part) for part in _split_columns(flat)]
         return tf.reshape(tf.concat(parts, axis=1), tf.shape(rows))
 
-    def _broadcast_processes(self, value, source, processes):
+    def broadcast_processes(self, value, source, processes):
         parts = _split_columns(value[None])
         parts = [self.collectives.broadcast(part, source, processes) for part in parts]
         return tf.concat(parts, axis=1)[0]

@@ -16,14 +16,14 @@ class LocalTransport(Transport):
     def agree(self, topic, facts, notes, **more):
         return True
 
-    def _gather_processes(self, stacked):
+    def gather_processes(self, stacked):
         return stacked
 
-    def _reduce_processes(self, value):
+    def reduce_processes(self, value):
         return value
 
-    def _exchange_processes(self, rows):
+    def exchange_processes(self, rows):
         return rows
 
-    def _broadcast_processes(self, value, source, processes):
+    def broadcast_processes(self, value, source, processes):
         return value

@@ -29,14 +29,14 @@ class ProcessTransport(Transport):
     def agree(self, topic, facts, notes, **more):
         return self._replicas.agree(topic, facts, notes, **more)
 
-    def _gather_processes(self, stacked):
-        return self._replicas._gather_processes(stacked)
+    def gather_processes(self, stacked):
+        return self._replicas.gather_processes(stacked)
 
-    def _reduce_processes(self, value):
-        return self._replicas._reduce_processes(value)
+    def reduce_processes(self, value):
+        return self._replicas.reduce_processes(value)
 
-    def _exchange_processes(self, rows):
-        return self._replicas._exchange_processes(rows)
+    def exchange_processes(self, rows):
+        return self._replicas.exchange_processes(rows)
 
-    def _broadcast_processes(self, value, source, processes):
-        return self._replicas._broadcast_processes(value, source, processes)
+    def broadcast_processes(self, value, source, processes):
+        return self._replicas.broadcast_processes(value, source, processes)
