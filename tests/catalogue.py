@@ -466,7 +466,7 @@ OPTIMIZERS = [
     # Of seed 0 an entry has a first moment so small that Adam's division makes 2e-6 of a last bit,
     # which forward and backward passes do differ by in eager steps.
     _comp_ams("random_k", min_size=32, error_feedback=False, seed=1, slow=True),
-    _comp_ams(compressors.PowerSGD(1), min_size=0),
+    _comp_ams(compressors.PowerSGD(1), min_size=0, slow=True),
     _optimizer("QAdam", 0.02, compressor=compressors.LogGrid(1)),
     _optimizer(
         "QAdam",

@@ -113,6 +113,7 @@ def errors():
     return run_workers(functions.disagree, timeout=300)
 
 
+@pytest.mark.slow
 @pytest.mark.multi_process
 @pytest.mark.parametrize("difference", EXPECTED)
 def test_all_workers_fail_and_say_what_differs(errors, difference):
@@ -122,16 +123,19 @@ def test_all_workers_fail_and_say_what_differs(errors, difference):
             assert text in error
 
 
+@pytest.mark.slow
 @pytest.mark.multi_process
 def test_all_differences_were_tried():
     assert set(EXPECTED) == {*functions.OPTIONS, *functions.MODELS}
 
 
+@pytest.mark.slow
 @pytest.mark.multi_process
 def test_the_cluster_survives_a_disagreement(errors):
     assert [worker["nothing"] for worker in errors] == [None, None]
 
 
+@pytest.mark.slow
 @pytest.mark.multi_process
 def test_weights_that_differ_are_found_after_the_first_step(errors):
     for worker in errors:
@@ -140,6 +144,7 @@ def test_weights_that_differ_are_found_after_the_first_step(errors):
         assert "weights differ after the first step" in error
 
 
+@pytest.mark.slow
 @pytest.mark.multi_process
 @pytest.mark.parametrize("when", ["before fit", "in the first epoch"])
 def test_weights_that_differ_are_found_where_an_epoch_begins(errors, when):
@@ -150,6 +155,7 @@ def test_weights_that_differ_are_found_where_an_epoch_begins(errors, when):
         assert "A callback that changes the learning rate, the optimizer or the weights" in error
 
 
+@pytest.mark.slow
 @pytest.mark.multi_process
 def test_without_verify_nobody_looks_at_the_weights(errors):
     for worker in errors:

@@ -8,7 +8,7 @@ import pytest
 from tests.distribute import hint_functions
 from tests.multi_process import run_workers
 
-pytestmark = pytest.mark.multi_process
+pytestmark = [pytest.mark.multi_process, pytest.mark.slow]
 
 OPS = {  # the collectives of each method's step
     "none": {"CollectiveReduceV2", "CollectiveGatherV2"},  # short vectors of two are gathered
@@ -19,7 +19,6 @@ OPS = {  # the collectives of each method's step
 }
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize(("implementation", "hint"), [("NCCL", "nccl"), (None, "auto")])
 def test_the_hint_is_in_every_collective_of_a_step(implementation, hint):
     args = {"implementation": implementation}

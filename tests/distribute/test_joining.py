@@ -118,6 +118,7 @@ def test_a_process_alone_keeps_its_gpus(monkeypatch, text):
 pytestmark = pytest.mark.timeout(400)
 
 
+@pytest.mark.slow
 @pytest.mark.multi_process
 def test_a_chief_its_workers_and_an_evaluator():
     chief, worker, evaluator = run_workers(functions.as_chief_worker_and_evaluator, workers=3)

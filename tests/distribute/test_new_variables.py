@@ -40,6 +40,7 @@ def make_models():
     }
 
 
+@pytest.mark.slow
 def test_all_that_is_made_in_a_scope_is_compared_in_a_few_collectives():
     first, second = run_workers(make_models)
     for one, two in zip(first["weights"], second["weights"], strict=True):

@@ -14,15 +14,12 @@ import tensorflow as tf
 
 from tests.distribute import scenarios
 from tests.distribute.scenarios.tools import classification
-from tests.distribute.test_multi_worker import Found, FoundWhenAsked, weights
+from tests.distribute.test_multi_worker import Found, weights
 from tests.multi_process import run_workers
 from tfqcomm.distribute import CompressedAllReduce
 
-pytestmark = [pytest.mark.multi_process, pytest.mark.timeout(900)]  # much waits for one pair
-
-QUICK = ["gan"]  # in the default run
-SLOW = [name for name in scenarios.SCENARIOS if name not in QUICK]
-ALL = [*QUICK, *(pytest.param(name, marks=pytest.mark.slow) for name in SLOW)]
+# Much waits for one pair of workers.
+pytestmark = [pytest.mark.multi_process, pytest.mark.slow, pytest.mark.timeout(900)]
 
 
 @pytest.fixture(scope="module")
@@ -32,13 +29,9 @@ def directory(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def two(directory):
-    """Found by two workers; what is slow, by two others."""
-
-    def do(names):
-        args = {"names": names, "directory": str(directory)}
-        return Found(run_workers(scenarios.on_two_workers, args=args, timeout=600))
-
-    return FoundWhenAsked(do, QUICK, SLOW)
+    """Found by two workers."""
+    args = {"names": list(scenarios.SCENARIOS), "directory": str(directory)}
+    return Found(run_workers(scenarios.on_two_workers, args=args, timeout=850))
 
 
 @pytest.fixture
@@ -70,7 +63,7 @@ def assert_alike(first, second, compare, path=""):
         compare(np.asarray(first), np.asarray(second), err_msg=path)
 
 
-@pytest.mark.parametrize("name", ALL)
+@pytest.mark.parametrize("name", scenarios.SCENARIOS)
 def test_two_workers_do_as_one_process(two, one, name):
     found = two[name]
     weights(found)
@@ -92,7 +85,6 @@ def names_in(path):
     return sorted(file.name for file in path.iterdir())
 
 
-@pytest.mark.slow
 def test_checkpoints_at_one_path_can_be_read(two, directory):
     found = two["model_checkpoint"]
     assert names_in(directory / "checkpoints") == [
@@ -106,21 +98,18 @@ def test_checkpoints_at_one_path_can_be_read(two, directory):
     model.load_weights(directory / "checkpoints" / "best.weights.h5")
 
 
-@pytest.mark.slow
 def test_a_csv_log_at_one_path_has_a_line_for_each_epoch(two, directory):
     losses = two["csv_logger"][0]["history"]["loss"]
     with open(directory / "log.csv", newline="") as file:
         assert [float(row["loss"]) for row in csv.DictReader(file)] == losses
 
 
-@pytest.mark.slow
 def test_tensorboard_at_one_path_has_a_run_for_each_worker(two, directory):
     assert two["tensorboard_with_histograms"]
     runs = {str(p.parent.relative_to(directory / "board")) for p in directory.rglob("events.out*")}
     assert runs == {"train", "validation", "worker_1/train", "worker_1/validation"}
 
 
-@pytest.mark.slow
 def test_a_backup_at_one_path_was_resumed_by_both_and_removed(two, directory):
     for worker in two["backup_and_restore_of_keras"]:
         assert worker["epochs"] == [2, 3]

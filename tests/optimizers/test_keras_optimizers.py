@@ -29,7 +29,7 @@ NAMES = sorted(
 OPTIONS = {"weight_decay": 0.1, "use_ema": True, "ema_momentum": 0.5, "clipnorm": 10.0}
 MORE = {"Muon": {"adam_weight_decay": 0.2}}
 NO_DECAY = {"Ftrl": "weight_decay"}  # its l2 is one
-BY_DEFAULT = {"Adam", "Muon", "Nadam", "ScheduleFreeAdamW"}  # two of them override Keras' own
+BY_DEFAULT = {"Adam", "ScheduleFreeAdamW"}  # the second overrides Keras' own step
 
 
 def make(name):
