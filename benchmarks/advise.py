@@ -24,17 +24,15 @@ os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
 import functools
 import json
 import pathlib
-import subprocess
 import sys
-import tempfile
 import time
 
 import numpy as np
 import tensorflow as tf
-from absl import app, flags, logging
+from absl import app, flags
 
 import tfqcomm
-from benchmarks import network
+from benchmarks import network, workers
 
 FLAGS = flags.FLAGS
 flags.FLAGS.set_default("methods", ["dense", "float16", "block_int8", "block_sign", "top_k"])
@@ -45,14 +43,10 @@ flags.FLAGS.set_default("out", "runs/advise.json")
 
 def work() -> None:
     """One worker: predicts, trains with each method, and writes down both."""
-    tf.get_logger().setLevel("WARNING")
-    logging.set_verbosity(logging.WARNING)
-    task = json.loads(os.environ["TF_CONFIG"])["task"]["index"]
-    cores = sorted(os.sched_getaffinity(0))
-    os.sched_setaffinity(0, {cores[task % len(cores)]})  # before TensorFlow makes its threads
+    task = workers.begin()
     strategy = tfqcomm.distribute.MultiWorkerMirroredStrategy()
     model = network.compiled()
-    x, y = batch_of(model, network.BATCH)
+    x, y = workers.noise(model, network.BATCH)
     names = [name for name in FLAGS.methods if name != network.DENSE]
     advice = tfqcomm.advise.report(
         model, x, y, workers=FLAGS.workers, compressors=names, strategy=strategy
@@ -72,14 +66,7 @@ def work() -> None:
                 **measured(name, task),
             }
         )
-    pathlib.Path(FLAGS.results, f"{task}.json").write_text(json.dumps(found))
-
-
-def batch_of(model, examples: int):
-    """Noise, and labels."""
-    random = np.random.RandomState(0)
-    x = random.randn(examples, model.input_shape[1]).astype("float32")
-    return x, random.randint(0, model.output_shape[1], examples)
+    workers.write(FLAGS.results, task, found)
 
 
 def row_of(advice: tfqcomm.advise.Advice, name: str) -> tfqcomm.advise.Row:
@@ -98,7 +85,7 @@ def measured(name: str, task: int) -> dict[str, float]:
     )
     with strategy.scope():
         model = network.compiled()
-    x, y = batch_of(model, network.BATCH * FLAGS.workers)
+    x, y = workers.noise(model, network.BATCH * FLAGS.workers)
     dataset = tf.data.Dataset.from_tensors((x, y)).repeat()
     watch = network.Stopwatch()
     fit = functools.partial(model.fit, dataset, callbacks=[watch], verbose=0, shuffle=False)
@@ -123,21 +110,13 @@ def run(rate: str) -> list[dict]:
     command = [sys.executable, "-m", "tfqcomm.launch", f"--workers={FLAGS.workers}"]
     command += [f"--bandwidth={rate}", "-m", "benchmarks.advise", *sys.argv[1:]]
     command += ["--worker_of=all", "--shaped"]
-    with tempfile.TemporaryDirectory() as results:
-        subprocess.run(
-            [*command, f"--results={results}"],
-            check=True,
-            stdout=sys.stderr,
-            preexec_fn=functools.partial(tfqcomm.launch.die_with_parent, os.getpid()),
-        )
-        paths = sorted(pathlib.Path(results).glob("*.json"))
-        workers = [json.loads(path.read_text()) for path in paths]
+    found = workers.found_by(command)
     rows = []
-    for of_workers in zip(*workers, strict=True):
+    for of_workers in zip(*found, strict=True):
         slowest = max(of_workers, key=lambda row: row["low_ms"])
         # The codecs' times are each worker's own; the slowest one's are all's.
         predicted = max(row["predicted_ms"] for row in of_workers)
-        row = {"network": rate, "workers": len(workers), **slowest, "predicted_ms": predicted}
+        row = {"network": rate, "workers": len(found), **slowest, "predicted_ms": predicted}
         rows.append({**row, "error": predicted / row["low_ms"] - 1, "load": os.getloadavg()[0]})
     return rows
 

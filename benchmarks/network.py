@@ -29,17 +29,16 @@ import functools
 import json
 import pathlib
 import signal
-import subprocess
 import sys
-import tempfile
 import time
 
 import keras
 import numpy as np
 import tensorflow as tf
-from absl import app, flags, logging
+from absl import app, flags
 
 import tfqcomm
+from benchmarks import workers
 
 BATCH = 32  # examples per worker
 LOOPBACK = "loopback"
@@ -89,11 +88,7 @@ class Stopwatch(keras.callbacks.Callback):
 
 def work(method: str) -> None:
     """One worker: times its steps and counts its bytes."""
-    tf.get_logger().setLevel("WARNING")
-    logging.set_verbosity(logging.WARNING)
-    task = json.loads(os.environ["TF_CONFIG"])["task"]["index"]
-    cores = sorted(os.sched_getaffinity(0))
-    os.sched_setaffinity(0, {cores[task % len(cores)]})  # before TensorFlow makes its threads
+    task = workers.begin()
     if method == ALONE:
         strategy = tf.distribute.get_strategy()
     else:
@@ -102,9 +97,7 @@ def work(method: str) -> None:
     with strategy.scope():
         model = compiled()
     replicas = strategy.num_replicas_in_sync
-    random = np.random.RandomState(0)
-    x = random.randn(BATCH * replicas, model.input_shape[1]).astype("float32")
-    y = random.randint(0, model.output_shape[1], BATCH * replicas)
+    x, y = workers.noise(model, BATCH * replicas)
     dataset = tf.data.Dataset.from_tensors((x, y)).repeat()
 
     watch = Stopwatch()
@@ -124,7 +117,7 @@ def work(method: str) -> None:
         "received": received / steps,
         "parameters": model.count_params(),
     }
-    pathlib.Path(FLAGS.results, f"{task}.json").write_text(json.dumps(found))
+    workers.write(FLAGS.results, task, found)
 
 
 def agreed(strategy: tf.distribute.Strategy, task: int, steps: float) -> int:
@@ -147,24 +140,17 @@ def traffic() -> tfqcomm.launch.Traffic:
 
 def run(method: str, network: str) -> dict[str, float]:
     """Starts the workers of one method on one network; returns what they found."""
-    workers = 1 if method == ALONE else FLAGS.workers
-    command = [sys.executable, "-m", "tfqcomm.launch", f"--workers={workers}"]
+    world = 1 if method == ALONE else FLAGS.workers
+    command = [sys.executable, "-m", "tfqcomm.launch", f"--workers={world}"]
     if network != LOOPBACK:
         command.append(f"--bandwidth={network}")
     command += ["-m", "benchmarks.network", *sys.argv[1:], f"--worker_of={method}"]
     command.append(f"--shaped={network != LOOPBACK}")
-    with tempfile.TemporaryDirectory() as results, contextlib.ExitStack() as stack:
-        command.append(f"--results={results}")
+    with contextlib.ExitStack() as stack:
         if network == LOOPBACK:  # of its own, so that nobody else's bytes are counted
             command = stack.enter_context(tfqcomm.launch.network(1)).command(0, command)
-        subprocess.run(
-            command,
-            check=True,
-            stdout=sys.stderr,
-            preexec_fn=functools.partial(tfqcomm.launch.die_with_parent, os.getpid()),
-        )
-        found = [json.loads(path.read_text()) for path in pathlib.Path(results).glob("*.json")]
-    shared = workers if network == LOOPBACK else 1  # all workers' bytes pass the one interface
+        found = workers.found_by(command)
+    shared = world if network == LOOPBACK else 1  # all workers' bytes pass the one interface
     return {
         "method": method,
         "network": network,

@@ -21,18 +21,16 @@ os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
 import functools
 import json
 import pathlib
-import subprocess
 import sys
-import tempfile
 import time
 
 import keras
 import numpy as np
 import tensorflow as tf
-from absl import app, flags, logging
+from absl import app, flags
 
 import tfqcomm
-from benchmarks import network
+from benchmarks import network, workers
 
 DENSE = "dense"
 ROUNDS = 6  # that are timed, after one in which TensorFlow traces the step
@@ -49,11 +47,7 @@ flags.DEFINE_integer("overlap_of", 0, "That of this worker, not for users.")
 
 def work(method: str) -> None:
     """One worker: times its steps."""
-    tf.get_logger().setLevel("WARNING")
-    logging.set_verbosity(logging.WARNING)
-    task = json.loads(os.environ["TF_CONFIG"])["task"]["index"]
-    cores = sorted(os.sched_getaffinity(0))
-    os.sched_setaffinity(0, {cores[task % len(cores)]})  # before TensorFlow makes its threads
+    task = workers.begin()
     strategy = tfqcomm.distribute.MultiWorkerMirroredStrategy()
     with strategy.scope():
         model = network.compiled()
@@ -64,10 +58,7 @@ def work(method: str) -> None:
             overlap=FLAGS.overlap_of,
         )
         model.compile(diloco, keras.losses.SparseCategoricalCrossentropy(from_logits=True))
-    random = np.random.RandomState(0)
-    examples = network.BATCH * strategy.num_replicas_in_sync
-    x = random.randn(examples, model.input_shape[1]).astype("float32")
-    y = random.randint(0, model.output_shape[1], examples)
+    x, y = workers.noise(model, network.BATCH * strategy.num_replicas_in_sync)
     dataset = tf.data.Dataset.from_tensors((x, y)).repeat()
     watch = network.Stopwatch()
     fit = functools.partial(model.fit, dataset, callbacks=[watch], verbose=0, shuffle=False)
@@ -76,7 +67,7 @@ def work(method: str) -> None:
     steps = 1e3 * watch.seconds().reshape([ROUNDS, FLAGS.every])
     found = {"round_ms": float(np.median(steps.sum(axis=1))), "step_ms": float(np.median(steps))}
     found["parameters"] = model.count_params()
-    pathlib.Path(FLAGS.results, f"{task}.json").write_text(json.dumps(found))
+    workers.write(FLAGS.results, task, found)
 
 
 def run(rate: str, method: str, overlap: int) -> dict:
@@ -84,14 +75,7 @@ def run(rate: str, method: str, overlap: int) -> dict:
     command = [sys.executable, "-m", "tfqcomm.launch", f"--workers={FLAGS.workers}"]
     command += [f"--bandwidth={rate}", "-m", "benchmarks.overlap", *sys.argv[1:]]
     command += [f"--worker_of={method}", f"--overlap_of={overlap}"]
-    with tempfile.TemporaryDirectory() as results:
-        subprocess.run(
-            [*command, f"--results={results}"],
-            check=True,
-            stdout=sys.stderr,
-            preexec_fn=functools.partial(tfqcomm.launch.die_with_parent, os.getpid()),
-        )
-        found = [json.loads(path.read_text()) for path in pathlib.Path(results).glob("*.json")]
+    found = workers.found_by(command)
     slowest = max(found, key=lambda worker: worker["round_ms"])
     return {"network": rate, "method": method, "overlap": overlap, **slowest}
 

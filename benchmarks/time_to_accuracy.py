@@ -21,19 +21,18 @@ import dataclasses
 import functools
 import json
 import pathlib
-import subprocess
 import sys
-import tempfile
 import time
 from collections.abc import Callable
 
 import keras
 import numpy as np
 import tensorflow as tf
-from absl import app, flags, logging
+from absl import app, flags
 
 import models
 import tfqcomm
+from benchmarks import workers
 
 EVERY = 16  # steps between two exchanges of DiLoCo
 
@@ -132,11 +131,7 @@ class Look(keras.callbacks.Callback):
 
 def work(name: str) -> None:
     """One worker: trains until the target is reached, and writes down what that took."""
-    tf.get_logger().setLevel("WARNING")
-    logging.set_verbosity(logging.WARNING)
-    task = json.loads(os.environ["TF_CONFIG"])["task"]["index"]
-    cores = sorted(os.sched_getaffinity(0))
-    os.sched_setaffinity(0, {cores[task % len(cores)]})  # before TensorFlow makes its threads
+    task = workers.begin()
     method = METHODS[name]
     strategy = tfqcomm.distribute.MultiWorkerMirroredStrategy(method.compressor)
     x, y, x_test, y_test = load()
@@ -155,7 +150,7 @@ def work(name: str) -> None:
     sent, _ = tfqcomm.launch.interface_bytes("eth0").since(before)
     found = {"seconds": look.seconds, "steps": look.steps, "accuracy": look.accuracy, "sent": sent}
     found["parameters"] = model.count_params()
-    pathlib.Path(FLAGS.results, f"{task}.json").write_text(json.dumps(found))
+    workers.write(FLAGS.results, task, found)
 
 
 def run(name: str) -> dict:
@@ -163,14 +158,7 @@ def run(name: str) -> dict:
     command = [sys.executable, "-m", "tfqcomm.launch", f"--workers={FLAGS.workers}"]
     command += [f"--bandwidth={FLAGS.bandwidth}", "-m", "benchmarks.time_to_accuracy"]
     command += [*sys.argv[1:], f"--worker_of={name}"]
-    with tempfile.TemporaryDirectory() as results:
-        subprocess.run(
-            [*command, f"--results={results}"],
-            check=True,
-            stdout=sys.stderr,
-            preexec_fn=functools.partial(tfqcomm.launch.die_with_parent, os.getpid()),
-        )
-        found = [json.loads(path.read_text()) for path in pathlib.Path(results).glob("*.json")]
+    found = workers.found_by(command)
     slowest = max(found, key=lambda worker: worker["seconds"])
     sent = float(np.mean([worker["sent"] for worker in found]))
     return {"method": name, **slowest, "sent": sent, "load": os.getloadavg()[0]}

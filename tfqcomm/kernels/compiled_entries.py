@@ -12,6 +12,7 @@ from __future__ import annotations
 import tensorflow as tf
 
 from tfqcomm.kernels import entries, numerics, positions, wire
+from tfqcomm.kernels.compiled_selection import running
 
 
 def most_words(n: int) -> int:
@@ -59,12 +60,12 @@ def _largest(keys, k):
     """Where the k largest stand, of equal ones the first: bool[n]."""
     threshold = kth_largest(keys, k)
     larger, ties = keys > threshold, tf.equal(keys, threshold)
-    return larger | (ties & (_running(ties) <= k - _running(larger)[-1]))
+    return larger | (ties & (running(ties) <= k - running(larger)[-1]))
 
 
 def _first_places(mask, size):
     """Places that are True, ascending, and then anything: int32[size]."""
-    rank = tf.where(mask, _running(mask) - 1, size)
+    rank = tf.where(mask, running(mask) - 1, size)
     found = tf.zeros([size + mask.shape[0]], tf.int32)
     return tf.tensor_scatter_nd_update(found, rank[:, None], tf.range(mask.shape[0]))[:size]
 
@@ -107,7 +108,3 @@ def _decode_positions(words, k, n):
 def _at(values, places):
     """Looked up, at the ends where places are beyond them."""
     return tf.gather(values, tf.clip_by_value(places, 0, values.shape[0] - 1))
-
-
-def _running(mask):
-    return tf.cumsum(tf.cast(mask, tf.int32))

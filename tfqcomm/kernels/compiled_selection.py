@@ -40,7 +40,7 @@ def largest_of_segments(
     thresholds = tf.gather(_kth_largest(keys, owner, starts + kept - 1), owner)
     larger, ties = keys > thresholds, tf.equal(keys, thresholds)
     missing = kept - _counts(larger, starts, ends)  # ties that are kept: the first of each segment
-    rank = _running(ties)
+    rank = running(ties)
     before = tf.gather(tf.pad(rank, [[1, 0]]), starts)
     in_time = rank - tf.gather(before, owner) <= tf.gather(missing, owner)
     positions = first_true(larger | (ties & in_time), int(kept.sum()))
@@ -56,7 +56,7 @@ def first_true(mask: tf.Tensor, k: int) -> tf.Tensor:
         mask: with at least `k` that are True.
     """
     n = mask.shape[-1]
-    counts = tf.reshape(_running(mask), [-1, n])
+    counts = tf.reshape(running(mask), [-1, n])
     wanted = tf.range(1, k + 1)
     below = tf.zeros([counts.shape[0], k], tf.int32)  # how many counts are surely too small
     for step in (1 << bit for bit in reversed(range(n.bit_length()))):
@@ -77,9 +77,10 @@ def _kth_largest(keys, owner, places):
 
 def _counts(mask, starts, ends):
     """How many are True in each segment: int32[S]."""
-    running = tf.pad(_running(mask), [[1, 0]])
-    return tf.gather(running, ends) - tf.gather(running, starts)
+    before = tf.pad(running(mask), [[1, 0]])
+    return tf.gather(before, ends) - tf.gather(before, starts)
 
 
-def _running(mask):
+def running(mask: tf.Tensor) -> tf.Tensor:
+    """How many are True up to each place of the last axis: bool[..., n] -> int32[..., n]."""
     return tf.cumsum(tf.cast(mask, tf.int32), axis=-1)

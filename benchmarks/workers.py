@@ -1,0 +1,57 @@
+"""Worker processes of a benchmark: how each begins, and how what they find comes home."""
+
+from __future__ import annotations
+
+import functools
+import json
+import os
+import pathlib
+import subprocess
+import sys
+import tempfile
+from collections.abc import Sequence
+
+import keras
+import numpy as np
+import tensorflow as tf
+from absl import logging
+
+import tfqcomm
+
+
+def begin() -> int:
+    """Keeps this worker i to core i, modulo the number of cores, and to itself; returns i.
+
+    To be called before TensorFlow makes its threads.
+    """
+    tf.get_logger().setLevel("WARNING")
+    logging.set_verbosity(logging.WARNING)
+    task = json.loads(os.environ["TF_CONFIG"])["task"]["index"]
+    cores = sorted(os.sched_getaffinity(0))
+    os.sched_setaffinity(0, {cores[task % len(cores)]})
+    return task
+
+
+def noise(model: keras.Model, examples: int) -> tuple[np.ndarray, np.ndarray]:
+    """Examples for a classifier, and labels: the same ones for all workers."""
+    random = np.random.RandomState(0)
+    x = random.randn(examples, model.input_shape[1]).astype("float32")
+    return x, random.randint(0, model.output_shape[1], examples)
+
+
+def write(results: str, task: int, found) -> None:
+    """What this worker has found, to be read by `found_by`."""
+    pathlib.Path(results, f"{task}.json").write_text(json.dumps(found))
+
+
+def found_by(command: Sequence[str]) -> list:
+    """Runs the launcher; returns what its workers wrote to `--results`, in their order."""
+    with tempfile.TemporaryDirectory() as results:
+        subprocess.run(
+            [*command, f"--results={results}"],
+            check=True,
+            stdout=sys.stderr,
+            preexec_fn=functools.partial(tfqcomm.launch.die_with_parent, os.getpid()),
+        )
+        paths = sorted(pathlib.Path(results).glob("*.json"))
+        return [json.loads(path.read_text()) for path in paths]
