@@ -17,6 +17,13 @@ from tfqcomm.cluster import Cluster
 
 EXAMPLES = ROOT / "examples"
 YAML = EXAMPLES / "kubernetes" / "train.yaml"
+SERVERS = EXAMPLES / "kubernetes" / "parameter_server.yaml"
+KUBEFLOW = EXAMPLES / "kubeflow" / "train.yaml"
+KINDS = {
+    YAML: ["Service", "Job", "NetworkPolicy"],
+    SERVERS: ["Service", "ConfigMap", "StatefulSet", "StatefulSet", "Job", "NetworkPolicy"],
+    KUBEFLOW: ["TrainingRuntime", "TrainJob"],
+}
 SBATCH = EXAMPLES / "slurm" / "train.sbatch"
 SCRIPT = EXAMPLES / "resume_after_a_crash.py"
 
@@ -38,11 +45,19 @@ def field(name: str) -> str:
     return value.strip('"')
 
 
-def test_kubernetes_manifest_is_well_formed():
-    text = YAML.read_text()
+def scripts(manifest: pathlib.Path) -> list[str]:
+    """What the shells of its containers are given."""
+    found = re.findall(r"^( *)- \|\n((?:\1  .*\n)+)", manifest.read_text(), re.M)
+    return [textwrap.dedent(block) for _, block in found]
+
+
+@pytest.mark.parametrize("manifest", KINDS, ids=lambda path: f"{path.parent.name}/{path.name}")
+def test_manifests_are_well_formed(manifest):
+    text = manifest.read_text()
     if importlib.util.find_spec("yaml"):  # not among our requirements
-        assert len(list(importlib.import_module("yaml").safe_load_all(text))) == 3
-    assert re.findall(r"^kind: (\w+)", text, re.M) == ["Service", "Job", "NetworkPolicy"]
+        found = importlib.import_module("yaml").safe_load_all(text)
+        assert len(list(found)) == len(KINDS[manifest])
+    assert re.findall(r"^kind: (\w+)", text, re.M) == KINDS[manifest]
     for number, line in enumerate(text.splitlines(), start=1):
         indent = len(line) - len(line.lstrip(" "))
         assert "\t" not in line and indent % 2 == 0, f"line {number}"
@@ -55,16 +70,48 @@ def test_kubernetes_says_the_same_thing_in_all_places():
 
 
 def test_each_kubernetes_pod_makes_itself_a_tf_config(tmp_path, monkeypatch):
-    block = re.search(r"^ *- \|\n((?: {14}.*\n)+)", YAML.read_text(), re.M)[1]
-    executable(tmp_path / "python", '#!/bin/sh\nprintf "%s" "$TF_CONFIG"\n')
-    command = ["/bin/sh", "-c", textwrap.dedent(block)]
+    (script,) = scripts(YAML)
     for index in range(4):
-        done = run(command, tmp_path, WORKERS="4", JOB_COMPLETION_INDEX=str(index))
-        assert done.returncode == 0, done.stderr
-        monkeypatch.setenv("TF_CONFIG", done.stdout)
-        cluster = Cluster.from_environment()
+        variables = {"WORKERS": "4", "JOB_COMPLETION_INDEX": str(index)}
+        cluster, _ = cluster_of(script, tmp_path, monkeypatch, **variables)
         assert cluster.jobs == {"worker": [f"train-{i}.train:2222" for i in range(4)]}
         assert cluster.task == f"worker {index}"
+
+
+def test_each_kubeflow_node_makes_itself_a_tf_config(tmp_path, monkeypatch):
+    """Of the name that its JobSet gives it: <jobset>-<replicated job>-<job>-<index>.<jobset>."""
+    (script,) = scripts(KUBEFLOW)
+    for index in range(4):
+        variables = {"JOB": "train", "WORKERS": "4", "JOB_COMPLETION_INDEX": str(index)}
+        cluster, _ = cluster_of(script, tmp_path, monkeypatch, **variables)
+        assert cluster.jobs == {"worker": [f"train-node-0-{i}.train:2222" for i in range(4)]}
+        assert cluster.task == f"worker {index}"
+
+
+def test_each_task_of_parameter_servers_makes_itself_a_tf_config(tmp_path, monkeypatch):
+    text = SERVERS.read_text()
+    cluster = re.search(r"^  cluster: \|\n((?: {4}.*\n)+)", text, re.M)[1]
+    replicas = dict(re.findall(r"name: train-(\w+)\nspec:\n  replicas: (\d+)", text))
+    assert replicas == {"worker": "4", "ps": "2"}
+    for script in scripts(SERVERS):
+        job = re.search(r'"type\\": \\"(\w+)', script)[1]
+        for index in range(int(replicas.get(job, 1))):
+            variables = {"CLUSTER": cluster, "HOSTNAME": f"train-{job}-{index}"}
+            found, command = cluster_of(script, tmp_path, monkeypatch, **variables)
+            assert found.task == f"{job} {index}"
+            assert found.address == f"train-{job}-{index}.train:2222"
+            runs = "parameter_server.py" if job == "chief" else "-m tfqcomm.launch --serve"
+            assert command == runs
+
+
+def cluster_of(script, folder, monkeypatch, **variables) -> tuple[Cluster, str]:
+    """What a container's script puts into TF_CONFIG, and what it has Python run."""
+    executable(folder / "python", '#!/bin/sh\nprintf "%s\\n" "$*" "$TF_CONFIG"\n')
+    done = run(["/bin/sh", "-c", script], folder, **variables)
+    assert done.returncode == 0, done.stderr
+    command, config = done.stdout.split("\n", 1)
+    monkeypatch.setenv("TF_CONFIG", config)
+    return Cluster.from_environment(), command
 
 
 @pytest.fixture
