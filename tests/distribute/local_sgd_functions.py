@@ -7,6 +7,7 @@ import pathlib
 
 import keras
 import numpy as np
+import tensorflow as tf
 
 from tests.distribute.multi_worker_functions import (
     BATCH,
@@ -20,6 +21,7 @@ from tests.multi_process_functions import task_index
 from tests.network import interface_bytes
 from tfqcomm.callbacks import AverageReplicas, TrafficLogger
 from tfqcomm.distribute import MultiWorkerMirroredStrategy
+from tfqcomm.distribute.meeting import epoch_of
 from tfqcomm.optimizers import ElasticAveragingSGD, LeaderSGD, PeriodicAveragingSGD
 
 OPTIMIZERS = {
@@ -85,10 +87,23 @@ def other_periods(strategy):
     return None
 
 
+def sure_of_steps(strategy):
+    """Whether the workers need not ask one another at every step, of three kinds of data."""
+    model = compiled(strategy, optimizer=OPTIMIZERS["leader_sgd"])
+    x, y = classification(8 * BATCH)
+    dataset = tf.data.Dataset.from_tensor_slices((x, y)).batch(BATCH, drop_remainder=True)
+    found = []
+    for data, steps in ((dataset, None), (dataset.repeat(), 4), (dataset, 4)):
+        model.fit(data, steps_per_epoch=steps, verbose=0)
+        found.append(epoch_of(model).steps_are_sure)
+    return found
+
+
 def on_two_workers(directory):
     strategy = MultiWorkerMirroredStrategy(timeout_seconds=120)
     found = {name: attempt(train, strategy, name) for name in OPTIMIZERS}
     found["nan"] = attempt(train, strategy, "leader_sgd", True)
+    found["sure"] = attempt(sure_of_steps, strategy)
     found["save"] = attempt(save_on_chief, strategy, directory)
     found["other_periods"] = attempt(other_periods, strategy)
     return found

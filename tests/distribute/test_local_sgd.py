@@ -60,6 +60,11 @@ def test_a_bad_gradient_on_one_worker_is_its_own_affair(two):
     assert all(np.isfinite(w).all() for w in all_replicas([w["weights"] for w in found]))
 
 
+def test_who_trains_alone_asks_nobody_where_data_suffice(two):
+    """What is asked would wait behind a model that is under way."""
+    assert two["sure"] == [[True, True, False]] * 2
+
+
 def test_saved_by_the_chief_alone(two, directory):
     predictions = two["save"]
     np.testing.assert_array_equal(*predictions)

@@ -55,7 +55,8 @@ def fit(original, model, *args, **kwargs):
     if transport is None:
         return original(model, *args, **kwargs)
     arguments = inspect.signature(original).bind(model, *args, **kwargs).arguments
-    meeting = Meeting(transport, counted=arguments.get("steps_per_epoch") is None)
+    counted = arguments.get("steps_per_epoch") is None or _is_endless(arguments.get("x"))
+    meeting = Meeting(transport, counted=counted)
     callbacks = arguments.get("callbacks")
     if isinstance(callbacks, keras.callbacks.CallbackList):
         meeting.set_model(model)
@@ -70,6 +71,12 @@ def fit(original, model, *args, **kwargs):
         history = original(model, **arguments)
     _tf_private.resume_at_epoch(model, None)  # what a restored backup said holds for one `fit`
     return history
+
+
+def _is_endless(data) -> bool:
+    """Whether data never end, as those of `Dataset.repeat()`: then as many steps as asked for."""
+    cardinality = getattr(data, "cardinality", None)
+    return callable(cardinality) and int(cardinality()) == tf.data.INFINITE_CARDINALITY
 
 
 def evaluate(original, model, *args, **kwargs):

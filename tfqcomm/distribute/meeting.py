@@ -65,7 +65,7 @@ class Meeting(keras.callbacks.Callback):
 
     Args:
         transport: to the other workers.
-        counted: whether the number of steps is that of this worker's batches.
+        counted: whether this worker has a batch for each of the steps of an epoch.
     """
 
     def __init__(self, transport: Transport, *, counted: bool):
