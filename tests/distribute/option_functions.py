@@ -7,10 +7,11 @@ import numpy as np
 
 from tests.distribute import multi_worker_functions as shared
 from tfqcomm.callbacks import TrafficLogger
-from tfqcomm.compressors import TopK
+from tfqcomm.compressors import AdaptiveTopK, TopK
 from tfqcomm.distribute import MultiWorkerMirroredStrategy
 from tfqcomm.state.ledger import ledger_of
 
+SHARES = keras.optimizers.schedules.ExponentialDecay(0.5, decay_steps=20, decay_rate=0.5)
 CASES = {
     "policy": {
         "compressor": {".*dense.*/kernel": TopK(0.1), "*": "block_sign"},
@@ -21,6 +22,8 @@ CASES = {
     "scale_residual": {"compressor": TopK(0.1), "min_size": 0, "scale_residual": True},
     "accumulate": {"compressor": "block_sign", "min_size": 0, "accumulate": 3},
     "shared_support": {"compressor": TopK(0.1, support="shared"), "min_size": 0},
+    "majority_vote": {"compressor": "block_sign", "min_size": 0, "schedule": "majority_vote"},
+    "ratio_schedule": {"compressor": AdaptiveTopK(SHARES, rule="fixed"), "min_size": 0},
     "rows": {"compressor": None, "embedding_rows": "int8"},
 }
 EXAMPLES = 512

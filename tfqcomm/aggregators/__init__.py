@@ -5,6 +5,7 @@ from tfqcomm.aggregators.all_gather import AllGatherMean
 from tfqcomm.aggregators.dense import DenseMean, PlainMean
 from tfqcomm.aggregators.integer import IntegerMean
 from tfqcomm.aggregators.low_rank import LowRankMean
+from tfqcomm.aggregators.majority_vote import MajorityVoteMean
 from tfqcomm.aggregators.shared_support import SharedSupportMean
 from tfqcomm.aggregators.two_phase import TwoPhaseMean
 
@@ -14,6 +15,7 @@ __all__ = [
     "DenseMean",
     "IntegerMean",
     "LowRankMean",
+    "MajorityVoteMean",
     "PlainMean",
     "SharedSupportMean",
     "TwoPhaseMean",

@@ -96,6 +96,9 @@ class Budget:
             norm: n_t, mean over the workers.
             reached: entries at or above `threshold`, mean over the workers; "threshold" only.
         """
+        if self.compressor.schedule is not None:
+            share = tf.cast(self.compressor.schedule.at(self._variables["step"]), tf.float64)
+            return tf.cast(tf.clip_by_value(tf.round(share * self.n), 1, self.n), tf.int32)
         k = self._within_budget(norm, reached)
         return tf.where(self._warming_up, tf.maximum(k, self._of_warm_up()), k)
 

@@ -4,14 +4,15 @@ from __future__ import annotations
 
 from tfqcomm.compressors.base import Compressor
 
-SCHEDULES = ("auto", "dense", "all_gather", "two_phase")
+SCHEDULES = ("auto", "dense", "all_gather", "two_phase", "majority_vote")
 
 
 def bytes_per_worker(schedule: str, payload: int, elements: int, world: int) -> float:
     """Bytes one of `world` workers sends per step.
 
     Args:
-        schedule: "dense", "all_gather" or "two_phase"; "shared_support" sends no more than that.
+        schedule: "dense", "all_gather", "two_phase" or "majority_vote"; "shared_support" sends no
+            more than those.
         payload: bytes of one worker's encoded message, p.
         elements: its floats, d.
         world: workers, W.
@@ -67,7 +68,7 @@ def check(schedule: str, compressor: Compressor) -> None:
         raise ValueError(
             f"Argument `schedule` must be one of {SCHEDULES}. Received: schedule={schedule!r}"
         )
-    if compressor.adaptive and schedule in ("dense", "two_phase"):
+    if compressor.adaptive and schedule not in ("auto", "all_gather"):
         raise ValueError(
             "Argument `schedule` must be 'auto' or 'all_gather' for a compressor that adapts. "
             f"Received: schedule={schedule!r}, compressor={compressor}"
@@ -92,6 +93,12 @@ def check(schedule: str, compressor: Compressor) -> None:
             "Argument `schedule` must be 'auto', 'all_gather' or 'two_phase' for a compressor "
             "whose words cannot be summed by an all-reduce. "
             f"Received: schedule='dense', compressor={compressor}"
+        )
+    if schedule == "majority_vote" and not compressor.signs:
+        raise ValueError(
+            "Argument `schedule` must not be 'majority_vote' for a compressor that sends more than "
+            "signs: take 'block_sign'. "
+            f"Received: schedule='majority_vote', compressor={compressor}"
         )
     if schedule in ("all_gather", "two_phase") and compressor.lossless:
         raise ValueError(

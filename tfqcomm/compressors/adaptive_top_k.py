@@ -5,12 +5,14 @@ from __future__ import annotations
 import dataclasses
 import numbers
 import re
+from collections.abc import Mapping
 from typing import ClassVar
 
 import tensorflow as tf
 
 from tfqcomm import checks
 from tfqcomm.compressors.base import Compressor
+from tfqcomm.compressors.ratio_schedule import RatioSchedule, Schedule, is_schedule
 from tfqcomm.compressors.registry import register
 from tfqcomm.kernels import entries, largest_entries, positions, selection, wire
 
@@ -38,7 +40,8 @@ class AdaptiveTopK(Compressor):
     Args:
         budget: share of entries kept on average, in (0, 1]; or, with its unit, "500 entries/step",
             "20000 bytes/step" (of one worker's message), "1e6 entries" or "100 Mbit" (of one
-            worker, in total; these need `steps`).
+            worker, in total; these need `steps`); or a `keras.optimizers.schedules` schedule of
+            the share, from the number of exchanges so far, which needs rule "fixed".
         rule: as above.
         steps: of the whole training. With it, the budget is spent to the last entry; without, on
             average over any thousand steps.
@@ -63,7 +66,8 @@ class AdaptiveTopK(Compressor):
         Lin et al., "Deep Gradient Compression", arXiv 1712.01887: the warm-up.
     """
 
-    budget: float | str = 0.01  # lower => more compression
+    # Once it is made a RatioSchedule in place of a schedule. Lower => more compression.
+    budget: float | str | Schedule | RatioSchedule = 0.01
     _: dataclasses.KW_ONLY
     rule: str = "norm"
     steps: int | None = None
@@ -77,6 +81,11 @@ class AdaptiveTopK(Compressor):
 
     def __post_init__(self):
         checks.one_of("rule", self.rule, RULES)
+        if is_schedule(self.budget) or isinstance(self.budget, Mapping):
+            object.__setattr__(self, "budget", RatioSchedule.of(self.budget))
+        if isinstance(self.budget, RatioSchedule):
+            self._check_schedule()
+            return
         checks.positive_integer_or_none("steps", self.steps)
         _, unit = _parse(self.budget)
         if self.steps is None and unit in ("entries", "Mbit"):
@@ -102,8 +111,25 @@ class AdaptiveTopK(Compressor):
                     f"Received: {name}={value!r}, steps=None"
                 )
 
+    def _check_schedule(self):
+        """A schedule says all that there is to say."""
+        alone = {"rule": "fixed", "steps": None, "contraction": 1, "norm_decay": 1, "warm_up": 0}
+        for name, value in alone.items():
+            if getattr(self, name) != value:
+                raise ValueError(
+                    f"Argument `{name}` must be {value!r} where the budget is a schedule. "
+                    f"Received: {name}={getattr(self, name)!r}, budget={self.budget}"
+                )
+
+    @property
+    def schedule(self) -> RatioSchedule | None:
+        """Of the share of entries, if the budget is one."""
+        return self.budget if isinstance(self.budget, RatioSchedule) else None
+
     def entries_per_step(self, n: int) -> float:
-        """What the budget allows on average, of `n` entries."""
+        """What the budget allows on average, of `n` entries; of a schedule what it begins with."""
+        if self.schedule is not None:
+            return min(max(float(self.schedule.at(0)) * n, 1.0), float(n))
         value, unit = _parse(self.budget)
         steps = self.steps or 1  # which a budget in total has
         if unit == "ratio":
@@ -115,6 +141,10 @@ class AdaptiveTopK(Compressor):
         else:
             kept = value / (steps if unit == "entries" else 1)
         return min(max(kept, 1.0), float(n))
+
+    def get_config(self):
+        config = super().get_config()
+        return config if self.schedule is None else config | {"budget": self.schedule.get_config()}
 
     def num_kept(self, n: int) -> int:
         """Entries kept of `n` on average."""
@@ -157,5 +187,6 @@ def _parse(budget) -> tuple[float, str]:
             return float(match[1]), match[2]
     raise ValueError(
         "Argument `budget` must be a share of the entries in (0, 1], or a positive number with one "
-        f"of the units {list(_UNITS)}, such as '20000 bytes/step'. Received: budget={budget!r}"
+        f"of the units {list(_UNITS)}, such as '20000 bytes/step', or a schedule of "
+        f"`keras.optimizers.schedules`. Received: budget={budget!r}"
     )

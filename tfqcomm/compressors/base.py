@@ -50,6 +50,8 @@ class Compressor(abc.ABC):
     low_rank: ClassVar[bool] = False
     # Used in an exchange, one replica chooses entries for all, whose values are summed.
     shared_support: ClassVar[bool] = False
+    # All that it says of an element is its sign, which may be voted about.
+    signs: ClassVar[bool] = False
     # Linear codecs only: what the body is made of ...
     sum_dtype: ClassVar[tf.DType | None] = None
     # ... after this many leading words, equal on all replicas and not summed.

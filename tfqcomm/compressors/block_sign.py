@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+from typing import ClassVar
 
 import tensorflow as tf
 
@@ -39,6 +40,8 @@ class BlockSign(Quantizer):
 
     _: dataclasses.KW_ONLY
     block: int | None = None  # larger => more compression; None => one block
+
+    signs: ClassVar[bool] = True
 
     def __post_init__(self):
         checks.positive_integer_or_none("block", self.block)

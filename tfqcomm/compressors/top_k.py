@@ -75,6 +75,11 @@ class TopK(Compressor):
     compiled_on_gpu: ClassVar[bool] = True
 
     def __post_init__(self):
+        if callable(self.ratio):
+            raise ValueError(
+                "Argument `ratio` must be a number in (0, 1]. For a schedule take "
+                f"`AdaptiveTopK(schedule, rule='fixed')`. Received: ratio={self.ratio!r}"
+            )
         object.__setattr__(self, "ratio", checks.ratio(self.ratio))
         checks.one_of("value_dtype", self.value_dtype, tuple(kept_values.FORMATS))
         if self.chunk is not None:

@@ -14,6 +14,7 @@ from tfqcomm.aggregators import schedule as schedules
 from tfqcomm.aggregators.all_gather import AllGatherMean
 from tfqcomm.aggregators.dense import DenseMean, PlainMean
 from tfqcomm.aggregators.low_rank import LowRankMean
+from tfqcomm.aggregators.majority_vote import MajorityVoteMean
 from tfqcomm.aggregators.shared_support import SharedSupportMean
 from tfqcomm.aggregators.two_phase import TwoPhaseMean
 from tfqcomm.compressors.base import Compressor
@@ -33,6 +34,7 @@ _SCHEDULES: dict[type, str] = {
     DenseMean: "dense",
     AllGatherMean: "all_gather",
     TwoPhaseMean: "two_phase",
+    MajorityVoteMean: "two_phase",
     LowRankMean: "low_rank",
     SharedSupportMean: "shared_support",
 }
@@ -64,7 +66,7 @@ def measure(options: ExchangeOptions, gradients: Gradients, seconds: float) -> t
         gradients: of a step, in the order of the model's variables.
         seconds: for how long each exchange is repeated, at about.
     """
-    world = MORE if options.schedule == "two_phase" else FEW
+    world = MORE if options.schedule in ("two_phase", "majority_vote") else FEW
     run = _Run(options, gradients, world)
     taken = best_seconds(run.step, seconds)
     each = 0.0

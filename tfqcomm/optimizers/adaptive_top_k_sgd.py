@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import keras
 import numpy as np
 import tensorflow as tf
 
@@ -76,7 +77,8 @@ class AdaptiveTopKSGD(CompressedOptimizer):
         momentum: in [0, 1).
         nesterov: look ahead, as Keras' SGD does; not with `momentum_correction`.
         budget: share of entries kept on average, in (0, 1]; or "500 entries/step",
-            "20000 bytes/step", "1e6 entries", "100 Mbit": see `AdaptiveTopK`.
+            "20000 bytes/step", "1e6 entries", "100 Mbit"; or a Keras schedule of the share: see
+            `AdaptiveTopK`.
         rule: "norm", "norm_ef", "threshold" or "fixed": see `AdaptiveTopK`.
         total_steps: of the whole training; with it the budget is spent exactly, and steps beyond
             it keep one entry each. Needed for budgets in total.
@@ -111,7 +113,7 @@ class AdaptiveTopKSGD(CompressedOptimizer):
         momentum: float = 0.0,
         nesterov: bool = False,
         *,
-        budget: float | str = 0.01,
+        budget: float | str | keras.optimizers.schedules.LearningRateSchedule = 0.01,
         rule: str = "norm",
         total_steps: int | None = None,
         contraction: float = 1.0,
@@ -197,7 +199,7 @@ class AdaptiveTopKSGD(CompressedOptimizer):
             **super().get_config(),
             "momentum": self.momentum,
             "nesterov": self.nesterov,
-            "budget": compressor.budget,
+            "budget": compressor.get_config()["budget"],
             "rule": compressor.rule,
             "total_steps": compressor.steps,
             "contraction": compressor.contraction,

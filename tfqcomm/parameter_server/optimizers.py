@@ -174,7 +174,13 @@ def options_of(
             f"`tfqcomm.distribute.MultiWorkerMirroredStrategy`. Received: compressor={compressor}"
         )
     if compressor.adaptive:
-        kept = cast(compressors.AdaptiveTopK, compressor).num_kept(elements)
+        adaptive = cast(compressors.AdaptiveTopK, compressor)
+        if adaptive.schedule is not None:
+            raise ValueError(
+                "Argument `budget` must not be a schedule with parameter servers, where the number "
+                f"of entries is fixed. Received: budget={adaptive.schedule}"
+            )
+        kept = adaptive.num_kept(elements)
         ratio = kept / elements if elements else 1.0
         compressor = compressors.TopK(ratio)
     if compressor.integer:  # a server decodes each message by itself

@@ -18,8 +18,8 @@ class Route:
     Attributes:
         path: the variable's path, or what the tensor is.
         shape: of the variable.
-        schedule: "dense", "all_gather", "two_phase", "adaptive", "integer", "low_rank" or
-            "shared_support".
+        schedule: "dense", "all_gather", "two_phase", "majority_vote", "adaptive", "integer",
+            "low_rank" or "shared_support".
         codec: the compressor's description.
     """
 

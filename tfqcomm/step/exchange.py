@@ -2,7 +2,8 @@
 
     messages --+-- IndexedSlices ----------------------> gathered, by `embedding_rows`
                +-- rank <= 1, small, statistics --fused--> DenseMean(Identity)
-               +-- the rest --fused--> AllGatherMean | TwoPhaseMean | DenseMean, by `schedule`;
+               +-- the rest --fused--> AllGatherMean | TwoPhaseMean | MajorityVoteMean | DenseMean,
+               |                                       by `schedule`;
                                        AdaptiveMean for adaptive top-k,
                                        IntegerMean for a scale that all replicas share;
                                        SharedSupportMean for entries that one replica chooses;
@@ -31,6 +32,7 @@ from tfqcomm.aggregators.dense import DenseMean, PlainMean
 from tfqcomm.aggregators.factors import Factors
 from tfqcomm.aggregators.integer import IntegerMean
 from tfqcomm.aggregators.low_rank import LowRankMean
+from tfqcomm.aggregators.majority_vote import MajorityVoteMean
 from tfqcomm.aggregators.shared_support import SharedSupportMean
 from tfqcomm.aggregators.two_phase import TwoPhaseMean
 from tfqcomm.aggregators.warm_up import WarmUp
@@ -48,6 +50,7 @@ _AGGREGATORS: dict[str, Callable[..., Aggregator]] = {
     "dense": DenseMean,
     "all_gather": AllGatherMean,
     "two_phase": TwoPhaseMean,
+    "majority_vote": MajorityVoteMean,
     "integer": IntegerMean,
     "shared_support": SharedSupportMean,
 }

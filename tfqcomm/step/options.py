@@ -39,8 +39,8 @@ class ExchangeOptions:
             rate changes, so that it moves the weights as far as it would have.
         min_size: tensors with fewer elements, and those of rank <= 1, travel dense, fused into one
             buffer; higher => less compression. 0 compresses everything, as the papers do.
-        schedule: "auto" (the one that sends the fewest bytes), "dense", "all_gather" or
-            "two_phase".
+        schedule: "auto" (the one that sends the fewest bytes), "dense", "all_gather", "two_phase";
+            or, for "block_sign" without error feedback, "majority_vote".
         hierarchical: average the messages of a process' replicas as they are, and compress what
             processes send to one another: fewer bytes where a process has several devices. Within
             a single process nothing is compressed.
@@ -105,6 +105,12 @@ class ExchangeOptions:
 
     def _check(self, compressor):
         schedules.check(self.schedule, compressor)
+        if self.schedule == "majority_vote" and self.error_feedback is True:
+            raise ValueError(
+                "Argument `error_feedback` must be 'auto' or False with "
+                "schedule='majority_vote': what a vote overrules cannot be sent later. "
+                f"Received: error_feedback={self.error_feedback!r}"
+            )
         if compressor.low_rank and self.granularity != "tensor":
             raise ValueError(
                 "Argument `granularity` must be 'tensor' for a compressor of low rank: each tensor "
@@ -132,8 +138,9 @@ class ExchangeOptions:
     @property
     def feedback(self) -> bool:
         """Whether there is error feedback: what `error_feedback` comes to."""
-        automatic = self.error_feedback == "auto"
-        return self.one_compressor.contracts if automatic else bool(self.error_feedback)
+        if self.error_feedback == "auto":
+            return self.one_compressor.contracts and self.schedule != "majority_vote"
+        return bool(self.error_feedback)
 
     @property
     def codec(self) -> Compressor:
