@@ -8,7 +8,14 @@ import pytest
 
 from tests.replicas import apply_gradients, build, compressing, random_gradients
 from tests.step.error_feedback_reference import means_of_messages, sgd
-from tests.step.test_exchange import exchange_of_replicas, message, mixed_messages, routes
+from tests.step.test_exchange import (
+    dense,
+    exchange_of_replicas,
+    mean_of,
+    message,
+    mixed_messages,
+    routes,
+)
 from tfqcomm.compressors import (
     QSGD,
     AdaptiveTopK,
@@ -51,6 +58,26 @@ def test_each_variable_travels_as_its_rule_says():
         "statistics": ("dense", "float32"),
     }
     assert exchange.transport.calls.count("gather") == 3 + 2 * 2  # rows: twice, with their lengths
+
+
+@pytest.mark.parametrize(
+    ("policy", "others", "expected"),
+    [
+        ({"embedding": "bfloat16"}, "float32", "rows in bfloat16, each once"),
+        ({"emb.*": "block_int8", "*": "top_k"}, "float32", "rows in int8, each once"),
+        ({"embedding": "block_int8"}, "bfloat16", "rows in int8, each once"),
+        ({"embedding": "top_k"}, "bfloat16", "rows in bfloat16, each once"),
+        ({"kernel": "block_int8", "*": None}, "float32", "rows as they are"),
+    ],
+)
+def test_rows_travel_as_the_rule_of_their_table_says(policy, others, expected):
+    exchange = exchange_of_replicas(2, policy, min_size=0, embedding_rows=others)
+    sent = mixed_messages(2)
+    means = exchange.reduce(sent, 0).means
+    assert routes(exchange)["embedding"] == ("all_gather", expected)
+    (place,) = [i for i, m in enumerate(sent) if m.name == "embedding"]
+    largest = max(np.abs(dense(v)).max() for v in sent[place].values)
+    np.testing.assert_allclose(dense(means[place]), mean_of(sent[place]), atol=largest / 250)
 
 
 def test_a_schedule_is_chosen_for_each_codec():

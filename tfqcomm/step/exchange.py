@@ -228,12 +228,13 @@ class GradientExchange:
     def _gather_rows(self, message: Message) -> tuple[tf.IndexedSlices, tf.Tensor]:
         """The rows of all replicas, and the bytes one worker sent for them."""
         found = self.participants, message.values, message.shape, message.factor
-        if not self.options.rows_each_once:
+        options = self.options.for_path(message.name)
+        if not options.rows_each_once:
             return rows.gather_as_they_are(*found)
-        return rows.gather_each_once(*found, self.options.embedding_rows)
+        return rows.gather_each_once(*found, options.embedding_rows)
 
     def _rows_to_send(self, message: Message) -> Message:
-        if not self.options.rows_each_once:
+        if not self.options.for_path(message.name).rows_each_once:
             return message
         values = []
         for value, device in zip(message.values, self.participants.devices, strict=True):

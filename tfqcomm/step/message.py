@@ -28,6 +28,11 @@ class Message:
     factor: int = 1
 
     @property
+    def name(self) -> str:
+        """What policies and people know it by."""
+        return self.path or self.key
+
+    @property
     def shape(self) -> tuple[int, ...]:
         """Static shape, dense."""
         return tuple(self.values[0].shape)

@@ -17,6 +17,9 @@ from tfqcomm.step.policy import Policy
 
 GRANULARITIES = ("tensor", "model")
 
+# What a policy has to say of rows: these can travel as the codec's own numbers do.
+_ROWS_LIKE = {compressors.BFloat16(): "bfloat16", compressors.BlockInt8(): "int8"}
+
 
 @dataclasses.dataclass(frozen=True)
 class ExchangeOptions:
@@ -48,7 +51,8 @@ class ExchangeOptions:
             as in the papers, or "model" for all compressed tensors together.
         embedding_rows: what the rows of an embedding's gradient travel as: "float32", "bfloat16",
             or "int8" with a scale for each row; with the last two each row once. What rounding
-            takes away is lost: there is no error feedback for rows.
+            takes away is lost: there is no error feedback for rows. A policy that gives a table
+            "bfloat16" or "block_int8" says it for that table.
         bucket_mb: megabytes of float32 that are encoded and sent at once, while the gradients of
             the next bucket are computed; larger => fewer messages, less of it hidden.
         warm_up: the first so many steps send float32, and compress nothing; higher => a safer
@@ -125,8 +129,12 @@ class ExchangeOptions:
         return self._with(self.compressor.compressor_for(path))
 
     def _with(self, compressor):
-        schedule = "auto" if compressor.lossless else self.schedule
-        return dataclasses.replace(self, compressor=compressor, schedule=schedule)
+        return dataclasses.replace(
+            self,
+            compressor=compressor,
+            schedule="auto" if compressor.lossless else self.schedule,
+            embedding_rows=_ROWS_LIKE.get(compressor, self.embedding_rows),
+        )
 
     @property
     def one_compressor(self) -> Compressor:

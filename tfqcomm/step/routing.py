@@ -48,7 +48,7 @@ class Group:
 
     def route(self, message: Message) -> Route:
         """How one of them travels."""
-        path, codec = message.path or message.key, self.options.codec
+        path, codec = message.name, self.options.codec
         if self.dearer:
             text = f"{message.dtype.name} (less than {codec})"
         elif isinstance(codec, PowerSGD) and not codec.reduces(message.shape):
@@ -102,7 +102,7 @@ def _by_codec(messages, options) -> dict[ExchangeOptions, list[Message]]:
     found: dict[ExchangeOptions, list[Message]] = {}
     for message in messages:
         if message.compressible and not message.sparse:
-            own = options.for_path(message.path or message.key)
+            own = options.for_path(message.name)
             if own.compresses(message.shape, message.size):
                 found.setdefault(own, []).append(message)
     return found
@@ -110,13 +110,13 @@ def _by_codec(messages, options) -> dict[ExchangeOptions, list[Message]]:
 
 def _route(message: Message, options: ExchangeOptions) -> Route:
     """Of what is not compressed."""
-    path = message.path or message.key
     if message.sparse:
-        row_type = options.embedding_rows
+        own = options.for_path(message.name)
+        row_type = own.embedding_rows
         text = "as they are" if row_type == "float32" else f"in {row_type}"
-        text += ", each once" if options.rows_each_once else ""
-        return Route(path, message.shape, "all_gather", f"rows {text}")
-    return Route(path, message.shape, "dense", message.dtype.name)
+        text += ", each once" if own.rows_each_once else ""
+        return Route(message.name, message.shape, "all_gather", f"rows {text}")
+    return Route(message.name, message.shape, "dense", message.dtype.name)
 
 
 def in_buckets(messages: Sequence[Message], options: ExchangeOptions) -> list[list[Message]]:
