@@ -171,10 +171,16 @@ def test_disciplines(monkeypatch, rate, delay, expected):
     assert said == [f"tc qdisc add dev eth0 {how}" for how in expected]
 
 
-def namespaces_in_use() -> set[int]:
-    """The network namespaces that a process is in or holds."""
+def namespaces_in_use(mark: str = "") -> set[int]:
+    """The network namespaces that a process is in or holds.
+
+    Args:
+        mark: only of processes that have this text in their environment.
+    """
     found = set()
     for process in pathlib.Path("/proc").glob("[0-9]*"):
+        if mark and not _has_in_environment(process, mark):
+            continue
         for place in ("ns/net", "fd/*"):
             for path in process.glob(place):
                 try:
@@ -184,6 +190,13 @@ def namespaces_in_use() -> set[int]:
                 if target.startswith("net:["):
                     found.add(int(target[5:-1]))
     return found
+
+
+def _has_in_environment(process: pathlib.Path, mark: str) -> bool:
+    try:
+        return mark.encode() in (process / "environ").read_bytes()
+    except OSError:  # It has ended, or is another user's.
+        return False
 
 
 def read_namespaces(launcher, count: int) -> list[int]:
