@@ -129,7 +129,7 @@ class AdaptiveTopK(Compressor):
     def entries_per_step(self, n: int) -> float:
         """What the budget allows on average, of `n` entries; of a schedule what it begins with."""
         if self.schedule is not None:
-            return min(max(float(self.schedule.at(0)) * n, 1.0), float(n))
+            return min(max(self.schedule.first * n, 1.0), float(n))
         value, unit = _parse(self.budget)
         steps = self.steps or 1  # which a budget in total has
         if unit == "ratio":

@@ -41,7 +41,7 @@ class RatioSchedule:
             if is_schedule(schedule):
                 schedule = keras.optimizers.schedules.serialize(schedule)
             made = cls(json.dumps(schedule, sort_keys=True))
-            first = float(made.at(0))
+            first = made.first
         except (TypeError, ValueError, NotImplementedError) as error:
             raise ValueError(
                 "Argument `budget` must be a schedule that Keras can save and load: with a "
@@ -55,6 +55,12 @@ class RatioSchedule:
         """The share of the exchange with this number: float32 scalar."""
         schedule = keras.optimizers.schedules.deserialize(self.get_config())
         return tf.cast(schedule(step), tf.float32)
+
+    @property
+    def first(self) -> float:
+        """The share that it begins with; now, not when a graph that is being traced runs."""
+        with tf.init_scope():
+            return float(self.at(0))
 
     def get_config(self) -> dict[str, Any]:
         """The schedule's configuration."""
