@@ -14,7 +14,14 @@ from tests.multi_process import run_workers
 from tests.optimizers.diloco_reference import DiLoCoReference, keep_largest
 from tests.optimizers.local_runs import SHAPES, flat, follow, run
 from tests.optimizers.memory_functions import train_diloco, train_diloco_twice
-from tests.replicas import assert_replicas_equal, build, copies, plain, random_gradients
+from tests.replicas import (
+    apply_gradients,
+    assert_replicas_equal,
+    build,
+    copies,
+    plain,
+    random_gradients,
+)
 from tfqcomm.callbacks import AverageReplicas, BackupAndRestore
 from tfqcomm.compressors import AdaptiveTopK, PowerSGD, TopK
 from tfqcomm.optimizers import CompAMS, DiLoCo
@@ -321,6 +328,25 @@ def test_other_compressors_go_through(options):
     losses = fit(model, 6).history["loss"]
     assert losses[-1] < losses[0]
     assert ledger_of(model.optimizer).meter.read().skipped_steps == 0
+
+
+def test_fragments_of_one_round_draw_apart():
+    """Of two variables alike each keeps entries of its own, in step 2 and in step 1."""
+    shape = (20, 15)
+    options = {"every": 2, "fragments": 2, "compressor": "random_k", "min_size": 0}
+    strategy = plain(2)
+    optimizer, variables = build(
+        strategy,
+        lambda: DiLoCo(keras.optimizers.SGD(0.1), outer_momentum=0.0, **options),
+        [shape, shape],
+    )
+    start = [v.numpy() for v in variables]
+    found = apply_gradients(
+        strategy, optimizer, variables, [np.ones([2, 2, *shape], "float32")] * 2
+    )
+    kept = [found[0][1] != start[0], found[1][0] != start[1]]
+    assert kept[0].sum() == kept[1].sum() == 0.01 * 300
+    assert (kept[0] != kept[1]).any()
 
 
 class Watcher(keras.callbacks.Callback):

@@ -11,6 +11,8 @@ some steps    a fragment: mean of (global - own) weights, compressed; the outer 
 
 from __future__ import annotations
 
+import dataclasses
+import functools
 from typing import ClassVar
 
 import keras
@@ -46,6 +48,7 @@ from tfqcomm.transport import Transport
 from tfqcomm.transport.of_strategy import transport_for
 
 _ARGUMENTS = exchange_arguments(of_gradients=False)
+_MOST_BUCKETS = 1 << 16  # of a fragment: so many seeds are its own
 
 
 class OuterOptimizer(RememberingOptimizer):
@@ -212,7 +215,7 @@ class OuterOptimizer(RememberingOptimizer):
                 [own[place] for place in places],
                 self.global_weights,
                 replicas.ledger,
-                lambda transport: self._exchange_by(transport, replicas.ledger),
+                functools.partial(self._exchange_of, index, replicas.ledger),
                 strategy,
                 routes,
             )
@@ -222,8 +225,11 @@ class OuterOptimizer(RememberingOptimizer):
             replicas.ledger.routes = tuple(routes[key] for key in keys if key in routes)
         return total, healthy
 
-    def _exchange_by(self, transport: Transport, ledger: Ledger) -> GradientExchange:
-        return GradientExchange(self.exchange_options, ledger, self.aggregators, transport)
+    def _exchange_of(self, index: int, ledger: Ledger, transport: Transport) -> GradientExchange:
+        """That of a fragment: those of one round draw independently."""
+        options = self.exchange_options
+        options = dataclasses.replace(options, seed=options.seed + index * _MOST_BUCKETS)
+        return GradientExchange(options, ledger, self.aggregators, transport)
 
     def show_global_weights(self, strategy, variables) -> None:
         """Gives the global weights to all replicas of this process (eager).
