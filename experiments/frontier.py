@@ -120,7 +120,7 @@ SETTINGS = [  # recorded in results.json
     flags.DEFINE_integer("limit_examples", None, "Only the first of both splits.", 1),
     flags.DEFINE_integer("seed", 0, "Of the weights, the data's order and dropout.", 0),
 ]
-flags.DEFINE_list("methods", None, "Only those whose names contain one of these; default: all.")
+flags.DEFINE_list("methods", None, "Only these, or those whose names contain one; default: all.")
 flags.DEFINE_string("data_dir", None, "Directory of a prepared tfds data set; else downloaded.")
 flags.DEFINE_string("out", "runs/frontier", "Directory for results.json and frontier.png.")
 
@@ -153,6 +153,11 @@ def line(name: str, epochs: Sequence[Mapping[str, float]]) -> list[str]:
     return [name, accuracy, f"{sent / 1e6:.3f}", f"{found['ratio']:.0f}x"]
 
 
+def _is_meant(part: str, name: str) -> bool:
+    """By its whole name, or a part of it that is no name itself."""
+    return part == name or (part not in METHODS and part in name)
+
+
 def main(_):
     """Trains with all methods, one after the other; after each the results are written."""
     tf.get_logger().setLevel("ERROR")
@@ -162,7 +167,7 @@ def main(_):
     if FLAGS.limit_examples:
         dataset = dataset.first(FLAGS.limit_examples)
     wanted = FLAGS.methods or [""]
-    names = [name for name in METHODS if any(part in name for part in wanted)]
+    names = [name for name in METHODS if any(_is_meant(part, name) for part in wanted)]
     if not names:
         raise app.UsageError(f"--methods must be parts of {list(METHODS)}. Received: {wanted}")
     runs = {}
