@@ -2,6 +2,7 @@
 
     python -m benchmarks.network
     python -m benchmarks.network --workers=4 --networks=100mbit --methods=dense,power_sgd
+    python -m benchmarks.network --methods=dense,top_k,ddp,ddp_power_sgd_4
 
 Real worker processes, each behind a network interface of its own (`tfqcomm.launch --bandwidth`:
 Linux, as root or with user namespaces); "loopback" is without limit. A perceptron of 15.0M
@@ -15,6 +16,9 @@ network, so that all ratios of a row are of one time:
     processor      the processor time of a step / that of the step alone: what compression costs a
                    worker, also on a machine that others use too
 
+Methods "ddp..." are PyTorch's, on the same Keras model: see `benchmarks.ddp`; their step alone is
+PyTorch's, too.
+
 Times of different machines do not compare; the ratios do. README.md has figures measured with it.
 Prints a table in Markdown and writes all figures to a file; takes about 20 s for a line, and for
 the dense one at 100 Mbit/s 40 s.
@@ -26,6 +30,7 @@ os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
 
 import contextlib
 import functools
+import importlib.util
 import json
 import pathlib
 import signal
@@ -44,13 +49,15 @@ BATCH = 32  # examples per worker
 LOOPBACK = "loopback"
 DENSE = "dense"
 ALONE = "alone"
+DDP = ("ddp", "ddp_bf16", "ddp_fp16", "ddp_power_sgd_1", "ddp_power_sgd_4")  # benchmarks.ddp
+DDP_ALONE = "ddp_alone"
 WARM_UP = 2  # steps; in the first one TensorFlow traces the step
 MOST_STEPS, FEWEST_STEPS = 200, 3
 
 FLAGS = flags.FLAGS
 flags.DEFINE_integer("workers", 2, "Worker processes on this machine.", lower_bound=2)
 flags.DEFINE_list("networks", [LOOPBACK, "100mbit", "1gbit"], "Bandwidth of each worker.")
-flags.DEFINE_list("methods", [DENSE, "block_sign", "top_k"], "Names of compressors, or dense.")
+flags.DEFINE_list("methods", [DENSE, "block_sign", "top_k"], "Names of compressors, dense, ddp...")
 flags.DEFINE_float("seconds", 8, "To time each method for, after two steps.", lower_bound=0.1)
 flags.DEFINE_list("units", [784, 3072, 3072, 1024, 10], "Of the perceptron, input and output too.")
 flags.DEFINE_string("out", "runs/network.json", "File for all figures.")
@@ -140,12 +147,11 @@ def traffic() -> tfqcomm.launch.Traffic:
 
 def run(method: str, network: str) -> dict[str, float]:
     """Starts the workers of one method on one network; returns what they found."""
-    world = 1 if method == ALONE else FLAGS.workers
+    world = 1 if method in (ALONE, DDP_ALONE) else FLAGS.workers
     command = [sys.executable, "-m", "tfqcomm.launch", f"--workers={world}"]
     if network != LOOPBACK:
         command.append(f"--bandwidth={network}")
-    command += ["-m", "benchmarks.network", *sys.argv[1:], f"--worker_of={method}"]
-    command.append(f"--shaped={network != LOOPBACK}")
+    command += worker(method, network)
     with contextlib.ExitStack() as stack:
         if network == LOOPBACK:  # of its own, so that nobody else's bytes are counted
             command = stack.enter_context(tfqcomm.launch.network(1)).command(0, command)
@@ -163,6 +169,20 @@ def run(method: str, network: str) -> dict[str, float]:
         "parameters": found[0]["parameters"],
         "load": os.getloadavg()[0],  # of the machine, at the end
     }
+
+
+def worker(method: str, network: str) -> list[str]:
+    """What each worker runs."""
+    if method not in (*DDP, DDP_ALONE):
+        shaped = f"--shaped={network != LOOPBACK}"
+        return ["-m", "benchmarks.network", *sys.argv[1:], f"--worker_of={method}", shaped]
+    return [
+        *("-m", "benchmarks.ddp", f"--method={method}", f"--seconds={FLAGS.seconds}"),
+        f"--units={','.join(map(str, FLAGS.units))}",
+        f"--batch={BATCH}",
+        f"--limits={FEWEST_STEPS},{MOST_STEPS}",
+        f"--interface={'lo' if network == LOOPBACK else 'eth0'}",
+    ]
 
 
 def row_of(found: dict[str, float], alone: dict[str, float]) -> dict[str, float]:
@@ -200,9 +220,11 @@ def compare() -> None:
     out.parent.mkdir(parents=True, exist_ok=True)
     rows = []
     for network in FLAGS.networks:
-        alone = run(ALONE, LOOPBACK)
+        alone: dict[str, dict] = {}
         for method in FLAGS.methods:
-            rows.append(row_of(run(method, network), alone))
+            own = DDP_ALONE if method in DDP else ALONE
+            alone[own] = alone.get(own) or run(own, LOOPBACK)
+            rows.append(row_of(run(method, network), alone[own]))
             print(f"{network}, {method}: {rows[-1]['ms']:.0f} ms", file=sys.stderr, flush=True)
             settings = {name: FLAGS[name].value for name in ("workers", "units", "seconds")}
             settings |= {"batch": BATCH, "cores": len(os.sched_getaffinity(0))}
@@ -223,7 +245,9 @@ def main(_):
             except ValueError as error:
                 raise app.UsageError(f"--networks {error}. Received: {network}") from None
     for method in FLAGS.methods:
-        if method != DENSE:
+        if method in DDP and not importlib.util.find_spec("torch"):
+            raise app.UsageError(f"--methods={method} needs PyTorch: pip install '.[peers]'")
+        if method not in (DENSE, *DDP):
             tfqcomm.compressors.get(method)  # or its error, before anything is started
     compare()
 
