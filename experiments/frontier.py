@@ -95,7 +95,7 @@ METHODS = {
     "DiLoCo, 8-bit blocks": Method(
         _outer(optimizers.DiLoCo, compressor="block_int8", min_size=0), local=True
     ),
-    "SparseLoCo": Method(_outer(optimizers.SparseLoCo), local=True),
+    "SparseLoCo": Method(_outer(optimizers.SparseLoCo, min_size=0), local=True),
 }
 
 
