@@ -25,6 +25,7 @@ from torch.distributed.algorithms.ddp_comm_hooks import default_hooks, powerSGD_
 
 WARM_UP = 4  # steps: DDP lays its buckets out anew in the second, PowerSGD begins in the third
 ONE_BUCKET = 1000  # MB
+PORT = 29500  # PyTorch's own
 METHODS = ("ddp_alone", "ddp", "ddp_bf16", "ddp_fp16", "ddp_power_sgd_1", "ddp_power_sgd_4")
 
 FLAGS = flags.FLAGS
@@ -45,9 +46,9 @@ def join() -> int:
     os.sched_setaffinity(0, {cores[index % len(cores)]})
     torch.set_num_threads(1)
     os.environ["GLOO_SOCKET_IFNAME"] = FLAGS.interface
-    torch.distributed.init_process_group(
-        "gloo", f"tcp://{addresses[0]}", rank=index, world_size=len(addresses)
-    )
+    # Not the port of TF_CONFIG, which the launcher holds for the task; the network is our own.
+    meeting = f"tcp://{addresses[0].rpartition(':')[0]}:{PORT}"
+    torch.distributed.init_process_group("gloo", meeting, rank=index, world_size=len(addresses))
     return index
 
 
@@ -80,8 +81,12 @@ def parallel(model: torch.nn.Module) -> torch.nn.Module:
 
 def counters() -> np.ndarray:
     """Bytes that have been sent and received so far."""
-    folder = pathlib.Path("/sys/class/net", FLAGS.interface, "statistics")
-    return np.array([int((folder / name).read_text()) for name in ("tx_bytes", "rx_bytes")])
+    for line in pathlib.Path("/proc/self/net/dev").read_text().splitlines():
+        name, _, columns = line.partition(":")
+        if name.strip() == FLAGS.interface:
+            received, sent = (int(columns.split()[i]) for i in (0, 8))
+            return np.array([sent, received])
+    raise ValueError(f"There is no interface of this name. Received: {FLAGS.interface}")
 
 
 def agreed(steps: float) -> int:

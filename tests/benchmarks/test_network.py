@@ -1,5 +1,6 @@
 """The benchmark of networks: what it reports, on a model that is done in no time, and its end."""
 
+import importlib.util
 import json
 import os
 import signal
@@ -67,11 +68,29 @@ def test_nothing_is_left_when_it_is_interrupted(tmp_path, number):
         time.sleep(0.1)
 
 
+def test_the_same_model_under_ddp(tmp_path):
+    pytest.importorskip("torch")  # the extra `peers`
+    out = tmp_path / "network.json"
+    flags = ["--networks=50mbit", "--methods=dense,ddp,ddp_power_sgd_1", "--seconds=0.5"]
+    done = subprocess.run(
+        [*COMMAND, *flags, f"--out={out}"], cwd=ROOT, capture_output=True, text=True, timeout=280
+    )
+    assert done.returncode == 0, done.stderr
+    rows = {r["method"]: r for r in json.loads(out.read_text())["rows"]}
+    assert {r["parameters"] for r in rows.values()} == {PARAMETERS}
+    assert rows["ddp"]["sent"] == pytest.approx(4 * PARAMETERS, rel=0.1)
+    assert rows["ddp_power_sgd_1"]["sent"] < 4 * PARAMETERS / 10
+    assert rows["ddp"]["ms"] > 0.9 * rows["ddp"]["wire_ms"] > 100
+
+
 def test_mistakes_are_found_before_anything_is_started():
     for flag, message in (
         ("--networks=100", "--networks must be a number and a unit, as in 100mbit, 1gbit or 2.5M"),
         ("--methods=no_such", "Received: compressor='no_such'"),
+        ("--methods=ddp", "--methods=ddp needs PyTorch: pip install '.[peers]'"),
     ):
+        if "PyTorch" in message and importlib.util.find_spec("torch"):
+            continue
         done = subprocess.run([*COMMAND, flag], cwd=ROOT, capture_output=True, text=True)
         assert done.returncode != 0
         assert message in done.stdout + done.stderr
