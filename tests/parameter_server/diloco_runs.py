@@ -34,12 +34,11 @@ class OpenTrainer(DiLoCoTrainer):
         return self._copy.momenta
 
 
-def embedded(**arguments) -> OpenTrainer:
+def embedded(build=build_model, **arguments) -> OpenTrainer:
     """A trainer with a cluster in this process."""
     os.environ.pop("TF_CONFIG", None)  # that of the test's own harness
-    return OpenTrainer(
-        build_model, **{"workers": 4, "parameter_servers": 2, "loss": LOSS, **arguments}
-    )
+    arguments = {"workers": 4, "parameter_servers": 2, "loss": LOSS, **arguments}
+    return OpenTrainer(build, **arguments)
 
 
 def diloco(inner=None, **arguments) -> tfqcomm.optimizers.DiLoCo:
@@ -50,7 +49,7 @@ def diloco(inner=None, **arguments) -> tfqcomm.optimizers.DiLoCo:
 def everything(directory: str) -> dict:
     """What all tests without faults look at: one process, since each takes seconds to begin."""
     return {
-        "fit": [fit({"fragments": 2}), fit({"compressor": "block_int8"})],
+        "fit": fit(),
         "alone": one_learner_and_keras(),
         "merge": merge_by_hand(),
         "spoiled": spoil_one_learner(),
@@ -58,9 +57,10 @@ def everything(directory: str) -> dict:
     }
 
 
-def fit(optimizer: dict) -> dict:
+def fit() -> dict:
     x, y = (part.reshape([-1, *part.shape[3:]]) for part in make_data())
-    trainer = embedded(optimizer=diloco(**optimizer), metrics=["accuracy"])
+    optimizer = diloco(fragments=2, compressor="block_int8")
+    trainer = embedded(optimizer=optimizer, metrics=["accuracy"])
     traffic = tfqcomm.callbacks.TrafficLogger(verbose=0)
     history = trainer.fit(
         shards, epochs=6, validation_data=(x, y), callbacks=[traffic], verbose=0
@@ -96,10 +96,32 @@ def one_learner_and_keras() -> list[list[np.ndarray]]:
     return [learner.weights, expected, [trainer.rounds]]
 
 
+def build_with_embedding() -> keras.Model:
+    keras.utils.set_random_seed(0)
+    return keras.Sequential(
+        [
+            keras.Input([3], dtype="int32"),
+            keras.layers.Embedding(20, 4, dtype="mixed_float16"),
+            keras.layers.Flatten(),
+            keras.layers.Dense(8, activation="relu", dtype="mixed_float16"),
+            keras.layers.Dense(4),
+        ]
+    )
+
+
+def tokens(context: tf.distribute.InputContext) -> tf.data.Dataset:
+    """Random ones, of each worker its own."""
+    x = np.random.default_rng(context.input_pipeline_id).integers(20, size=[80, 3])
+    return tf.data.Dataset.from_tensor_slices((x.astype(np.int32), x[:, 0] % 4)).batch(8)
+
+
 def merge_by_hand() -> dict:
     """Two of three learners answer, twice; the third takes what comes of it."""
-    trainer = embedded(optimizer=diloco(fragments=2, every=1000), workers=3)
-    trainer.fit(shards, steps_per_epoch=3, verbose=0)
+    optimizer = keras.optimizers.LossScaleOptimizer(
+        diloco(fragments=2, every=1000, min_size=0), initial_scale=2.0**10
+    )
+    trainer = embedded(build_with_embedding, optimizer=optimizer, workers=3)
+    trainer.fit(tokens, steps_per_epoch=6, verbose=0)
     found = {"theta": [[v.numpy() for v in trainer.model.trainable_variables]]}
     found["learners"] = [worker.weights for worker in trainer.inner_workers]
     for _ in range(2):
@@ -107,7 +129,7 @@ def merge_by_hand() -> dict:
             for rank in (0, 2):
                 assert trainer.inner_workers[rank].answer(fragment)
             merge_on(trainer.fleet, fragment, np.array([3.0, 0.0, 1.0], np.float32))
-        trainer.evaluate(*_one_batch(), verbose=0)
+        trainer.evaluate(np.zeros([1, 3], np.int32), np.zeros([1]), verbose=0)
         found["theta"].append([v.numpy() for v in trainer.model.trainable_variables])
     for fragment in range(2):
         trainer.inner_workers[1].take(fragment, 0.25)
@@ -180,11 +202,6 @@ class BeginningAndEnd(keras.callbacks.Callback):
                 for value in server.held(held).values()
             ],
         }
-
-
-def _one_batch():
-    x, y = make_data()
-    return x[0, 0], y[0, 0]
 
 
 def train_through_faults() -> dict:

@@ -62,7 +62,11 @@ class InnerStep:
             dtype = tf.float32 if variable.dtype.is_floating else variable.dtype
             working.tensor = tf.cast(variable.read_value(), dtype)
         self._rate.tensor = tf.identity(rate)
-        pairs = zip(gradients, self._variables, strict=True)
-        self._optimizer.apply(*zip(*(pair for pair in pairs if pair[0] is not None), strict=True))
+        pairs = [
+            (tf.identity(gradient), variable)  # all of them in this graph: Keras asks for one
+            for gradient, variable in zip(gradients, self._variables, strict=True)
+            if gradient is not None
+        ]
+        self._optimizer.apply(*zip(*pairs, strict=True))
         for working, variable in zip(own, theirs, strict=True):
             variable.assign(tf.cast(working.tensor, variable.dtype))
