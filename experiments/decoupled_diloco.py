@@ -142,7 +142,7 @@ def build_model() -> keras.Model:
 def batches(dataset: data.Dataset, context, paced: bool) -> tf.data.Dataset:
     """A worker's data, at its pace."""
     last = context.input_pipeline_id == context.num_input_pipelines - 1
-    stream = data.worker_batches(dataset, context, FLAGS.local_batch, FLAGS.seed, sharded=False)
+    stream = data.worker_batches(dataset, context, FLAGS.local_batch, FLAGS.seed)
     seconds = FLAGS.step_seconds * (FLAGS.slowdown if last else 1.0)
     return data.paced(stream, seconds) if paced else stream
 
