@@ -84,6 +84,11 @@ class Learner:
     taken: int = 0
     dropped: int = 0
 
+    def hold(self, versions: list[int]) -> None:
+        """Has these fragments from now on, and took no step from them."""
+        self.versions = list(versions)
+        self.steps, self.examples = [0] * len(versions), [0] * len(versions)
+
 
 class Rounds:
     """Rounds and what learners have to do with them. Not thread-safe: its driver holds a lock.
@@ -133,8 +138,7 @@ class Rounds:
         self._due = 0.0
         self._versions = [version + 1 for version in self._versions]
         for learner in self.learners:
-            learner.versions = list(self._versions)
-            learner.steps, learner.examples = _zeros(learner.steps), _zeros(learner.examples)
+            learner.hold(self._versions)
 
     def rejoin(self, rank: int, life: int) -> bool:
         """Whether the learner was started anew: then it is to take all fragments, whole."""
@@ -147,9 +151,7 @@ class Rounds:
 
     def spoil(self, rank: int) -> None:
         """What the learner has is worth nothing: it is to take all fragments, whole."""
-        learner = self.learners[rank]
-        learner.versions = [NOTHING] * len(self._versions)
-        learner.steps, learner.examples = _zeros(learner.steps), _zeros(learner.examples)
+        self.learners[rank].hold([NOTHING] * len(self._versions))
 
     def lose(self, rank: int) -> None:
         """The learner is gone: nobody waits for its answers."""
@@ -291,10 +293,6 @@ class Rounds:
         grace = self._grace * (self._every * step - quorum - self._merge_seconds)
         limit = grace if self._grace_seconds is None else self._grace_seconds
         return max(0.0, min(grace, limit))
-
-
-def _zeros(counts: list[int]) -> list[int]:
-    return [0] * len(counts)
 
 
 def _average(last: float | None, new: float) -> float:
