@@ -52,3 +52,26 @@ def test_async_leader_sgd(tmp_path):
     assert slow < min(others) / 1.5  # the first epoch compiles, and each ends together
     assert "| slow  |" in printed
     assert (tmp_path / "accuracy.png").stat().st_size > 10_000
+
+
+def test_decoupled_diloco(tmp_path):
+    printed = run(
+        "experiments.decoupled_diloco",
+        "--epochs=6",
+        "--local_batch=16",
+        "--every=8",
+        "--step_seconds=0.03",
+        f"--out={tmp_path}",
+    )
+    runs = json.loads((tmp_path / "results.json").read_text())["runs"]
+    assert [*runs] == ["synchronous", "alone", "decoupled"]
+    alone, decoupled = runs["alone"], runs["decoupled"]
+    for result in (alone, decoupled):
+        assert sum(worker["steps"] for worker in result["workers"]) == 6 * 4 * 22
+        assert not result["killed"]  # without the launcher nobody is
+    assert alone["rounds"] == 0 < decoupled["rounds"]
+    assert decoupled["test_accuracy"] > 0.8
+    *others, slow = decoupled["workers"]
+    assert slow["steps"] < min(worker["steps"] for worker in others)
+    assert "| decoupled" in printed
+    assert (tmp_path / "accuracy.png").stat().st_size > 10_000

@@ -7,7 +7,7 @@ import dataclasses
 import functools
 import re
 from collections.abc import Sequence
-from typing import cast
+from typing import Any, cast
 
 import keras
 import numpy as np
@@ -151,7 +151,13 @@ def options_of(
     Raises:
         ValueError: for codecs whose messages a server cannot decode.
     """
-    options = getattr(inner(optimizer), "options", None) or ExchangeOptions(**arguments)
+    return served(
+        getattr(inner(optimizer), "options", None) or ExchangeOptions(**arguments), elements
+    )
+
+
+def served(options: ExchangeOptions, elements: int) -> ExchangeOptions:
+    """Such options, as far as the messages of workers to servers have them; see `options_of`."""
     for field in dataclasses.fields(options):
         value = getattr(options, field.name)
         if field.name in _ALL_REDUCE_ONLY and value != field.default:
@@ -165,7 +171,7 @@ def options_of(
             "are for a MirroredStrategy or `tfqcomm.distribute.MultiWorkerMirroredStrategy`. "
             f"Received: compressor={options.compressor}"
         )
-    compressor = options.compressor
+    compressor: Any = options.compressor
     if compressor.low_rank:
         raise ValueError(
             "Argument `compressor` must be one whose messages a server decodes by themselves, such "
