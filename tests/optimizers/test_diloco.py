@@ -223,13 +223,13 @@ X = np.random.default_rng(0).normal(size=[96, 6]).astype("float32")
 Y = X[:, :2] ** 2
 
 
-def compiled(world=1, every=5, **options):
+def compiled(world=1, every=5, rate=0.02, **options):
     keras.utils.set_random_seed(0)
     options = {"compressor": TopK(0.3), "schedule": "all_gather", "min_size": 0, **options}
     with plain(world).scope():
         layers = [keras.layers.Dense(8, activation="tanh"), keras.layers.Dense(2)]
         model = keras.Sequential([keras.Input([6]), *layers])
-        model.compile(DiLoCo(keras.optimizers.Adam(0.02), every, **options), "mse")
+        model.compile(DiLoCo(keras.optimizers.Adam(rate), every, **options), "mse")
     return model
 
 
@@ -250,6 +250,16 @@ def test_a_run_that_was_interrupted_goes_on_to_the_bit(fragments, tmp_path):
         np.testing.assert_array_equal(a, b)
     for name, value in ledger_of(expected.optimizer).state().items():
         np.testing.assert_array_equal(ledger_of(again.optimizer).state()[name], value, name)
+
+
+def test_every_slot_is_kept_also_under_a_schedule_which_is_no_variable():
+    found = []
+    for rate in (0.02, keras.optimizers.schedules.CosineDecay(0.02, 100)):
+        model = compiled(world=2, rate=rate)
+        fit(model)
+        found.append({k: v.shape for k, v in ledger_of(model.optimizer).state().items()})
+    assert found[0] == found[1]
+    assert sum(name.startswith("worker/inner") for name in found[0]) == 2 * 4  # m and v of each
 
 
 def test_another_number_of_replicas_owes_the_same_and_starts_from_the_same_weights():

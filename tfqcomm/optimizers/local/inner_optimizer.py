@@ -62,9 +62,9 @@ def refuse_constraints(variables) -> None:
 
 def keep_state(inner: keras.optimizers.Optimizer, strategy, ledger: Ledger) -> None:
     """From now on each replica's copy of a slot is what this worker remembers."""
-    count_and_rate = 2  # the first variables of any optimizer of Keras: equal on all replicas
     with tf.init_scope():
-        slots = inner.variables[count_and_rate:]
+        shared = inner.iterations, inner.learning_rate  # equal on all replicas
+        slots = [v for v in inner.variables if all(v is not one for one in shared)]
         for replica, own in enumerate(copies(strategy, slots)):
             for number, variable in enumerate(own):
                 if variable.dtype.is_floating:
