@@ -2,15 +2,31 @@
 
 from tfqcomm.parameter_server.rows.lookups import Lookups
 from tfqcomm.parameter_server.rows.payload import RowFormat
+from tfqcomm.parameter_server.rows.placing import placing
 from tfqcomm.parameter_server.rows.shard import ServerRows
-from tfqcomm.parameter_server.rows.tables import AUTO, Table, check_rows_from, find_tables
+from tfqcomm.parameter_server.rows.stored import Shard, Stored
+from tfqcomm.parameter_server.rows.tables import (
+    AUTO,
+    Table,
+    check_rows_from,
+    find_tables,
+    may_be_made,
+    refuse_training_here,
+    settle,
+)
 
 __all__ = [
     "AUTO",
     "Lookups",
     "RowFormat",
     "ServerRows",
+    "Shard",
+    "Stored",
     "Table",
     "check_rows_from",
     "find_tables",
+    "may_be_made",
+    "placing",
+    "refuse_training_here",
+    "settle",
 ]

@@ -1,0 +1,83 @@
+"""Tables that live on parameter servers alone: what a chief's model says of them, and backups."""
+
+import functools
+import tempfile
+
+import numpy as np
+import pytest
+
+from tests.multi_process import run_workers
+from tests.parameter_server import table_runs
+
+pytestmark = [pytest.mark.multi_process, pytest.mark.slow, pytest.mark.timeout(900)]
+
+
+@functools.cache
+def found():
+    with tempfile.TemporaryDirectory() as directory:
+        arguments = {"directory": directory}
+        (result,) = run_workers(table_runs.everything, workers=1, args=arguments, timeout=800)
+    return result
+
+
+def test_the_chief_has_neither_the_table_nor_its_slots():
+    first, weights, slots = found()["like a plain model"]["elsewhere"]
+    assert first == weights == [True, False, False]
+    assert slots == [False, False, True, True, False, False, False, False]
+    shapes = found()["like a plain model"]["slots"]
+    assert shapes[2:4] == [(table_runs.ROWS, table_runs.WIDTH)] * 2
+
+
+def test_the_chiefs_model_is_like_a_plain_one_with_the_servers_weights():
+    pairs = found()["like a plain model"]["pairs"]
+    assert len(pairs) > 20
+    for name, (ours, plain) in pairs.items():
+        np.testing.assert_allclose(ours, plain, rtol=1e-5, atol=1e-6, err_msg=str(name))
+    assert found()["like a plain model"]["moved"] > 0.01
+    assert min(found()["like a plain model"]["moments"]) > 0
+
+
+@pytest.mark.parametrize("way", ["unbuilt", "not lazy", "small", "bfloat16", "built before"])
+def test_every_table_is_where_it_belongs_whenever_it_was_built(way):
+    there, loss = found()["other ways"][way]
+    assert there[0] == (way not in ("not lazy", "small"))
+    assert not any(there[1:])
+    assert loss[-1] < loss[0]
+
+
+def test_a_table_that_is_frozen_before_fit_comes_back():
+    before, after, moved = found()["frozen"]
+    assert (before, after, moved) == ([True], [False], 0.0)
+
+
+def test_training_on_the_chief_is_refused():
+    message = found()["refused"]
+    assert "items/embeddings is trained by the trainer's `fit` alone" in message
+
+
+@pytest.mark.parametrize("case", [("adam", 0), ("adam", 1), ("qadam by t", 0), ("qrda", 0)])
+def test_a_run_goes_on_with_another_number_of_servers(case):
+    result = found()["resumed"][case]
+    whole, parts = result["whole"], result["parts"]
+    assert whole.keys() == parts.keys()
+    kinds = {"adam": 3, "qadam by t": 4, "qrda": 4}[case[0]]
+    assert sum(key.startswith("0/") for key in whole) == kinds
+    for key, value in whole.items():
+        np.testing.assert_array_equal(parts[key], value, err_msg=key)
+    assert np.abs(result["initial"] - whole["0/rows"]).max() > 0.01
+    # That of a backup which broke off is there as well; the last one leaves nothing.
+    broken = ["backup.partial", "tables-3"] if case[1] else []
+    assert result["files"] == sorted(["backup.zip", "tables-2", *broken])
+    assert result["left"] == []
+
+
+def test_a_backup_within_an_epoch_is_of_one_moment():
+    result = found()["within"]
+    assert result["iterations"] > 0
+    assert max(result["same"]) == 0
+
+
+def test_backups_of_others_are_refused():
+    optimizer, process = found()["refused backups"]
+    assert "A backup must be of the same tables and of the same optimizer" in optimizer
+    assert "live on parameter servers" in process
