@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import os
 import pathlib
+import time
 import warnings
 
 import keras
@@ -219,6 +220,50 @@ class Broken(tfqcomm.callbacks.BackupAndRestore):
 
     def _weights_to_bytes(self):
         raise Interruption
+
+
+class Slowly(keras.callbacks.Callback):
+    """Says which epoch has ended, and ends training some epochs after its beginning."""
+
+    def __init__(self, epochs: int):
+        super().__init__()
+        self._epochs = epochs
+        self.first: int | None = None
+        self.last = 0
+
+    def on_epoch_begin(self, epoch, logs=None):
+        """Notes the first one."""
+        self.first = epoch if self.first is None else self.first
+
+    def on_epoch_end(self, epoch, logs=None):
+        """Gives others time to interfere."""
+        print(f"epoch {epoch}", flush=True)
+        time.sleep(0.2)
+        self.last = epoch
+        self.model.stop_training = epoch + 1 - self.first >= self._epochs
+
+
+def on_a_real_cluster(directory: str, servers: int, epochs: int) -> dict | str:
+    """Trains with backups, from the last one on; the error if a server is lost.
+
+    Returns:
+        Of a run that ended the first epoch and the last one; its weights and slots; and those of
+        one as long in a single piece.
+    """
+    how = {"optimizer": "adam", "parameter_servers": servers, "workers": 2}
+    trainer, slowly = trainer_of(**how), Slowly(epochs)
+    backup = tfqcomm.callbacks.BackupAndRestore(directory, delete_checkpoint=False)
+    try:
+        trainer.fit(dataset, epochs=10_000, callbacks=[backup, slowly], verbose=0)
+    except tfqcomm.parameter_server.ServerLost as error:
+        return str(error)
+    whole = trainer_of(**how)
+    whole.fit(dataset, epochs=slowly.last + 1, verbose=0)
+    values = [
+        [np.array(v) for v in (*one.model.weights, *one.optimizer.variables)]
+        for one in (trainer, whole)
+    ]
+    return {"epochs": (slowly.first, slowly.last), "values": values}
 
 
 def within_an_epoch(directory: str) -> dict:

@@ -6,10 +6,14 @@ import tempfile
 import numpy as np
 import pytest
 
-from tests.multi_process import run_workers
+from tests.multi_process import run_workers, start_workers
 from tests.parameter_server import table_runs
+from tests.parameter_server.cluster import ServerProcesses
 
 pytestmark = [pytest.mark.multi_process, pytest.mark.slow, pytest.mark.timeout(900)]
+
+
+PATIENCE = 240  # seconds, of processes that import TensorFlow on a busy machine
 
 
 @functools.cache
@@ -81,3 +85,33 @@ def test_backups_of_others_are_refused():
     optimizer, process = found()["refused backups"]
     assert "A backup must be of the same tables and of the same optimizer" in optimizer
     assert "live on parameter servers" in process
+
+
+def test_a_cluster_that_lost_a_server_goes_on_with_three(tmp_path):
+    """Real processes: the files are those of servers that are gone."""
+
+    def chief_of(cluster, servers, epochs):
+        return start_workers(
+            table_runs.on_a_real_cluster,
+            workers=1,
+            args={"directory": str(tmp_path), "servers": servers, "epochs": epochs},
+            env=cluster.chief_environment,
+        )
+
+    with (
+        ServerProcesses(workers=2, parameter_servers=2) as cluster,
+        chief_of(cluster, 2, epochs=10_000) as chief,
+    ):
+        chief.wait_for_output(0, "epoch 3", timeout=PATIENCE)
+        cluster.kill("ps", 1)
+        (message,) = chief.wait(timeout=PATIENCE)
+    assert message.startswith("Parameter server 1 ")
+    with (
+        ServerProcesses(workers=2, parameter_servers=3) as cluster,
+        chief_of(cluster, 3, epochs=2) as chief,
+    ):
+        (result,) = chief.wait(timeout=PATIENCE)
+    first, last = result["epochs"]
+    assert first >= 3 and last == first + 1
+    for parts, whole in zip(*result["values"], strict=True):
+        np.testing.assert_array_equal(parts, whole)
