@@ -293,14 +293,41 @@ def within_an_epoch(directory: str) -> dict:
     return restored
 
 
-def refused() -> str:
-    """The error for training in the chief's process."""
-    trainer = trainer_of()
+def refused(directory: str) -> dict[str, str]:
+    """The errors for what would need the table in the chief's process."""
+    model = trainer_of().model
+    found = {}
+    for what in (lambda: model.fit(dataset(), verbose=0), lambda: model.export(directory)):
+        try:
+            what()
+        except ValueError as error:
+            found["export" if found else "fit"] = str(error)
+    return found
+
+
+def strange_id() -> str:
+    """The error for an id in the data of an evaluation."""
+    ids, y = (np.concatenate(a) for a in make_data())
+    ids[3, 1] = ROWS
     try:
-        trainer.model.fit(dataset(), verbose=0)
+        trainer_of().evaluate(ids, y, verbose=0)
     except ValueError as error:
         return str(error)
     return "no error"
+
+
+def another_trainer() -> tuple[list, bool]:
+    """Where the table is for either trainer, and whether the second one begins with it."""
+    first = trainer_of()
+    first.fit(dataset, verbose=0)
+    table, model = first.model.get_layer("items").embeddings, first.model
+    devices, before = [_tf_private.store_of(table).devices], table.numpy()
+    second = trainer_of(lambda: model, "adam", parameter_servers=3)
+    noted = []
+    note = keras.callbacks.LambdaCallback(on_epoch_begin=lambda *_: noted.append(table.numpy()))
+    second.fit(dataset, callbacks=[note], verbose=0)
+    devices.append(_tf_private.store_of(table).devices)
+    return devices, np.array_equal(noted[0], before) and not np.array_equal(table.numpy(), before)
 
 
 def refused_backups(directory: str) -> list[str]:
@@ -329,7 +356,9 @@ def everything(directory: str) -> dict:
         "like a plain model": like_a_plain_model(directory),
         "other ways": other_ways(),
         "frozen": frozen_later(),
-        "refused": refused(),
+        "refused": refused(directory),
+        "strange": strange_id(),
+        "another trainer": another_trainer(),
         "refused backups": refused_backups(directory),
         "resumed": {
             (name, breaks): resumed(directory, name, breaks)

@@ -54,9 +54,23 @@ def test_a_table_that_is_frozen_before_fit_comes_back():
     assert (before, after, moved) == ([True], [False], 0.0)
 
 
-def test_training_on_the_chief_is_refused():
-    message = found()["refused"]
-    assert "items/embeddings is trained by the trainer's `fit` alone" in message
+@pytest.mark.parametrize("what, words", [("fit", "train it"), ("export", "export the model")])
+def test_what_needs_the_table_on_the_chief_is_refused(what, words):
+    message = found()["refused"][what]
+    assert message.startswith("The table items/embeddings lives on parameter servers, where the")
+    assert f"To {words} in one process, save the model and load it" in message
+
+
+def test_an_id_that_the_table_does_not_have_is_named_where_a_model_is_evaluated():
+    message = found()["strange"]
+    assert message.endswith("which has 29 rows, must be from -29 to 28. Received: id=29")
+
+
+def test_a_model_may_have_another_trainer_with_other_servers():
+    """It goes on with the table as the first one left it."""
+    devices, equal = found()["another trainer"]
+    assert [len(one) for one in devices] == [2, 3]
+    assert equal
 
 
 @pytest.mark.parametrize("case", [("adam", 0), ("adam", 1), ("qadam by t", 0), ("qrda", 0)])

@@ -190,7 +190,9 @@ class BaseTrainer(abc.ABC):
                 logs |= staleness_logs(driver)
                 if validation_data is not None and (epoch + 1) % validation_freq == 0:
                     self._watch.call_roll()
-                    logs |= data.validate(self.model, validation_data, validation_steps)
+                    logs |= self._evaluate(
+                        data.validate, self.model, validation_data, validation_steps
+                    )
                 callback_list.on_epoch_end(epoch, logs)
                 if self.model.stop_training:
                     break
@@ -208,7 +210,11 @@ class BaseTrainer(abc.ABC):
         self._watch.call_roll()
         if self._ready:
             self._watch.run(self._fetch)
-        return self.model.evaluate(*args, **kwargs)
+        return self._evaluate(self.model.evaluate, *args, **kwargs)
+
+    def _evaluate(self, call: Callable, *args, **kwargs):
+        """What a call returns that evaluates `model`."""
+        return call(*args, **kwargs)
 
     def _prepare(self, makers: list[Callable], spec) -> None:
         """Makes servers and workers for the first `fit`; for a later one, new data."""

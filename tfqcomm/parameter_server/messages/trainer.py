@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable, Sequence
 
 import keras
@@ -183,7 +184,7 @@ class Trainer(BaseTrainer):
             parameter_servers=parameter_servers,
             timeout_seconds=timeout_seconds,
         )
-        rows.refuse_training_here(self.model)
+        rows.refuse_what_needs_tables(self.model)
         check_staleness(mode, max_staleness, len(self._cluster.workers))
 
     def _building(self):
@@ -196,6 +197,13 @@ class Trainer(BaseTrainer):
         rows.settle(model, self._tables, servers)
         with _tf_private.as_one_row([table.weights for table in self._tables]):
             super()._build_optimizer()
+
+    def _evaluate(self, call, *args, **kwargs):
+        """Under the eyes of the watch if that needs servers."""
+        if not rows.elsewhere(self.model):
+            return call(*args, **kwargs)
+        with rows.naming_strange_ids():
+            return self._watch.run(functools.partial(call, *args, **kwargs))
 
     def _make(self, makers, loss_scale):
         model, cluster = self.model, self._cluster

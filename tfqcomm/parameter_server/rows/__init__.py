@@ -1,6 +1,6 @@
 """Embedding tables whose rows alone travel: a worker pulls and pushes those of its batch."""
 
-from tfqcomm.parameter_server.rows.lookups import Lookups
+from tfqcomm.parameter_server.rows.lookups import Lookups, naming_strange_ids
 from tfqcomm.parameter_server.rows.payload import RowFormat
 from tfqcomm.parameter_server.rows.placing import placing
 from tfqcomm.parameter_server.rows.shard import ServerRows
@@ -9,9 +9,10 @@ from tfqcomm.parameter_server.rows.tables import (
     AUTO,
     Table,
     check_rows_from,
+    elsewhere,
     find_tables,
     may_be_made,
-    refuse_training_here,
+    refuse_what_needs_tables,
     settle,
 )
 
@@ -24,9 +25,11 @@ __all__ = [
     "Stored",
     "Table",
     "check_rows_from",
+    "elsewhere",
     "find_tables",
     "may_be_made",
+    "naming_strange_ids",
     "placing",
-    "refuse_training_here",
+    "refuse_what_needs_tables",
     "settle",
 ]

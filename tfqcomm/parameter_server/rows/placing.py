@@ -58,8 +58,11 @@ def placing(rows_from: int | None, servers: Sequence[str]) -> Iterator[None]:
 
 
 def move(layer: keras.layers.Embedding, servers: Sequence[str]) -> None:
-    """Puts the table of a layer on the servers, if it is here."""
+    """Puts the table of a layer on the servers, if it is not on these already."""
     variable = layer.embeddings
+    stored = _tf_private.store_of(variable)
+    if stored is not None and stored.devices != list(servers)[: layer.input_dim]:
+        bring_back(layer)  # from those of another trainer of the model
     if _tf_private.store_of(variable) is None:
         value = variable.numpy()
         stored = initial.make(value.shape, keras.initializers.Zeros(), servers, variable.dtype)

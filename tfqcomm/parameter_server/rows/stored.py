@@ -85,6 +85,11 @@ class Stored:
         """Of the whole matrix."""
         return (self.shards[-1].stop, *self.shards[0].variable.shape[1:])
 
+    @property
+    def devices(self) -> list[str]:
+        """Of the servers, in the order of the rows."""
+        return [shard.device for shard in self.shards]
+
     def numpy(self) -> np.ndarray:
         """All rows, fetched block by block: there is no second copy."""
         whole = np.empty(self.shape, self.shards[0].variable.dtype.as_numpy_dtype)

@@ -152,26 +152,32 @@ def settle(model: keras.Model, tables: Sequence[Table], servers: Sequence[str]) 
         elif placing.is_embedding(layer) and layer.built:
             placing.bring_back(layer)
     model.test_function = model.predict_function = None  # they may know tables where they were
-    refuse_training_here(model)
+    refuse_what_needs_tables(model)
 
 
-def refuse_training_here(model: keras.Model) -> None:
-    """Lets `model.fit` say why it cannot train tables that are on the servers, if there are any."""
-    names = [
-        layer.embeddings.path
+def elsewhere(model: keras.Model) -> list[keras.layers.Embedding]:
+    """The layers whose tables are on servers."""
+    return [
+        layer
         for layer in _tf_private.layers_of(model)
         if placing.is_embedding(layer)
         and layer.built
         and _tf_private.store_of(layer.embeddings) is not None
     ]
-    vars(model).pop("make_train_function", None)
-    if names:
-        vars(model)["make_train_function"] = functools.partial(_refuse, names[0])
 
 
-def _refuse(name: str, force: bool = False) -> None:
+def refuse_what_needs_tables(model: keras.Model) -> None:
+    """Lets `model.fit` and `model.export` say why they cannot, where tables are on servers."""
+    names = [layer.embeddings.path for layer in elsewhere(model)]
+    for method, what in {"make_train_function": "train it", "export": "export the model"}.items():
+        vars(model).pop(method, None)
+        if names:
+            vars(model)[method] = functools.partial(_refuse, names[0], what)
+
+
+def _refuse(name: str, what: str, *args, **kwargs) -> None:
     raise ValueError(
-        f"The table {name} is trained by the trainer's `fit` alone: it lives on parameter servers. "
-        "To train in one process, save the model and load it; or give the trainer "
+        f"The table {name} lives on parameter servers, where the trainer's `fit` trains it. To "
+        f"{what} in one process, save the model and load it; or give the trainer "
         "`embedding_rows_from=None`."
     )
