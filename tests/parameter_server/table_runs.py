@@ -154,6 +154,43 @@ def frozen_later() -> list:
     return [was, elsewhere([layer.embeddings]), np.abs(layer.embeddings.numpy() - before).max()]
 
 
+def with_a_frozen_table() -> keras.Model:
+    """As large as the other one, and part of the weights."""
+    keras.utils.set_random_seed(0)
+    ids = keras.Input([LENGTH], dtype="int32")
+    frozen = keras.layers.Embedding(ROWS, WIDTH, name="frozen")
+    rows = [keras.layers.Embedding(ROWS, WIDTH, name="items")(ids), frozen(ids)]
+    frozen.trainable = False
+    rows = keras.layers.GlobalAveragePooling1D()(keras.layers.Concatenate()(rows))
+    return keras.Model(ids, keras.layers.Dense(1)(rows))
+
+
+def exported(directory: str) -> dict:
+    """What was trained, and what a directory and a file have of it."""
+    ids, _ = (np.concatenate(a) for a in make_data())
+    place = pathlib.Path(directory, "exported")
+    trainer = trainer_of(with_a_frozen_table, "adam")
+    trainer.fit(dataset, verbose=0)
+    trainer.export(place)
+    trainer.export(f"{place}.keras")
+    loaded = tfqcomm.parameter_server.load_export(place)
+    models = [trainer.model, loaded, keras.models.load_model(f"{place}.keras")]
+    errors = []
+    for what in (lambda: loaded.set_weights(loaded.get_weights()), lambda: trainer.export(place)):
+        try:
+            what()
+        except ValueError as error:
+            errors.append(str(error))
+    return {
+        "predictions": [model.predict(ids, verbose=0) for model in models],
+        "weights": [model.get_weights() for model in models],
+        "elsewhere": [elsewhere(model.weights) for model in models],
+        "files": sorted(path.name for path in place.parent.glob("exported*/*")),
+        "table": np.load(place / "table-0.npy"),
+        "errors": errors,
+    }
+
+
 def resumed(directory: str, name: str, breaks: int) -> dict:
     """Three epochs in one run; and on 2 servers, interrupted, then on 3.
 
@@ -359,6 +396,7 @@ def everything(directory: str) -> dict:
         "refused": refused(directory),
         "strange": strange_id(),
         "another trainer": another_trainer(),
+        "exported": exported(directory),
         "refused backups": refused_backups(directory),
         "resumed": {
             (name, breaks): resumed(directory, name, breaks)

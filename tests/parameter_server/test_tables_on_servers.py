@@ -57,8 +57,8 @@ def test_a_table_that_is_frozen_before_fit_comes_back():
 @pytest.mark.parametrize("what, words", [("fit", "train it"), ("export", "export the model")])
 def test_what_needs_the_table_on_the_chief_is_refused(what, words):
     message = found()["refused"][what]
-    assert message.startswith("The table items/embeddings lives on parameter servers, where the")
-    assert f"To {words} in one process, save the model and load it" in message
+    assert message.startswith("The table items/embeddings is not in this process: it lives on")
+    assert f"To {words} here, load a file that `trainer.model.save` has written" in message
 
 
 def test_an_id_that_the_table_does_not_have_is_named_where_a_model_is_evaluated():
@@ -73,6 +73,22 @@ def test_a_model_may_have_another_trainer_with_other_servers():
     assert equal
 
 
+def test_an_export_has_the_model_with_its_tables_in_files():
+    result = found()["exported"]
+    for values in zip(*result["weights"], strict=True):
+        np.testing.assert_array_equal(values[1], values[0])
+        np.testing.assert_array_equal(values[2], values[0])
+    trained, mapped, plain = result["predictions"]
+    np.testing.assert_allclose(mapped, trained, rtol=1e-5, atol=1e-7)
+    np.testing.assert_allclose(plain, trained, rtol=1e-5, atol=1e-7)
+    there, loaded, whole = (sum(where) for where in result["elsewhere"])
+    assert (there, loaded, whole) == (1, 1, 0)
+    assert result["files"] == ["model.json", "model.weights.h5", "table-0.npy", "tables.json"]
+    np.testing.assert_array_equal(result["table"], result["weights"][0][0])
+    assert "cannot be assigned" in result["errors"][0]
+    assert "must be of a directory that is not there" in result["errors"][1]
+
+
 @pytest.mark.parametrize("case", [("adam", 0), ("adam", 1), ("qadam by t", 0), ("qrda", 0)])
 def test_a_run_goes_on_with_another_number_of_servers(case):
     result = found()["resumed"][case]
@@ -81,7 +97,8 @@ def test_a_run_goes_on_with_another_number_of_servers(case):
     kinds = {"adam": 3, "qadam by t": 4, "qrda": 4}[case[0]]
     assert sum(key.startswith("0/") for key in whole) == kinds
     for key, value in whole.items():
-        np.testing.assert_array_equal(parts[key], value, err_msg=key)
+        # Of a shard of another size the processor rounds other rows in its vectors.
+        np.testing.assert_allclose(parts[key], value, rtol=1e-6, atol=1e-12, err_msg=key)
     assert np.abs(result["initial"] - whole["0/rows"]).max() > 0.01
     # That of a backup which broke off is there as well; the last one leaves nothing.
     broken = ["backup.partial", "tables-3"] if case[1] else []

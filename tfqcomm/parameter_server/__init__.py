@@ -3,6 +3,7 @@
 from tfqcomm.parameter_server.cluster import ServerLost
 from tfqcomm.parameter_server.leader import LeaderTrainer
 from tfqcomm.parameter_server.messages import Trainer
+from tfqcomm.parameter_server.rows.exported import load_export
 from tfqcomm.parameter_server.sparse_weights import SparseWeights
 
-__all__ = ["LeaderTrainer", "ServerLost", "SparseWeights", "Trainer"]
+__all__ = ["LeaderTrainer", "ServerLost", "SparseWeights", "Trainer", "load_export"]

@@ -22,7 +22,7 @@ from tfqcomm.parameter_server.messages.table_files import TableFiles
 from tfqcomm.parameter_server.messages.worker import Worker
 from tfqcomm.parameter_server.partition import Piece, partition
 from tfqcomm.parameter_server.payload import Format, weight_codec
-from tfqcomm.parameter_server.rows import AUTO, check_rows_from, codecs
+from tfqcomm.parameter_server.rows import AUTO, check_rows_from, codecs, exported
 from tfqcomm.state.traffic import Route
 
 MODES = ("sync", "async")
@@ -187,8 +187,24 @@ class Trainer(BaseTrainer):
         rows.refuse_what_needs_tables(self.model)
         check_staleness(mode, max_staleness, len(self._cluster.workers))
 
+    def export(self, path) -> None:
+        """Writes the model, for use without a cluster.
+
+        Args:
+            path: of a `.keras` file, for which the chief must have the memory of each table in
+                turn; or else of a new directory, into which tables go block by block:
+                `tfqcomm.parameter_server.load_export` reads it.
+        """
+        self._watch.call_roll()
+        if self._ready:
+            self._watch.run(self._fetch)
+        if str(path).endswith(".keras"):
+            self.model.save(path)
+        else:
+            self._watch.run(exported.export, self.model, path)
+
     def _building(self):
-        return rows.placing(self._made_from, self._cluster.servers)
+        return rows.placing_tables(self._made_from, rows.on_servers(self._cluster.servers))
 
     def _build_optimizer(self):
         """With slots of one row of tables, in place of which come those of the servers."""

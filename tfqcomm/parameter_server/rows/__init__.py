@@ -2,7 +2,7 @@
 
 from tfqcomm.parameter_server.rows.lookups import Lookups, naming_strange_ids
 from tfqcomm.parameter_server.rows.payload import RowFormat
-from tfqcomm.parameter_server.rows.placing import placing
+from tfqcomm.parameter_server.rows.placing import on_servers, placing_tables
 from tfqcomm.parameter_server.rows.shard import ServerRows
 from tfqcomm.parameter_server.rows.stored import Shard, Stored
 from tfqcomm.parameter_server.rows.tables import (
@@ -29,7 +29,8 @@ __all__ = [
     "find_tables",
     "may_be_made",
     "naming_strange_ids",
-    "placing",
+    "on_servers",
+    "placing_tables",
     "refuse_what_needs_tables",
     "settle",
 ]

@@ -156,7 +156,7 @@ def settle(model: keras.Model, tables: Sequence[Table], servers: Sequence[str]) 
 
 
 def elsewhere(model: keras.Model) -> list[keras.layers.Embedding]:
-    """The layers whose tables are on servers."""
+    """The layers whose tables are on servers, or in files."""
     return [
         layer
         for layer in _tf_private.layers_of(model)
@@ -167,7 +167,7 @@ def elsewhere(model: keras.Model) -> list[keras.layers.Embedding]:
 
 
 def refuse_what_needs_tables(model: keras.Model) -> None:
-    """Lets `model.fit` and `model.export` say why they cannot, where tables are on servers."""
+    """Lets `model.fit` and `model.export` say why they cannot, where tables are elsewhere."""
     names = [layer.embeddings.path for layer in elsewhere(model)]
     for method, what in {"make_train_function": "train it", "export": "export the model"}.items():
         vars(model).pop(method, None)
@@ -177,7 +177,7 @@ def refuse_what_needs_tables(model: keras.Model) -> None:
 
 def _refuse(name: str, what: str, *args, **kwargs) -> None:
     raise ValueError(
-        f"The table {name} lives on parameter servers, where the trainer's `fit` trains it. To "
-        f"{what} in one process, save the model and load it; or give the trainer "
-        "`embedding_rows_from=None`."
+        f"The table {name} is not in this process: it lives on parameter servers, where the "
+        f"trainer's `fit` trains it, or in a file of an export. To {what} here, load a file that "
+        "`trainer.model.save` has written; or give the trainer `embedding_rows_from=None`."
     )
