@@ -8,8 +8,8 @@ between them: rows and accumulators. Each run builds the model, trains 2 epochs 
 256 ids a step, evaluates on the chief and writes a backup. For every process the most memory that
 it ever had (VmHWM of Linux) is printed. Expected: chief and workers grow by less than 300 MB.
 
-About 2 minutes on 2 cores, most of it the servers' backup; needs 9 GB of memory, and 4.2 GB of disk
-below --out.
+About 2 minutes on 2 shared cores, half of it for backups; needs 9 GB of memory, and 8.4 GB of disk
+below --out, where for a moment there are two backups.
 """
 
 from __future__ import annotations
