@@ -248,6 +248,31 @@ def resumed(directory: str, name: str, breaks: int) -> dict:
     }
 
 
+def from_whole_tables(directory: str) -> dict:
+    """A backup of a run with whole tables, with what compression has left out, goes on by rows."""
+    place = pathlib.Path(directory, "whole")
+    how = {"optimizer": "adam", "compressor": "top_k", "min_size": 50}
+    whole = trainer_of(embedding_rows_from=None, **how)
+    backup = tfqcomm.callbacks.BackupAndRestore(place, delete_checkpoint=False)
+    whole.fit(dataset, callbacks=[backup], verbose=0)
+    rows, values = trainer_of(**how), []
+
+    def stop(epoch, logs):
+        values.append([np.array(v) for v in (*rows.model.weights, *rows.optimizer.variables)])
+        raise Interruption
+
+    stopper = keras.callbacks.LambdaCallback(on_epoch_begin=stop)
+    with warnings.catch_warnings(record=True) as caught, contextlib.suppress(Interruption):
+        warnings.simplefilter("always")
+        rows.fit(dataset, epochs=2, callbacks=[backup, stopper], verbose=0)
+    return {
+        "whole": [np.array(v) for v in (*whole.model.weights, *whole.optimizer.variables)],
+        "rows": values[0],
+        "elsewhere": elsewhere(rows.model.weights),
+        "warnings": [str(one.message) for one in caught],
+    }
+
+
 class Broken(tfqcomm.callbacks.BackupAndRestore):
     """One whose process is killed when the servers have written, and the chief has not."""
 
@@ -402,5 +427,6 @@ def everything(directory: str) -> dict:
             (name, breaks): resumed(directory, name, breaks)
             for name, breaks in (("adam", 0), ("adam", 1), ("qadam by t", 0), ("qrda", 0))
         },
+        "from whole tables": from_whole_tables(directory),
         "within": within_an_epoch(directory),
     }

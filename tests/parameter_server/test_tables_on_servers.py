@@ -106,6 +106,16 @@ def test_a_run_goes_on_with_another_number_of_servers(case):
     assert result["left"] == []
 
 
+def test_a_backup_of_whole_tables_goes_on_by_rows_and_says_what_it_drops():
+    result = found()["from whole tables"]
+    assert result["elsewhere"] == [True, False, False]
+    assert len(result["rows"]) == 3 + 2 + 6
+    for rows, whole in zip(result["rows"], result["whole"], strict=True):
+        np.testing.assert_array_equal(rows, whole)
+    (message,) = (text for text in result["warnings"] if "left out" in text)
+    assert message.startswith("What compression has left out of items/embeddings is dropped: rows")
+
+
 def test_a_backup_within_an_epoch_is_of_one_moment():
     result = found()["within"]
     assert result["iterations"] > 0
