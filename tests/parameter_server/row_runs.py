@@ -216,6 +216,8 @@ def both_ways(build, dataset, optimizer, arguments) -> dict[str, list[np.ndarray
     found = {}
     for kind, rows_from in {"dense": None, "rows": 1}.items():
         trainer = trainer_of(build, optimizer(), embedding_rows_from=rows_from, **arguments)
+        if "initial" in found:  # tables on servers begin with other values
+            trainer.model.set_weights(found["initial"])
         found["initial"] = trainer.model.get_weights()
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # of a scale that meets an overflow

@@ -388,6 +388,17 @@ def ones() -> tf.data.Dataset:
     return tf.data.Dataset.from_tensors((tf.ones([4, 1]), tf.zeros([4, 1])))
 
 
+def linear_rows() -> keras.Model:
+    """A table of 10 weights, each of which every batch below looks up."""
+    table = keras.layers.Embedding(10, 1, embeddings_initializer="zeros")
+    return keras.Sequential([keras.Input([], dtype="int32"), table])
+
+
+def all_rows() -> tf.data.Dataset:
+    """With a loss of 10 times the mean the gradient of each row is 1."""
+    return tf.data.Dataset.from_tensors((tf.range(10), tf.zeros([10, 1]))).repeat(4)
+
+
 class Teller(keras.callbacks.Callback):
     """Prints where training is, for tests that interfere, and ends it some epochs later."""
 
@@ -434,6 +445,28 @@ def train_through_faults(mode: str, until_back: bool, faults: int = 1) -> dict:
         "epochs": len(history.epoch),
         "iterations": int(trainer.optimizer.iterations),
         "weight": float(trainer.model.get_weights()[0][0, 0]),
+        "workers": trainer.workers,
+        "taken": [int(s.optimizer.iterations.numpy()) for s in vars(trainer)["_fleet"].servers],
+    }
+
+
+def train_rows_through_faults(mode: str, until_back: bool, faults: int = 1) -> dict:
+    """Likewise with rows of a table on two servers: every message adds -1 to all of them."""
+    teller = Teller(5, until_back, faults)
+    teller.trainer = trainer = tfqcomm.parameter_server.Trainer(
+        linear_rows,
+        optimizer=keras.optimizers.SGD(1.0),
+        loss=lambda y, y_pred: 10.0 * y_pred,
+        mode=mode,
+        embedding_rows_from=1,
+    )
+    history = trainer.fit(
+        all_rows, epochs=10_000, steps_per_epoch=20, callbacks=[teller], verbose=0
+    )
+    return {
+        "epochs": len(history.epoch),
+        "iterations": int(trainer.optimizer.iterations),
+        "rows": trainer.model.get_weights()[0].ravel().tolist(),
         "workers": trainer.workers,
         "taken": [int(s.optimizer.iterations.numpy()) for s in vars(trainer)["_fleet"].servers],
     }

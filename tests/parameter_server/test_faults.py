@@ -87,6 +87,41 @@ def test_messages_of_workers_that_are_killed_at_any_time_are_taken_once_or_never
     assert abs(result["taken"][1] - result["taken"][0]) <= kills
 
 
+@pytest.mark.parametrize("mode", ["sync", "async"])
+def test_no_row_counts_a_message_twice_of_workers_that_are_killed(mode):
+    kills = 3
+
+    def kill_and_restart(cluster, chief):
+        random = np.random.default_rng()
+        for kill in range(kills):
+            time.sleep(random.uniform(0.1, 1.0))  # while rows are under way
+            cluster.kill("worker", kill % 2)
+            chief.wait_for_output(0, f"lost {kill + 1} times", timeout=PATIENCE)
+            cluster.start("worker", kill % 2)
+            chief.wait_for_output(0, f"back {kill + 1} times", timeout=PATIENCE)
+
+    result = train_and(
+        kill_and_restart,
+        runs.train_rows_through_faults,
+        mode=mode,
+        until_back=True,
+        faults=kills,
+    )
+    share = 1.0 if mode == "sync" else 0.5
+    first, second = result["rows"][:5], result["rows"][5:]
+    assert first == [-share * result["taken"][0]] * 5  # each server: one step, one change of each
+    assert second == [-share * result["taken"][1]] * 5
+    assert abs(result["taken"][1] - result["taken"][0]) <= (kills if mode == "async" else 0)
+    assert result["iterations"] == result["taken"][0]
+    messages = sum(worker["messages"] for worker in result["workers"])
+    pushed = sum(worker["bytes_pushed"] for worker in result["workers"])
+    rows = 10 * 3 * 4  # of a message: each is asked for, named and sent
+    assert pushed >= messages * rows
+    if mode == "async":
+        assert messages == result["iterations"] == 40 * result["epochs"]
+        assert pushed <= messages * (rows + 40)
+
+
 @pytest.mark.parametrize(("mode", "server"), [("sync", 0), ("sync", 1), ("async", 0)])
 def test_a_killed_parameter_server_is_an_error(mode, server):
     def kill(cluster, chief):

@@ -157,8 +157,15 @@ def build_by_calling(model: keras.Model, batch) -> None:
 
 
 def build_from_spec(model: keras.Model, element_spec) -> None:
-    """Builds a model, its losses and its metrics for batches of this spec, computing nothing."""
-    model._symbolic_build(data_batch=element_spec)
+    """Builds a model, its losses and its metrics for batches of this spec, computing nothing.
+
+    The optimizer is left to the caller.
+    """
+    vars(model.optimizer)["build"] = lambda variables: None
+    try:
+        model._symbolic_build(data_batch=element_spec)
+    finally:
+        del vars(model.optimizer)["build"]
 
 
 def loss_tracker(model: keras.Model) -> keras.metrics.Metric:

@@ -90,6 +90,9 @@ NAMES: dict[str, tuple[str, ...] | None] = {
     "keras:Optimizer.update_step": ("gradient", "variable", "learning_rate"),
     "keras.optimizers:LossScaleOptimizer.check_finite": ("grads",),
     "keras.optimizers:LossScaleOptimizer.scale_loss": ("loss",),
+    # Keras: variables
+    "keras:Variable._initialize": ("value",),
+    "keras.src.backend.common.stateless_scope:in_stateless_scope": (),
     # Keras: models
     f"{_MODEL}.make_train_function": ("force",),
     f"{_MODEL}.compile": ("optimizer", "loss", "metrics", "steps_per_execution", "jit_compile"),
@@ -130,7 +133,7 @@ SET: dict[str, tuple[str, ...]] = {
     ),
     "tensorflow.python.distribute.values:PerReplicaSpec": ("_value_specs",),
     "tensorflow.python.distribute.values:DistributedValues": ("_values",),
-    "keras:Variable": ("_value",),
+    "keras:Variable": ("_shape", "_value"),
     "keras:layers.Layer": ("_non_trainable_variables", "_seed_generators"),
     "keras:Optimizer": (
         "_exclude_from_weight_decay",

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import io
 import json
 import os
+import shutil
 import tempfile
 import zipfile
 from pathlib import Path
@@ -15,11 +17,12 @@ from absl import logging
 
 from tfqcomm import _tf_private
 from tfqcomm._tf_private import optimizers_of
-from tfqcomm.state.ledger import ledger_of, restore_state
+from tfqcomm.state.ledger import Tables, ledger_of, restore_state
 from tfqcomm.transport.of_strategy import transport_for
 
 _WEIGHTS = "model.weights.h5"
 _TRAINING = "training.json"
+_TABLES = "tables-"
 
 
 class BackupAndRestore(keras.callbacks.Callback):
@@ -31,6 +34,10 @@ class BackupAndRestore(keras.callbacks.Callback):
     the model is owed exactly what it was owed before, and is paid also where nothing is compressed
     any more. What workers remember on their own, such as QAdam's moments, is kept as its mean over
     all replicas. A model may have several optimizers, also in a list or a dictionary.
+
+    Tables that live on parameter servers alone are written and read by these, beside the backup:
+    `backup_dir` must then be on a file system that they share with the chief. A run may go on with
+    another number of servers.
 
     Pass it to `fit` on all workers. The chief alone reads and writes `backup_dir`, and gives the
     others what it read. A backup replaces the one before in a single step, so that a crash while
@@ -110,6 +117,7 @@ class BackupAndRestore(keras.callbacks.Callback):
         _tf_private.resume_at_epoch(self.model, None)
         if self.delete_checkpoint and self._is_chief:
             self.path.unlink(missing_ok=True)
+            self._remove_tables(but=None)
 
     @property
     def _is_chief(self) -> bool:
@@ -119,26 +127,44 @@ class BackupAndRestore(keras.callbacks.Callback):
         """A collective: all workers add up their residuals; the chief writes."""
         self._batches_since_backup = 0
         states = {}
+        tables = self._new_tables()
         for index, optimizer in enumerate(optimizers_of(self.model)):
             ledger = ledger_of(optimizer)
             if ledger is not None:
-                states[f"exchange-{index}.npz"] = ledger.state()
+                states[f"exchange-{index}.npz"] = ledger.state(str(tables) if tables else None)
         if not self._is_chief:
             return
         self.backup_dir.mkdir(parents=True, exist_ok=True)
         partial = self.path.with_suffix(".partial")
         with zipfile.ZipFile(partial, "w") as archive:
-            archive.writestr(_TRAINING, json.dumps({"epoch": epoch, "optimizers": self._built()}))
+            training = {
+                "epoch": epoch,
+                "optimizers": self._built(),
+                "tables": tables and tables.name,
+            }
+            archive.writestr(_TRAINING, json.dumps(training))
             archive.writestr(_WEIGHTS, self._weights_to_bytes())
             for name, state in states.items():
                 with archive.open(name, "w", force_zip64=True) as file:
                     np.savez(file, **state)  # type: ignore[arg-type]  # of no such name
         os.replace(partial, self.path)
+        self._remove_tables(but=tables)
 
     def _restore(self, archive: zipfile.ZipFile) -> None:
         training = json.loads(archive.read(_TRAINING))
         self._build(training.get("optimizers"))
-        self._weights_from_bytes(archive.read(_WEIGHTS))
+        saved, tables = training.get("tables"), self._tables()
+        if saved and not tables:
+            raise ValueError(
+                f"The backup in {self.backup_dir} has tables that live on parameter servers: "
+                "resume with a `tfqcomm.parameter_server.Trainer` whose tables travel by rows. "
+                "`tf.train.load_checkpoint` reads them in "
+                f"{self.backup_dir / saved / 'tables'}."
+            )
+        with self._tables_left_out() if saved else contextlib.nullcontext():
+            self._weights_from_bytes(archive.read(_WEIGHTS))
+        if saved and tables:
+            tables.restore(str(self.backup_dir / saved))
         for index, optimizer in enumerate(optimizers_of(self.model)):
             name = f"exchange-{index}.npz"
             if name in archive.namelist():
@@ -172,7 +198,8 @@ class BackupAndRestore(keras.callbacks.Callback):
     def _weights_to_bytes(self) -> bytes:
         with tempfile.TemporaryDirectory(dir=self.backup_dir) as directory:
             file = Path(directory) / _WEIGHTS
-            self.model.save_weights(file)
+            with self._tables_left_out():
+                self.model.save_weights(file)
             return file.read_bytes()
 
     def _weights_from_bytes(self, data: bytes) -> None:
@@ -180,3 +207,30 @@ class BackupAndRestore(keras.callbacks.Callback):
             file = Path(directory) / _WEIGHTS
             file.write_bytes(data)
             self.model.load_weights(file)
+
+    def _tables(self) -> Tables | None:
+        """Those that live on parameter servers alone."""
+        ledgers = [ledger_of(optimizer) for optimizer in optimizers_of(self.model)]
+        return next((ledger.tables for ledger in ledgers if ledger and ledger.tables), None)
+
+    def _tables_left_out(self) -> contextlib.AbstractContextManager:
+        """Scope in which files of weights have nothing of them."""
+        tables = self._tables()
+        return tables.left_out() if tables else contextlib.nullcontext()
+
+    def _new_tables(self) -> Path | None:
+        """A directory that is not there yet, for the tables of a backup; None if there are none."""
+        if not self._tables():
+            return None
+        self.backup_dir.mkdir(parents=True, exist_ok=True)
+        numbers = [int(path.name.rpartition("-")[2]) for path in self._saved_tables()]
+        return self.backup_dir / f"{_TABLES}{max(numbers, default=0) + 1}"
+
+    def _saved_tables(self) -> list[Path]:
+        return list(self.backup_dir.glob(f"{_TABLES}*"))
+
+    def _remove_tables(self, but: Path | None) -> None:
+        """Those of older backups, and of some that were never complete."""
+        for path in self._saved_tables():
+            if path != but:
+                shutil.rmtree(path)

@@ -4,6 +4,14 @@ from tfqcomm.parameter_server.cluster import ServerLost
 from tfqcomm.parameter_server.diloco import DiLoCoTrainer
 from tfqcomm.parameter_server.leader import LeaderTrainer
 from tfqcomm.parameter_server.messages import Trainer
+from tfqcomm.parameter_server.rows.exported import load_export
 from tfqcomm.parameter_server.sparse_weights import SparseWeights
 
-__all__ = ["DiLoCoTrainer", "LeaderTrainer", "ServerLost", "SparseWeights", "Trainer"]
+__all__ = [
+    "DiLoCoTrainer",
+    "LeaderTrainer",
+    "ServerLost",
+    "SparseWeights",
+    "Trainer",
+    "load_export",
+]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import abc
+import contextlib
 import functools
 from collections.abc import Callable, Sequence
 
@@ -11,9 +12,8 @@ import tensorflow as tf
 
 from tfqcomm import _tf_private, checks
 from tfqcomm.parameter_server import copies, data, optimizers
-from tfqcomm.parameter_server.base_worker import BaseWorker
 from tfqcomm.parameter_server.cluster import connect
-from tfqcomm.parameter_server.driver import Copy, Driver, Memories
+from tfqcomm.parameter_server.driver import Copy, Driver, Memories, staleness_logs
 from tfqcomm.parameter_server.flat import assign_flat
 from tfqcomm.parameter_server.fleet import Fleet
 from tfqcomm.parameter_server.local_state import LocalState
@@ -68,7 +68,8 @@ class BaseTrainer(abc.ABC):
         self._cluster = connect(cluster_resolver, workers, parameter_servers, timeout_seconds)
         self._watch = Watch(self._cluster, timeout_seconds, self)
         optimizer, metrics, weighted_metrics = copies.make(makers)
-        self.model = copies.checked_model(build_model())
+        with self._building():
+            self.model = copies.checked_model(build_model())
         self.model.compile(
             optimizer=optimizer,
             loss=loss,
@@ -78,6 +79,15 @@ class BaseTrainer(abc.ABC):
             jit_compile=False,
         )
         self._ready = False  # whether there are servers and workers
+
+    def _building(self) -> contextlib.AbstractContextManager:
+        """Scope in which layers may be built."""
+        return contextlib.nullcontext()
+
+    def _build_optimizer(self) -> None:
+        """Before there are servers and workers; the model is built."""
+        if not self.optimizer.built:
+            self.optimizer.build(self.model.trainable_variables)
 
     @abc.abstractmethod
     def _make(
@@ -177,12 +187,12 @@ class BaseTrainer(abc.ABC):
             for epoch in range(_tf_private.first_epoch(self.model, initial_epoch), epochs):
                 callback_list.on_epoch_begin(epoch)
                 logs = self._epoch(driver, steps, callback_list)
-                if staleness := driver.staleness():
-                    logs["staleness"] = sum(staleness) / len(staleness)
-                    logs["max_staleness"] = max(staleness)
+                logs |= staleness_logs(driver)
                 if validation_data is not None and (epoch + 1) % validation_freq == 0:
                     self._watch.call_roll()
-                    logs |= data.validate(self.model, validation_data, validation_steps)
+                    logs |= self._evaluate(
+                        data.validate, self.model, validation_data, validation_steps
+                    )
                 callback_list.on_epoch_end(epoch, logs)
                 if self.model.stop_training:
                     break
@@ -200,16 +210,20 @@ class BaseTrainer(abc.ABC):
         self._watch.call_roll()
         if self._ready:
             self._watch.run(self._fetch)
-        return self.model.evaluate(*args, **kwargs)
+        return self._evaluate(self.model.evaluate, *args, **kwargs)
+
+    def _evaluate(self, call: Callable, *args, **kwargs):
+        """What a call returns that evaluates `model`."""
+        return call(*args, **kwargs)
 
     def _prepare(self, makers: list[Callable], spec) -> None:
         """Makes servers and workers for the first `fit`; for a later one, new data."""
         if not self._ready:
-            _tf_private.build_from_spec(self.model, spec)
+            with self._building():
+                _tf_private.build_from_spec(self.model, spec)
             self.model.reset_metrics()  # of an `evaluate` before: workers begin with their states
             copies.check_weights(self.model)
-            if not self.optimizer.built:
-                self.optimizer.build(self.model.trainable_variables)
+            self._watch.run(self._build_optimizer)
             made = self._watch.run(self._make, makers, LossScale(self.optimizer))
             self._fleet, self._copy, self._memories, self._meter = made
             self._local = LocalState(self._fleet)
@@ -232,19 +246,13 @@ class BaseTrainer(abc.ABC):
         self._copy.fetch()
         self._local.fetch()
 
-    def _capture(self) -> None:
+    def _capture(self, directory: str | None) -> None:
         """For a backup within an epoch: all of one moment, while the others go on."""
         with self._fleet.still():
             self._fetch()
             self._memories.capture()
-
-    def _make_fleet(self, worker: type[BaseWorker], program, servers, makers, loss_scale) -> Fleet:
-        """Workers of a kind, each with its data."""
-        devices = enumerate(zip(self._cluster.workers, makers, strict=True))
-        workers = [
-            worker(index, device, program, maker, loss_scale) for index, (device, maker) in devices
-        ]
-        return Fleet(self._cluster, servers, workers, loss_scale, self._watch)
+            if directory is not None and self._ledger.tables is not None:
+                self._ledger.tables.save(directory)
 
     def _register(self, routes: Sequence[Route], **memories) -> Meter:
         """Makes the callbacks of this package find what they show and keep.
@@ -264,7 +272,7 @@ class BaseTrainer(abc.ABC):
         for worker in self._fleet.workers:
             worker.reset_metrics()
         send_rate = functools.partial(self._watch.run, self._copy.send_learning_rate)
-        self._ledger.refresh = lambda: self._watch.run(self._capture)  # for backups within it
+        self._ledger.refresh = functools.partial(self._watch.run, self._capture)  # for backups
         learning_rate = send_rate(None)  # before the first step begins
         driver.begin_epoch(steps)
         try:

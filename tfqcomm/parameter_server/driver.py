@@ -45,3 +45,11 @@ class Memories(Protocol):
 
     def release(self) -> None:
         """Goes on with what they are when somebody asks."""
+
+
+def staleness_logs(driver: Driver) -> dict[str, float]:
+    """What `fit` shows of the staleness of an epoch's messages; nothing where nothing is stale."""
+    found = driver.staleness()
+    if not found:
+        return {}
+    return {"staleness": sum(found) / len(found), "max_staleness": max(found)}

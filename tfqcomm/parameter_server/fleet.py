@@ -235,3 +235,20 @@ class Fleet(Generic[WorkerKind]):
                 worker.alive = True
                 logging.warning("%s is back.", self._cluster.describe(worker.device))
                 return
+
+
+def make_fleet(
+    cluster: Cluster,
+    watch: Watch,
+    worker: type[WorkerKind],
+    program,
+    servers: Sequence,
+    makers: Sequence[Callable],
+    loss_scale: LossScale,
+) -> Fleet[WorkerKind]:
+    """A fleet with workers of a kind, each with its data."""
+    devices = enumerate(zip(cluster.workers, makers, strict=True))
+    workers = [
+        worker(index, device, program, maker, loss_scale) for index, (device, maker) in devices
+    ]
+    return Fleet(cluster, servers, workers, loss_scale, watch)

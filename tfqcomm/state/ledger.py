@@ -15,6 +15,7 @@ from __future__ import annotations
 
 import weakref
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from typing import Protocol, TypeVar, cast
 
 import numpy as np
@@ -42,6 +43,19 @@ class Keeper(Protocol):
 Kept = TypeVar("Kept", bound=Keeper)
 
 
+class Tables(Protocol):
+    """Weights, with all that is kept of their rows, that live on parameter servers alone."""
+
+    def save(self, directory: str) -> None:
+        """Lets the servers write them into a new directory."""
+
+    def restore(self, directory: str) -> None:
+        """Inverse of `save`, also on another number of servers."""
+
+    def left_out(self) -> AbstractContextManager:
+        """Scope in which nothing of them is read or written otherwise."""
+
+
 class Ledger:
     """What is kept beside one optimizer.
 
@@ -55,7 +69,9 @@ class Ledger:
         verified: bool variable, whether the replicas' weights were compared.
         served: whether weights live on parameter servers, and `residuals` and `worker_state` stand
             in for those of workers elsewhere: nobody can take a step with them here.
+        tables: weights that this process does not hold, if there are any.
         refresh: called before a backup where the model is behind them, within an epoch; else None.
+            It is given the directory to save tables in, or None.
     """
 
     def __init__(self, transport: Transport):
@@ -69,7 +85,8 @@ class Ledger:
         self.served = False
         self._here = self.residuals, self.worker_state  # of this process' own steps
         self._steps_here = False  # whether there were any
-        self.refresh: Callable[[], None] | None = None
+        self.tables: Tables | None = None
+        self.refresh: Callable[[str | None], None] | None = None
         self._saved: dict[str, dict[str, np.ndarray]] = {}  # part -> for one yet to be made
 
     def keep(self, part: str, make: Callable[[], Kept]) -> Kept:
@@ -109,11 +126,21 @@ class Ledger:
             self.served = False
             self.routes = ()
 
-    def state(self) -> dict[str, np.ndarray]:
-        """What a backup keeps beside Keras' variables: a collective, for all processes to call."""
+    def state(self, directory: str | None = None) -> dict[str, np.ndarray]:
+        """What a backup keeps beside Keras' variables: a collective, for all processes to call.
+
+        Args:
+            directory: where `tables` are saved, which then are left out; None to include them.
+        """
+        apart = None
         if self.refresh is not None:
-            self.refresh()
-        residual, worker = self.residuals.total(), self.worker_state.mean()
+            self.refresh(directory)
+        if directory is not None and self.tables is not None:
+            apart = self.tables
+            if self.refresh is None:
+                apart.save(directory)
+        with apart.left_out() if apart is not None else nullcontext():
+            residual, worker = self.residuals.total(), self.worker_state.mean()
         return _flat({"residual": residual, "worker": worker, **self._parts()})
 
     def memory(self) -> dict[str, np.ndarray]:

@@ -21,6 +21,7 @@ from tfqcomm.parameter_server.diloco.program import DiLoCoProgram
 from tfqcomm.parameter_server.diloco.rounds import Rounds
 from tfqcomm.parameter_server.diloco.server import DiLoCoServer
 from tfqcomm.parameter_server.diloco.worker import DiLoCoWorker
+from tfqcomm.parameter_server.fleet import make_fleet
 from tfqcomm.parameter_server.free_running import FreeRunning
 from tfqcomm.parameter_server.partition import partition
 from tfqcomm.parameter_server.payload import Format
@@ -181,7 +182,9 @@ class DiLoCoTrainer(BaseTrainer):
             self._grace_seconds,
         )
         self._merging = threading.Lock()
-        fleet = self._make_fleet(DiLoCoWorker, program, servers, makers, loss_scale)
+        fleet = make_fleet(
+            self._cluster, self._watch, DiLoCoWorker, program, servers, makers, loss_scale
+        )
         copy = GlobalCopy(model, fleet, self._book, self._merging)
         states = InnerStates(fleet, optimizer)
         meter = self._register(self._routes(servers), worker_state=states)

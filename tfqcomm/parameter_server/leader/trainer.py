@@ -10,6 +10,7 @@ import tensorflow as tf
 from tfqcomm import compressors
 from tfqcomm.parameter_server import optimizers
 from tfqcomm.parameter_server.base_trainer import BaseTrainer
+from tfqcomm.parameter_server.fleet import make_fleet
 from tfqcomm.parameter_server.free_running import FreeRunning
 from tfqcomm.parameter_server.leader.average import ChiefAverage, Momenta
 from tfqcomm.parameter_server.leader.board import Buffer, LeaderBoard
@@ -153,7 +154,9 @@ class LeaderTrainer(BaseTrainer):
             len(cluster.workers),
             lambda: Buffer([run(server.make_room) for server in servers]),
         )
-        fleet = self._make_fleet(LeaderWorker, program, servers, makers, loss_scale)
+        fleet = make_fleet(
+            self._cluster, self._watch, LeaderWorker, program, servers, makers, loss_scale
+        )
         momenta = Momenta(fleet)
         routes = [
             Route(v.path, tuple(v.shape), "leader's, shown and pulled", self._codec_of(v))

@@ -1,4 +1,8 @@
-"""The chief's copy of what the servers hold: a plain model and its optimizer."""
+"""The chief's copy of what the servers hold: a plain model and its optimizer.
+
+Tables whose rows travel are not copied: in the model and in its optimizer stand variables whose
+values are those of the servers, to be asked for.
+"""
 
 from __future__ import annotations
 
@@ -15,7 +19,7 @@ from tfqcomm.parameter_server.flat import assign_flat, flat_values
 from tfqcomm.parameter_server.messages.server import Server
 from tfqcomm.parameter_server.partition import Piece
 from tfqcomm.parameter_server.payload import Format
-from tfqcomm.parameter_server.rows import RowFormat, ServerRows, Table
+from tfqcomm.parameter_server.rows import RowFormat, ServerRows, Stored, Table
 from tfqcomm.parameter_server.rows.codecs import RowCodec
 
 
@@ -24,58 +28,67 @@ class ChiefCopy:
 
     Args:
         model: built and compiled.
-        pieces: in the order of its trainable variables, those of tables too.
+        pieces: in the order of its trainable variables, without those of tables.
+        tables: of which only rows travel.
         servers: that hold them; the first one also the moving statistics.
     """
 
-    def __init__(self, model: keras.Model, pieces: Sequence[Piece], servers: Sequence[Server]):
+    def __init__(
+        self,
+        model: keras.Model,
+        pieces: Sequence[Piece],
+        tables: Sequence[Table],
+        servers: Sequence[Server],
+    ):
         self._weights = list(model.trainable_variables)
         self._pieces = pieces
         self._servers = servers
         self._statistics = _tf_private.statistics(model)
         self._optimizer = optimizers.inner(model.optimizer)
-        self._shared, self._slots = optimizers.slots_by_variable(self._optimizer, self._weights)
+        with _tf_private.as_one_row([table.weights for table in tables]):
+            found = optimizers.slots_by_variable(self._optimizer, self._weights)
+        self._shared, self._slots = found
+        for table in tables:
+            _leave_slots_there(table, self._slots[table.variable], servers)
 
     def send(self) -> None:
         """Gives the servers what the chief has."""
+        held = self._held()
         for server in self._servers:
             shared = optimizers.slots_of(server.optimizer)[0]
             for there, here in zip(shared, self._shared, strict=True):
                 there.assign(here.numpy())
-            for piece, held in server.held().items():
-                whole = self._weights[piece.variable]
-                split = piece.shape != tuple(whole.shape)
-                for there, here in zip(held, [whole, *self._slots[piece.variable]], strict=True):
-                    value = here.numpy()
-                    # A slot may have another shape, but then its variable is not split.
-                    there.assign(piece.cut(value) if split else value)
+        for piece in self._pieces:
+            whole = self._weights[piece.variable]
+            split = piece.shape != tuple(whole.shape)
+            for there, here in zip(held[piece], [whole, *self._slots[piece.variable]], strict=True):
+                value = here.numpy()
+                # A slot may have another shape, but then its variable is not split.
+                there.assign(piece.cut(value) if split else value)
         self._servers[0].statistics.assign(flat_values(self._statistics))
         for server in self._servers:
             server.outdate()
 
     def fetch(self) -> None:
         """Takes what the servers have."""
-        weights: list[list[np.ndarray]] = [[] for _ in self._slots]
-        slots: list[list[list[np.ndarray]]] = [[[] for _ in own] for own in self._slots]
-        values = {}
-        for server in self._servers:
-            for piece, held in server.held().items():
-                values[piece] = [variable.numpy() for variable in held]
+        parts: dict[int, list[list[np.ndarray]]] = {}
+        held = self._held()
+        values = {piece: [variable.numpy() for variable in held[piece]] for piece in self._pieces}
         for piece in self._pieces:  # in the order of their rows
-            weight, *rest = values[piece]
-            weights[piece.variable].append(weight)
-            for parts, value in zip(slots[piece.variable], rest, strict=True):
-                parts.append(value)
-        for variable, parts in zip(self._weights, weights, strict=True):
-            variable.assign(_whole(parts))
-        for variables, wholes in zip(self._slots, slots, strict=True):
-            for variable, parts in zip(variables, wholes, strict=True):
-                variable.assign(_whole(parts))
+            parts.setdefault(piece.variable, []).append(values[piece])
+        for index, found in parts.items():
+            variables = [self._weights[index], *self._slots[index]]
+            for variable, of_pieces in zip(variables, zip(*found, strict=True), strict=True):
+                variable.assign(_whole(of_pieces))
         shared = optimizers.slots_of(self._servers[0].optimizer)[0]
         for here, there in zip(self._shared, shared, strict=True):
             if here is not _learning_rate(self._optimizer):
                 here.assign(there.numpy())
         assign_flat(self._statistics, self._servers[0].statistics.numpy())
+
+    def _held(self) -> dict[Piece, list]:
+        """For each piece its variable on its server, and the optimizer's slots."""
+        return {piece: held for s in self._servers for piece, held in s.held().items()}
 
     def send_learning_rate(self, last: float | None) -> float | None:
         """Passes on what a callback may have set, if it is not `last`; None with a schedule."""
@@ -103,8 +116,8 @@ def make_servers(
 
     Args:
         model: built and compiled.
-        pieces: in the order of its trainable variables, those of tables too.
-        tables: of which only rows travel.
+        pieces: in the order of its trainable variables, without those of tables.
+        tables: of which only rows travel; they are on the servers already.
         row_codec: how they do.
         devices: of the servers.
         format_of: the pieces and the number of statistics of a server -> what it exchanges.
@@ -112,8 +125,9 @@ def make_servers(
     """
     servers = []
     for index, device in enumerate(devices):
-        parts = tuple(p for table in tables for p in table.parts if p.server == index)
-        own = tuple(p for p in pieces if p.server == index and p not in parts)
+        here = [(t, t.parts[index], t.stored.shards[index]) for t in tables if index < len(t.parts)]
+        parts = tuple(part for _, part, _ in here)
+        own = tuple(p for p in pieces if p.server == index)
         variables = [model.trainable_variables[p.variable] for p in own]
         elsewhere = sum(part.size for part in parts)
         statistics = flat_values(_tf_private.statistics(model) if index == 0 else [])
@@ -128,18 +142,36 @@ def make_servers(
                 workers,
                 share,
                 inboxes,
-                _make_rows(model, device, RowFormat(parts, row_codec), workers),
+                _make_rows(model, device, RowFormat(parts, row_codec), here, workers),
             )
         )
     return servers
 
 
-def _make_rows(model: keras.Model, device: str, format: RowFormat, workers: int) -> ServerRows:
-    wholes = [model.trainable_variables[p.variable] for p in format.parts]
-    values = [p.cut(v.numpy()) for p, v in zip(format.parts, wholes, strict=True)]
+def _make_rows(model: keras.Model, device: str, format: RowFormat, here, workers: int):
+    wholes = [table.weights for table, _, _ in here]
+    values = [shard.variable for _, _, shard in here]
     with on(device):
         half = optimizers.worker_half(model.optimizer)
         return ServerRows(device, format, values, wholes, workers, half)
+
+
+def _leave_slots_there(table: Table, slots: Sequence[keras.Variable], servers) -> None:
+    """Lets the slots that the chief's optimizer has of a table be those of the servers.
+
+    What was loaded into them before is sent; made by the trainer they have one row.
+    """
+    held = [servers[part.server].rows.held()[part][1:] for part in table.parts]
+    for slot, variables in zip(slots, zip(*held, strict=True), strict=True):
+        stored = Stored(
+            [
+                dataclasses.replace(shard, variable=variable)
+                for shard, variable in zip(table.stored.shards, variables, strict=True)
+            ]
+        )
+        if slot.shape[0] == table.rows > 1:
+            stored.write(slot.numpy())
+        _tf_private.keep_elsewhere(slot, stored, stored.shape)
 
 
 def _learning_rate(optimizer: keras.optimizers.Optimizer) -> keras.Variable | None:
@@ -148,5 +180,5 @@ def _learning_rate(optimizer: keras.optimizers.Optimizer) -> keras.Variable | No
     return value if isinstance(value, keras.Variable) else None
 
 
-def _whole(parts: list[np.ndarray]) -> np.ndarray:
+def _whole(parts: Sequence[np.ndarray]) -> np.ndarray:
     return parts[0] if len(parts) == 1 else np.concatenate(parts)

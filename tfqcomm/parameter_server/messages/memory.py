@@ -7,6 +7,7 @@ outlives no optimizer, and so must hold none: it reaches the workers by a weak r
 
 from __future__ import annotations
 
+import warnings
 import weakref
 from collections.abc import Mapping
 
@@ -23,22 +24,24 @@ class Memories:
     Args:
         fleet: who remembers.
         program: what lies where.
+
+    Attributes:
+        rows_left_out: whether `mean` says nothing of tables whose rows travel.
     """
 
     def __init__(self, fleet: Fleet[Worker], program: Program):
         self._fleet = weakref.ref(fleet)
         self._program = weakref.ref(program)
         self._captured: np.ndarray | None = None
-        self._captured_rows: dict | None = None
+        self.rows_left_out = False
 
     def capture(self) -> None:
         """Keeps what they are now, so that all of a backup is of one moment."""
         self._captured = self._mean_memory()
-        self._captured_rows = self._of_rows()
 
     def release(self) -> None:
         """Goes on with what they are when somebody asks."""
-        self._captured = self._captured_rows = None
+        self._captured = None
 
     def mean(self, wanted) -> dict[tuple[str, int], np.ndarray]:
         """Slot and variable -> its mean over the workers, in the variable's shape."""
@@ -49,7 +52,7 @@ class Memories:
             if wanted(slot) and mean is not None:
                 part = mean[place].reshape(piece.shape)
                 parts.setdefault((slot, piece.variable), []).append(part)
-        rows = self._captured_rows if self._captured_rows is not None else self._of_rows()
+        rows = {} if self.rows_left_out else self._of_rows()
         for (piece, slot), part in rows.items():
             if wanted(slot):
                 parts.setdefault((slot, piece.variable), []).append(part)
@@ -62,6 +65,7 @@ class Memories:
         fleet, program = self._fleet(), self._program()
         if fleet is None or program is None or not values:
             return
+        _warn_of_residuals(values, program)
         fleet.in_parallel([lambda s=s: s.rows.load_moments(values) for s in program.servers])
         for worker in fleet.workers:
             memory = fleet.attempt(worker, lambda w=worker: w.memory)
@@ -96,6 +100,21 @@ class Memories:
         found = [fleet.attempt(worker, lambda w=worker: w.memory) for worker in fleet.workers]
         found = [memory for memory in found if memory is not None]
         return sum(found) / len(found) if found else program.memory
+
+
+def _warn_of_residuals(values: Mapping[tuple[str, int], np.ndarray], program: Program) -> None:
+    """Says what a run by rows cannot take over from one with whole tables."""
+    names = [
+        table.name
+        for place, table in program.lookups.tables.items()
+        if np.any(values.get(("residual", place), 0))
+    ]
+    if names:
+        warnings.warn(
+            f"What compression has left out of {', '.join(names)} is dropped: rows travel without "
+            "error feedback. Give the trainer `embedding_rows_from=None` to go on with it.",
+            stacklevel=2,
+        )
 
 
 class Residuals:

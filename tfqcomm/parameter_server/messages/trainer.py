@@ -2,24 +2,27 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable, Sequence
 
 import keras
 import tensorflow as tf
 
-from tfqcomm import checks
-from tfqcomm.parameter_server import optimizers
+from tfqcomm import _tf_private, checks
+from tfqcomm.parameter_server import optimizers, rows
 from tfqcomm.parameter_server.base_trainer import BaseTrainer
+from tfqcomm.parameter_server.fleet import make_fleet
 from tfqcomm.parameter_server.free_running import FreeRunning
 from tfqcomm.parameter_server.messages import memory
 from tfqcomm.parameter_server.messages.asynchronous import Asynchronous, Bounded
 from tfqcomm.parameter_server.messages.chief import ChiefCopy, make_servers
 from tfqcomm.parameter_server.messages.program import Program
 from tfqcomm.parameter_server.messages.synchronous import Synchronous
+from tfqcomm.parameter_server.messages.table_files import TableFiles
 from tfqcomm.parameter_server.messages.worker import Worker
 from tfqcomm.parameter_server.partition import Piece, partition
 from tfqcomm.parameter_server.payload import Format, weight_codec
-from tfqcomm.parameter_server.rows import AUTO, check_rows_from, codecs, find_tables
+from tfqcomm.parameter_server.rows import AUTO, check_rows_from, codecs, exported
 from tfqcomm.state.traffic import Route
 
 MODES = ("sync", "async")
@@ -81,7 +84,8 @@ class Trainer(BaseTrainer):
 
     Attributes:
         model: a plain Keras model. It has the servers' weights, and its optimizer their slots, at
-            the end of every epoch; what is loaded into it before `fit` is what `fit` starts from.
+            the end of every epoch, and tables that travel by rows whenever they are asked for; what
+            is loaded into it before `fit` is what `fit` starts from.
         workers: for each of them whether it is `alive`, and its `messages`, `bytes_pushed` and
             `bytes_pulled` so far.
 
@@ -97,7 +101,10 @@ class Trainer(BaseTrainer):
     Rows are encoded without error feedback: what is owed to a row would be a table on each worker,
     and be paid when the row is touched again. QAdam's moments of rows live on the servers. In mode
     "async" rows are as new as the moment they are pulled. An id that a table does not have is a
-    ValueError that names it.
+    ValueError that names it. From its creation on such a table lives on the servers alone: what
+    reads its variable in `model` fetches it, what assigns it sends it, and evaluation on the chief
+    looks up rows. First values are drawn by the layer's initializer in blocks of rows: for the same
+    seed they differ from plain Keras', and are the same on any number of servers.
 
     Differences from training in one process: `train_step` is Keras' own; gradients of embeddings
     are dense where whole tables travel, and the step is lazy where rows do; moving statistics of
@@ -160,6 +167,7 @@ class Trainer(BaseTrainer):
         self._weight_codec = weight_codec(weight_compressor, plain)
         check_rows_from(embedding_rows_from)
         self._rows_from = embedding_rows_from
+        self._made_from = rows.may_be_made(optimizer, embedding_rows_from)
         self._row_codec = codecs.get(row_codec)
         self._mode = mode
         self._max_staleness = max_staleness
@@ -176,12 +184,47 @@ class Trainer(BaseTrainer):
             parameter_servers=parameter_servers,
             timeout_seconds=timeout_seconds,
         )
+        rows.refuse_what_needs_tables(self.model)
         check_staleness(mode, max_staleness, len(self._cluster.workers))
+
+    def export(self, path) -> None:
+        """Writes the model, for use without a cluster.
+
+        Args:
+            path: of a `.keras` file, for which the chief must have the memory of each table in
+                turn; or else of a new directory, into which tables go block by block:
+                `tfqcomm.parameter_server.load_export` reads it.
+        """
+        self._watch.call_roll()
+        if self._ready:
+            self._watch.run(self._fetch)
+        if str(path).endswith(".keras"):
+            self.model.save(path)
+        else:
+            self._watch.run(exported.export, self.model, path)
+
+    def _building(self):
+        return rows.placing_tables(self._made_from, rows.on_servers(self._cluster.servers))
+
+    def _build_optimizer(self):
+        """With slots of one row of tables, in place of which come those of the servers."""
+        model, servers = self.model, self._cluster.servers
+        self._tables = rows.find_tables(model, self._rows_from, len(servers))
+        rows.settle(model, self._tables, servers)
+        with _tf_private.as_one_row([table.weights for table in self._tables]):
+            super()._build_optimizer()
+
+    def _evaluate(self, call, *args, **kwargs):
+        """Under the eyes of the watch if that needs servers."""
+        if not rows.elsewhere(self.model):
+            return call(*args, **kwargs)
+        with rows.naming_strange_ids():
+            return self._watch.run(functools.partial(call, *args, **kwargs))
 
     def _make(self, makers, loss_scale):
         model, cluster = self.model, self._cluster
         workers = len(cluster.workers)
-        tables = find_tables(model, self._rows_from, len(cluster.servers))
+        tables = self._tables
         reasons = [optimizers.whole_only(self.optimizer, v) for v in model.trainable_variables]
         pieces = partition(
             [tuple(v.shape) for v in model.trainable_variables],
@@ -197,7 +240,7 @@ class Trainer(BaseTrainer):
         options = optimizers.options_of(self.optimizer, large, **self._arguments)
         servers = make_servers(
             model,
-            everything,
+            pieces,
             tables,
             self._row_codec,
             cluster.servers,
@@ -207,7 +250,7 @@ class Trainer(BaseTrainer):
             inboxes=self._mode == "sync" or self._max_staleness is not None,
         )
         program = Program(model, servers, pieces, tables, loss_scale, workers)
-        fleet = self._make_fleet(Worker, program, servers, makers, loss_scale)
+        fleet = make_fleet(self._cluster, self._watch, Worker, program, servers, makers, loss_scale)
         memories = memory.Memories(fleet, program)
         meter = self._register(
             [
@@ -217,7 +260,9 @@ class Trainer(BaseTrainer):
             residuals=memory.Residuals(memories),
             worker_state=memory.WorkerState(memories),
         )
-        return fleet, ChiefCopy(model, everything, servers), memories, meter
+        if tables:
+            self._ledger.tables = TableFiles(fleet, program, memories)
+        return fleet, ChiefCopy(model, pieces, tables, servers), memories, meter
 
     def _driver(self):
         if self._mode == "sync":

@@ -77,9 +77,12 @@ class Worker(BaseWorker):
         return self.report
 
     def count_last(self) -> None:
-        """Counts its last message, which the servers have and of which no report came."""
+        """Counts its last message, which the servers have and of which no report came.
+
+        Nobody knows how many rows it had: as many as the one before.
+        """
         self.steps += 1
-        self.pushed_words += self._pushed
+        self.pushed_words += self._pushed + (self.report.row_words if self.report else 0)
 
     @property
     def message_norm(self) -> float:

@@ -18,6 +18,7 @@ import keras
 import tensorflow as tf
 
 from tfqcomm.parameter_server.partition import Piece
+from tfqcomm.parameter_server.rows.ids import by_lookup
 from tfqcomm.parameter_server.rows.shard import ServerRows
 from tfqcomm.parameter_server.rows.tables import Table
 
@@ -56,14 +57,16 @@ class Lookups:
         """Scope in which layers look up rows on servers, which `tape` watches."""
         self.pulled, self._words = [], []
         graph = tf.compat.v1.get_default_graph()
-        layers = {table.layer: table for table in self.tables.values()}
+        calls = [(table, vars(table.layer).get("call")) for table in self.tables.values()]
         try:
-            for layer, table in layers.items():
-                layer.__dict__["call"] = functools.partial(self._call, table, tape, graph)
+            for table, _ in calls:
+                vars(table.layer)["call"] = functools.partial(self._call, table, tape, graph)
             yield
         finally:
-            for layer in layers:
-                layer.__dict__.pop("call", None)
+            for table, before in calls:
+                del vars(table.layer)["call"]
+                if before is not None:
+                    vars(table.layer)["call"] = before
 
     def scope(self, mapping: Sequence[tuple[keras.Variable, tf.Tensor]]) -> keras.StatelessScope:
         """A scope with these values, in which nobody can read a table."""
@@ -97,21 +100,14 @@ class Lookups:
                 "function of its own, where its rows travel: they are pulled once per step. Call "
                 "it outside, on all ids at once; or give the trainer `embedding_rows_from=None`."
             )
-        if isinstance(inputs, tf.SparseTensor):  # what is not there counts as id 0, as in Keras
-            inputs = tf.sparse.to_dense(inputs)
-        ids = keras.ops.cast(inputs, "int64")
-        flat = tf.reshape(getattr(ids, "flat_values", ids), [-1])
-        unique, places = tf.unique(_checked(flat, table))
-        rows = self._pull(table, unique)
-        tape.watch(rows)
-        self.pulled.append((table.variable, unique, rows))
-        if isinstance(ids, tf.RaggedTensor):
-            places = ids.with_flat_values(tf.reshape(places, tf.shape(ids.flat_values)))
-            outputs = tf.ragged.map_flat_values(tf.gather, rows, places)
-        else:
-            outputs = tf.gather(rows, tf.reshape(places, tf.shape(ids)))
-            outputs = tf.ensure_shape(outputs, [*ids.shape, table.width])
-        return keras.ops.cast(outputs, table.layer.compute_dtype)
+
+        def pull(ids):
+            rows = self._pull(table, ids)
+            tape.watch(rows)
+            self.pulled.append((table.variable, ids, rows))
+            return rows
+
+        return by_lookup(table.layer, inputs, pull)
 
     def _pull(self, table: Table, ids) -> tf.Tensor:
         """float32[r, d]: each range of rows from its server."""
@@ -186,22 +182,6 @@ def naming_strange_ids() -> Iterator[None]:
         if found is None:
             raise
         raise ValueError(found[1] + found[2]) from error
-
-
-def _checked(ids, table: Table) -> tf.Tensor:
-    """int64[n], negative ones counted from the end, as in Keras; an error for others."""
-    counted = tf.where(ids < 0, ids + table.rows, ids)
-    strange = (counted < 0) | (counted >= table.rows)
-    known = tf.debugging.Assert(
-        ~tf.reduce_any(strange),
-        [
-            f"The ids of {table.name}, which has {table.rows} rows, must be from {-table.rows} to "
-            f"{table.rows - 1}. Received: id=",
-            tf.boolean_mask(ids, strange)[:1],
-        ],
-    )
-    with tf.control_dependencies([known]):
-        return tf.identity(counted)
 
 
 def _by_part(table: Table, ids) -> list[tuple[tf.Tensor, tf.Tensor]]:

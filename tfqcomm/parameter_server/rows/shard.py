@@ -10,7 +10,8 @@ of them: so its own step is the lazy step, with weight decay and all that it doe
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+import dataclasses
+from collections.abc import Iterator, Mapping, Sequence
 
 import keras
 import numpy as np
@@ -21,6 +22,7 @@ from tfqcomm.parameter_server.cluster import on
 from tfqcomm.parameter_server.optimizers import server_variable, slots_of
 from tfqcomm.parameter_server.partition import Piece
 from tfqcomm.parameter_server.rows.payload import RowFormat
+from tfqcomm.parameter_server.rows.stored import blocks
 from tfqcomm.step.halves import WorkerHalf
 
 
@@ -29,15 +31,12 @@ class _Rows:
 
     Args:
         variable: of one row, which the optimizer knows.
-        value: all rows; None if they begin as that of `variable` does.
-        rows: how many.
+        rows: all of them.
     """
 
-    def __init__(self, variable: keras.Variable, value: np.ndarray | None, rows: int):
-        if value is None:
-            value = np.repeat(variable.numpy(), rows, 0)
+    def __init__(self, variable: keras.Variable, rows: tf.Variable):
         self.variable = variable
-        self.all = tf.Variable(value, trainable=False, dtype=variable.dtype)
+        self.all = rows
         self._working = _tf_private.work_on_values(variable)
 
     def load(self, places) -> None:
@@ -52,7 +51,7 @@ class _Rows:
         self.all.scatter_update(tf.IndexedSlices(rows, places))
 
 
-class _Shard:
+class _Part:
     """A range of a table's rows.
 
     Attributes:
@@ -62,19 +61,81 @@ class _Shard:
             workers, one after the other.
     """
 
-    def __init__(self, part: Piece, value: np.ndarray, whole: keras.Variable, workers, half):
+    def __init__(self, part: Piece, rows: tf.Variable, whole: keras.Variable, workers, half):
         self.whole = whole
         self.constraint = whole.constraint
         working = server_variable(np.zeros([1, *part.shape[1:]]), whole, part.name)
         working.constraint = None  # it would look at the shape
-        self.rows = _Rows(working, value, len(value))
+        self.rows = _Rows(working, rows)
         self.slots: list[_Rows] = []
         self.moments = {
             name: tf.Variable(
-                tf.fill([workers * len(value), part.shape[1]], initial), trainable=False
+                tf.fill([workers * part.shape[0], part.shape[1]], initial), trainable=False
             )
             for name, initial in (half.worker_slots if half else {}).items()
         }
+
+
+@dataclasses.dataclass(frozen=True)
+class SavedRows:
+    """Some rows of a matrix, on the server that the caller is on.
+
+    Attributes:
+        name: of the matrix.
+        first: the row of the matrix that is the first one here.
+        total: how many the matrix has.
+        variable: the rows; of several copies one after the other.
+        copies: how many there are, of which the mean counts.
+    """
+
+    name: str
+    first: int
+    total: int
+    variable: tf.Variable
+    copies: int = 1
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """Of the matrix."""
+        return (self.total, *self.variable.shape[1:])
+
+    @property
+    def dtype(self) -> tf.DType:
+        """Of the matrix."""
+        return self.variable.dtype
+
+    @property
+    def _rows(self) -> int:
+        return self.variable.shape[0] // self.copies
+
+    def blocks(self) -> Iterator[tuple[int, int]]:
+        """Ranges of rows of the matrix, one after the other, none of them large."""
+        return blocks(self.first, self.first + self._rows, int(np.prod(self.shape[1:])))
+
+    def slice(self, start: int, stop: int) -> str:
+        """These rows of the matrix, in the words of TensorFlow's checkpoints."""
+        rest = ["-"] * (len(self.shape) - 1)
+        return " ".join([*map(str, self.shape), ":".join([f"{start},{stop - start}", *rest])])
+
+    def read(self, start: int, stop: int) -> tf.Tensor:
+        """These rows of the matrix."""
+        if self.copies == 1:
+            return tf.gather(self.variable, self._places(0, start, stop - start))
+        found = [
+            tf.gather(self.variable, self._places(copy, start, stop - start))
+            for copy in range(self.copies)
+        ]
+        return tf.add_n(found) / self.copies
+
+    def write(self, start: int, value) -> None:
+        """Puts others in their place, from the matrix' row `start` on, in all copies."""
+        for copy in range(self.copies):
+            places = self._places(copy, start, len(value))
+            self.variable.scatter_update(tf.IndexedSlices(value, places))
+
+    def _places(self, copy: int, start: int, count: int) -> tf.Tensor:
+        place = copy * self._rows + start - self.first
+        return tf.range(place, place + count)
 
 
 class ServerRows:
@@ -83,7 +144,7 @@ class ServerRows:
     Args:
         device: of the server.
         format: which rows live there, and how they travel.
-        values: the weights, for each part.
+        values: the weights, for each part, on the server.
         wholes: for each part, the model's variable that it is of.
         workers: how many there are.
         half: the worker half of the optimizer, whose state for rows lives here; None for none.
@@ -93,7 +154,7 @@ class ServerRows:
         self,
         device: str,
         format: RowFormat,
-        values: Sequence[np.ndarray],
+        values: Sequence[tf.Variable],
         wholes: Sequence[keras.Variable],
         workers: int,
         half: WorkerHalf | None,
@@ -103,7 +164,7 @@ class ServerRows:
         self._half = half
         self._places: dict[Piece, tf.Tensor] = {}  # of the rows that are loaded
         self._shards = {
-            part: _Shard(part, np.asarray(value, np.float32), whole, workers, half)
+            part: _Part(part, value, whole, workers, half)
             for part, value, whole in zip(format.parts, values, wholes, strict=True)
         }
 
@@ -116,7 +177,9 @@ class ServerRows:
         """Makes rows of the slots of an optimizer that was built for `working`."""
         slots = slots_of(optimizer)[1]
         for part, shard in self._shards.items():
-            shard.slots = [_Rows(slot, None, part.shape[0]) for slot in slots.get(part.name, [])]
+            shard.slots = [
+                _Rows(slot, _repeated(slot, part.shape[0])) for slot in slots.get(part.name, [])
+            ]
 
     def held(self) -> dict[Piece, list[tf.Variable]]:
         """For each part all its rows, and all their slots, in the optimizer's order."""
@@ -124,6 +187,21 @@ class ServerRows:
             part: [shard.rows.all, *(slot.all for slot in shard.slots)]
             for part, shard in self._shards.items()
         }
+
+    def saved(self) -> list[SavedRows]:
+        """All there is to save of the rows of this server."""
+        found = []
+        for part, shard in self._shards.items():
+            total = shard.whole.shape[0]
+            kept = {"rows": shard.rows.all}
+            kept |= {f"slot{number}": slot.all for number, slot in enumerate(shard.slots)}
+            for name, rows in kept.items():
+                found.append(SavedRows(f"{part.variable}/{name}", part.start, total, rows))
+            for name, rows in shard.moments.items():
+                copies = rows.shape[0] // part.shape[0]
+                name = f"{part.variable}/moment/{name}"
+                found.append(SavedRows(name, part.start, total, rows, copies))
+        return found
 
     def mean_moments(self) -> dict[tuple[Piece, str], np.ndarray]:
         """What the worker half keeps of each part, by slot: its mean over the workers."""
@@ -183,7 +261,7 @@ class ServerRows:
             for slot in shard.slots:
                 slot.store(places)
 
-    def _message(self, shard: _Shard, worker, places, gradient):
+    def _message(self, shard: _Part, worker, places, gradient):
         """The worker's half of the optimizer for its rows."""
         if self._half is None:
             return gradient
@@ -193,3 +271,9 @@ class ServerRows:
         for name, variable in shard.moments.items():
             variable.scatter_update(tf.IndexedSlices(after[name], own))
         return message
+
+
+def _repeated(slot: keras.Variable, rows: int) -> tf.Variable:
+    """As many rows, on the current device, that begin as the slot's one does."""
+    value = tf.tile(tf.convert_to_tensor(slot), [rows, *[1] * (len(slot.shape) - 1)])
+    return tf.Variable(value, trainable=False)
