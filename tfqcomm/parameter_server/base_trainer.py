@@ -12,6 +12,7 @@ import tensorflow as tf
 
 from tfqcomm import _tf_private, checks
 from tfqcomm.parameter_server import copies, data, optimizers
+from tfqcomm.parameter_server.callback_list import callback_list
 from tfqcomm.parameter_server.cluster import connect
 from tfqcomm.parameter_server.driver import Copy, Driver, Memories, staleness_logs
 from tfqcomm.parameter_server.flat import assign_flat
@@ -155,8 +156,7 @@ class BaseTrainer(abc.ABC):
                 only `tfqcomm.callbacks.BackupAndRestore` saves those of the moment.
 
         Returns:
-            The `History`; in mode "async" also with the mean `staleness` of an epoch's messages,
-            and `max_staleness`.
+            The `History`; in mode "async" also with an epoch's mean `staleness`, `max_staleness`.
 
         Raises:
             ValueError: for arguments that do not fit.
@@ -167,17 +167,9 @@ class BaseTrainer(abc.ABC):
         spec, length = data.inspect_dataset(makers[0])
         steps = data.steps_of_epoch(steps_per_epoch, length)
         self._prepare(makers, spec)
-        callback_list = keras.callbacks.CallbackList(
-            list(callbacks),
-            add_history=True,
-            add_progbar=verbose != 0,
-            verbose=1 if verbose == "auto" else verbose,
-            epochs=epochs,
-            steps=steps,
-            model=self.model,
-        )
+        called = callback_list(callbacks, self.model, epochs=epochs, steps=steps, verbose=verbose)
         self.model.stop_training = False
-        callback_list.on_train_begin()
+        called.on_train_begin()
         self._watch.run(self._send)
         self._fleet.applied = int(self.optimizer.iterations) * self._applied_per_iteration
         self._counted = self._fleet.traffic(self._applied_per_iteration)
@@ -185,15 +177,15 @@ class BaseTrainer(abc.ABC):
         logs = {}
         try:
             for epoch in range(_tf_private.first_epoch(self.model, initial_epoch), epochs):
-                callback_list.on_epoch_begin(epoch)
-                logs = self._epoch(driver, steps, callback_list)
+                called.on_epoch_begin(epoch)
+                logs = self._epoch(driver, steps, called)
                 logs |= staleness_logs(driver)
                 if validation_data is not None and (epoch + 1) % validation_freq == 0:
                     self._watch.call_roll()
                     logs |= self._evaluate(
                         data.validate, self.model, validation_data, validation_steps
                     )
-                callback_list.on_epoch_end(epoch, logs)
+                called.on_epoch_end(epoch, logs)
                 if self.model.stop_training:
                     break
         except tf.errors.OpError as error:
@@ -201,7 +193,7 @@ class BaseTrainer(abc.ABC):
             raise
         finally:
             driver.close()
-        callback_list.on_train_end(logs)
+        called.on_train_end(logs)
         self._ledger.end_serving()
         return self.model.history
 
@@ -266,7 +258,7 @@ class BaseTrainer(abc.ABC):
         self._serve()
         return self._ledger.meter
 
-    def _epoch(self, driver, steps, callback_list) -> dict[str, float]:
+    def _epoch(self, driver, steps, called) -> dict[str, float]:
         logs = {}
         self.model.reset_metrics()
         for worker in self._fleet.workers:
@@ -277,7 +269,7 @@ class BaseTrainer(abc.ABC):
         driver.begin_epoch(steps)
         try:
             for step in range(steps):
-                callback_list.on_train_batch_begin(step)
+                called.on_train_batch_begin(step)
                 learning_rate = send_rate(learning_rate)
                 driver.round()
                 self._count()
@@ -285,7 +277,7 @@ class BaseTrainer(abc.ABC):
                 self.optimizer.iterations.assign(iterations)
                 self._fleet.loss_scale.store()
                 logs = self._logs()
-                callback_list.on_train_batch_end(step, logs)
+                called.on_train_batch_end(step, logs)
                 if self.model.stop_training:
                     break
         finally:
