@@ -95,7 +95,7 @@ class Unsaved(schedules.LearningRateSchedule):
             "`warm_up` must be 0 where the budget is a schedule. Received: warm_up=10",
         ),
         (
-            lambda: AdaptiveTopK(schedules.ExponentialDecay(5.0, 10, 0.5), rule="fixed"),
+            lambda: Budget(AdaptiveTopK(schedules.ExponentialDecay(5.0, 10, 0.5), rule="fixed"), 9),
             r"`budget\(0\)` must be a number in \(0, 1\]. Received: budget\(0\)=5.0",
         ),
         (lambda: AdaptiveTopK(Unsaved(), rule="fixed"), "`budget` must be .* can save and load"),

@@ -154,6 +154,8 @@ class AdaptiveTopK(Compressor):
         return largest_entries.num_words(self.num_kept(n), n) if n else 0
 
     def error_bound(self, n: int) -> float:
+        if self.schedule is not None:
+            return 1 - 1 / n  # one entry is always kept
         return 1 - self.num_kept(n) / n
 
     def encode_implementation(self, x, seed):

@@ -34,33 +34,40 @@ class RatioSchedule:
     def of(cls, schedule: Schedule | Mapping[str, Any]) -> RatioSchedule:
         """Takes a schedule, or its configuration.
 
+        It is not asked for a share yet: that would start TensorFlow, before workers have joined.
+
         Raises:
-            ValueError: if it is none that can be saved, or does not begin with a ratio.
+            ValueError: if it is none that can be saved.
         """
         try:
             if is_schedule(schedule):
                 schedule = keras.optimizers.schedules.serialize(schedule)
             made = cls(json.dumps(schedule, sort_keys=True))
-            first = made.first
+            made._schedule()
         except (TypeError, ValueError, NotImplementedError) as error:
             raise ValueError(
                 "Argument `budget` must be a schedule that Keras can save and load: with a "
                 "`get_config`, and registered by `keras.saving.register_keras_serializable`. "
                 f"Received: budget={schedule!r} ({error})"
             ) from error
-        checks.ratio(first, "budget(0)")
         return made
 
     def at(self, step) -> tf.Tensor:
         """The share of the exchange with this number: float32 scalar."""
-        schedule = keras.optimizers.schedules.deserialize(self.get_config())
-        return tf.cast(schedule(step), tf.float32)
+        return tf.cast(self._schedule()(step), tf.float32)
 
     @property
     def first(self) -> float:
-        """The share that it begins with; now, not when a graph that is being traced runs."""
+        """The share that it begins with; now, not when a graph that is being traced runs.
+
+        Raises:
+            ValueError: if it is no ratio.
+        """
         with tf.init_scope():
-            return float(self.at(0))
+            return checks.ratio(float(self.at(0)), "budget(0)")
+
+    def _schedule(self):
+        return keras.optimizers.schedules.deserialize(self.get_config())
 
     def get_config(self) -> dict[str, Any]:
         """The schedule's configuration."""
