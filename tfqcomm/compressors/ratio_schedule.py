@@ -43,7 +43,7 @@ class RatioSchedule:
             if is_schedule(schedule):
                 schedule = keras.optimizers.schedules.serialize(schedule)
             made = cls(json.dumps(schedule, sort_keys=True))
-            made._schedule()
+            made.make()
         except (TypeError, ValueError, NotImplementedError) as error:
             raise ValueError(
                 "Argument `budget` must be a schedule that Keras can save and load: with a "
@@ -54,7 +54,7 @@ class RatioSchedule:
 
     def at(self, step) -> tf.Tensor:
         """The share of the exchange with this number: float32 scalar."""
-        return tf.cast(self._schedule()(step), tf.float32)
+        return tf.cast(self.make()(step), tf.float32)
 
     @property
     def first(self) -> float:
@@ -66,7 +66,8 @@ class RatioSchedule:
         with tf.init_scope():
             return checks.ratio(float(self.at(0)), "budget(0)")
 
-    def _schedule(self):
+    def make(self):
+        """The schedule itself, made anew."""
         return keras.optimizers.schedules.deserialize(self.get_config())
 
     def get_config(self) -> dict[str, Any]:
