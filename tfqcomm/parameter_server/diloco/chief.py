@@ -10,6 +10,7 @@ import keras
 import numpy as np
 
 from tfqcomm import _tf_private
+from tfqcomm.parameter_server.alone import MeanStates, each
 from tfqcomm.parameter_server.diloco.rounds import Rounds
 from tfqcomm.parameter_server.diloco.server import DiLoCoServer
 from tfqcomm.parameter_server.diloco.worker import DiLoCoWorker
@@ -112,28 +113,12 @@ class OuterState:
             copy.load(_of(_WEIGHTS, state), _of(_MOMENTUM, state))
 
 
-class InnerStates:
-    """Stands in for the worker state of an all-reduce exchange, with the same keys.
-
-    It reaches the learners by a weak reference: see `messages.memory`.
-    """
+class InnerStates(MeanStates):
+    """Each slot's mean over the learners."""
 
     def __init__(self, fleet: Fleet[DiLoCoWorker], optimizer: keras.optimizers.Optimizer):
-        self._fleet = weakref.ref(fleet)
+        super().__init__(fleet)
         self._optimizer = weakref.ref(optimizer)
-        self._captured: dict[str, np.ndarray] | None = None
-
-    def capture(self) -> None:
-        """Keeps what they are now, so that all of a backup is of one moment."""
-        self._captured = self._mean()
-
-    def release(self) -> None:
-        """Goes on with what they are when somebody asks."""
-        self._captured = None
-
-    def mean(self) -> dict[str, np.ndarray]:
-        """Each slot's mean over the learners."""
-        return self._mean() if self._captured is None else self._captured
 
     def _mean(self) -> dict[str, np.ndarray]:
         fleet = self._fleet()
@@ -161,12 +146,6 @@ class InnerStates:
 
 
 _WEIGHTS, _MOMENTUM, _SLOT = "global/", "outer_momentum/", "inner/"
-
-
-def each(fleet: Fleet[DiLoCoWorker], name: str) -> list:
-    """An attribute of every learner that is there."""
-    found = [fleet.attempt(worker, lambda w=worker: getattr(w, name)) for worker in fleet.workers]
-    return [value for value in found if value is not None]
 
 
 def _of(part: str, state: Mapping[str, np.ndarray]) -> dict[int, np.ndarray]:

@@ -10,6 +10,7 @@ from collections.abc import Callable
 import numpy as np
 import tensorflow as tf
 
+from tfqcomm.parameter_server.alone import Pace
 from tfqcomm.parameter_server.diloco.report import LearnerReport
 from tfqcomm.parameter_server.diloco.rounds import Delivery, Round, Rounds
 from tfqcomm.parameter_server.diloco.server import DiLoCoServer
@@ -29,7 +30,7 @@ class DiLoCoErrands:
         rounds: the book.
         mixing: share of the global weights in what a learner goes on from.
         merging: held while servers merge.
-        schedule: steps of an average learner -> learning rate; None where callbacks set it.
+        pace: their learning rates.
     """
 
     def __init__(
@@ -38,7 +39,7 @@ class DiLoCoErrands:
         rounds: Rounds,
         mixing: float,
         merging: threading.Lock,
-        schedule: Callable[[int], float] | None = None,
+        pace: Pace,
     ):
         self._fleet = fleet
         self._rounds = rounds
@@ -46,13 +47,11 @@ class DiLoCoErrands:
         self._merging = merging
         self._book = threading.Lock()
         self._began: dict[int, float] = {}  # rank -> when its step did
-        self._schedule = schedule and functools.lru_cache(maxsize=1)(schedule)
+        self._pace = pace
 
     def before_step(self, worker: DiLoCoWorker) -> None:
         """Sets its learning rate; gives one that was started anew all fragments."""
-        if self._schedule is not None:
-            steps = self._fleet.applied // len(self._fleet.workers)
-            worker.learning_rate = self._schedule(steps)
+        self._pace.set(worker)
         with self._book:
             anew = self._rounds.rejoin(worker.index, worker.lives)
         if anew:

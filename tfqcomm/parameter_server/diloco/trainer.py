@@ -12,6 +12,7 @@ import tensorflow as tf
 from tfqcomm import _tf_private, checks, compressors
 from tfqcomm.optimizers.local.global_weights import deal
 from tfqcomm.optimizers.local.inner_optimizer import refuse_constraints
+from tfqcomm.parameter_server.alone import Pace
 from tfqcomm.parameter_server.base_trainer import BaseTrainer
 from tfqcomm.parameter_server.diloco import refusals
 from tfqcomm.parameter_server.diloco.chief import GlobalCopy, InnerStates, OuterState
@@ -244,11 +245,8 @@ class DiLoCoTrainer(BaseTrainer):
         ]
 
     def _driver(self):
-        # A number, or how to make a schedule.
-        rate = self._inner_optimizer.inner.get_config()["learning_rate"]
-        schedule = keras.optimizers.schedules.deserialize(rate) if isinstance(rate, dict) else None
-        rate_at = schedule and (lambda step: float(schedule(step)))
-        errands = DiLoCoErrands(self._fleet, self._book, self._mixing, self._merging, rate_at)
+        pace = Pace(self._fleet, self._inner_optimizer.inner)
+        errands = DiLoCoErrands(self._fleet, self._book, self._mixing, self._merging, pace)
         return FreeRunning(self._fleet, errands)
 
     @property

@@ -7,7 +7,7 @@ from collections.abc import Callable, Sequence
 import numpy as np
 import tensorflow as tf
 
-from tfqcomm.parameter_server.base_worker import BaseWorker
+from tfqcomm.parameter_server.alone import LocalWorker
 from tfqcomm.parameter_server.cluster import Errand, on
 from tfqcomm.parameter_server.diloco.program import DiLoCoProgram
 from tfqcomm.parameter_server.diloco.report import LearnerReport
@@ -15,13 +15,10 @@ from tfqcomm.parameter_server.flat import flat_values
 from tfqcomm.parameter_server.loss_scale import LossScale
 
 
-class DiLoCoWorker(BaseWorker):
-    """One worker of a `DiLoCoTrainer`.
+class DiLoCoWorker(LocalWorker):
+    """One worker of a `DiLoCoTrainer`."""
 
-    Attributes:
-        learning_rate: of its next steps.
-        report: of its last step.
-    """
+    report: LearnerReport | None
 
     def __init__(
         self,
@@ -31,8 +28,6 @@ class DiLoCoWorker(BaseWorker):
         dataset_fn: Callable,
         loss_scale: LossScale,
     ):
-        self.learning_rate = 0.0
-        self.report: LearnerReport | None = None
         self._program = program
         super().__init__(index, device, program.model_step, dataset_fn, loss_scale)
 
@@ -45,8 +40,6 @@ class DiLoCoWorker(BaseWorker):
             self._anchors = [_variable(v.numpy(), tf.float32) for v in variables]
             self._state = [_variable(value, value.dtype) for value in program.inner.state]
             self._statistics = _variable(flat_values(program.model_step.statistics), tf.float32)
-            self._rate = _variable(0.0, tf.float32)
-        self._rate_there = 0.0
         self._step = Errand(program.step, self.device)
         self._answers = [Errand(graphs, self.device) for graphs in program.answers]
         self._takes = [Errand(graphs, self.device) for graphs in program.takes]
@@ -55,9 +48,7 @@ class DiLoCoWorker(BaseWorker):
     def step(self) -> LearnerReport:
         """One local step."""
         with self.busy, on(self.device):
-            if self._rate_there != self.learning_rate:
-                self._rate_there = self.learning_rate
-                self._rate.assign(self._rate_there)
+            self._send_rate()
             vector = self._step(
                 self._iterator,
                 self._weights,
@@ -91,18 +82,6 @@ class DiLoCoWorker(BaseWorker):
             words = self._takes[fragment](self._weights, self._anchors, part)
         self.pulled_words += int(words)
         return True
-
-    @property
-    def message_norm(self) -> float:
-        return self.report.gradient_norm if self.report else 0.0
-
-    def summary(self) -> dict[str, int]:
-        return {
-            "alive": self.alive,
-            "steps": self.steps,
-            "bytes_pushed": 4 * self.pushed_words,
-            "bytes_pulled": 4 * self.pulled_words,
-        }
 
     @property
     def statistics(self) -> np.ndarray:

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import weakref
 from collections.abc import Mapping
 
 import keras
 import numpy as np
 
 from tfqcomm import _tf_private
+from tfqcomm.parameter_server.alone import MeanStates, each
 from tfqcomm.parameter_server.flat import assign_flat, flat_values
 from tfqcomm.parameter_server.fleet import Fleet
 from tfqcomm.parameter_server.leader.worker import LeaderWorker
@@ -36,7 +36,7 @@ class ChiefAverage:
 
     def fetch(self) -> None:
         """Takes the average of what the workers have."""
-        weights = _each(self._fleet, "weights")
+        weights = each(self._fleet, "weights")
         sane = [w for w in weights if all(np.isfinite(value).all() for value in w)]
         if not sane:
             return
@@ -55,31 +55,12 @@ class ChiefAverage:
         return rate
 
 
-class Momenta:
-    """Stands in for the worker state of an all-reduce exchange, with the same keys.
-
-    It reaches the workers by a weak reference: see `messages.memory`.
-    """
-
-    def __init__(self, fleet: Fleet[LeaderWorker]):
-        self._fleet = weakref.ref(fleet)
-        self._captured: dict[str, np.ndarray] | None = None
-
-    def capture(self) -> None:
-        """Keeps what they are now, so that all of a backup is of one moment."""
-        self._captured = self._mean()
-
-    def release(self) -> None:
-        """Goes on with what they are when somebody asks."""
-        self._captured = None
-
-    def mean(self) -> dict[str, np.ndarray]:
-        """Each variable's mean momentum over the workers."""
-        return self._mean() if self._captured is None else self._captured
+class Momenta(MeanStates):
+    """Each variable's mean momentum over the workers."""
 
     def _mean(self) -> dict[str, np.ndarray]:
         fleet = self._fleet()
-        momenta = _each(fleet, "momenta") if fleet else []
+        momenta = each(fleet, "momenta") if fleet else []
         return {f"momentum/{index}": mean for index, mean in enumerate(_means(momenta))}
 
     def load_mean(self, mean: Mapping[str, np.ndarray]) -> None:
@@ -91,12 +72,6 @@ class Momenta:
             return
         for worker in fleet.workers:
             fleet.attempt(worker, lambda w=worker: setattr(w, "momenta", values))
-
-
-def _each(fleet: Fleet[LeaderWorker], name: str) -> list[list[np.ndarray]]:
-    """An attribute of every worker that is there."""
-    found = [fleet.attempt(worker, lambda w=worker: getattr(w, name)) for worker in fleet.workers]
-    return [values for values in found if values is not None]
 
 
 def _means(found: list[list[np.ndarray]]) -> list[np.ndarray]:

@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import functools
-from collections.abc import Callable
-
+from tfqcomm.parameter_server.alone import Pace
 from tfqcomm.parameter_server.fleet import Fleet
 from tfqcomm.parameter_server.free_running import FreeRunning
 from tfqcomm.parameter_server.leader.board import LeaderBoard
@@ -21,24 +19,22 @@ class LeaderErrands:
     Args:
         fleet: whose workers these are.
         board: who leads.
-        schedule: steps of an average worker -> learning rate; None where callbacks set it.
+        pace: their learning rates.
     """
 
     def __init__(
         self,
         fleet: Fleet[LeaderWorker],
         board: LeaderBoard,
-        schedule: Callable[[int], float] | None = None,
+        pace: Pace,
     ):
         self._fleet = fleet
         self._board = board
-        self._schedule = schedule and functools.lru_cache(maxsize=1)(schedule)
+        self._pace = pace
 
     def before_step(self, worker: LeaderWorker) -> None:
         """Sets its learning rate."""
-        if self._schedule is not None:
-            steps = self._fleet.applied // len(self._fleet.workers)
-            worker.learning_rate = self._schedule(steps)
+        self._pace.set(worker)
 
     def after_step(self, worker: LeaderWorker, report: LocalReport, steps: FreeRunning) -> None:
         """Counts the step, and does what the board asks for."""

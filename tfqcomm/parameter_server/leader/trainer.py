@@ -9,6 +9,7 @@ import tensorflow as tf
 
 from tfqcomm import compressors
 from tfqcomm.parameter_server import optimizers
+from tfqcomm.parameter_server.alone import Pace
 from tfqcomm.parameter_server.base_trainer import BaseTrainer
 from tfqcomm.parameter_server.fleet import make_fleet
 from tfqcomm.parameter_server.free_running import FreeRunning
@@ -166,11 +167,8 @@ class LeaderTrainer(BaseTrainer):
         return fleet, ChiefAverage(model, fleet), momenta, meter
 
     def _driver(self):
-        # A number, or how to make a schedule.
-        rate = self._inner_optimizer.get_config()["learning_rate"]
-        schedule = keras.optimizers.schedules.deserialize(rate) if isinstance(rate, dict) else None
-        rate_at = schedule and (lambda step: float(schedule(step)))
-        return FreeRunning(self._fleet, LeaderErrands(self._fleet, self._board, rate_at))
+        pace = Pace(self._fleet, self._inner_optimizer)
+        return FreeRunning(self._fleet, LeaderErrands(self._fleet, self._board, pace))
 
     @property
     def _applied_per_iteration(self) -> int:

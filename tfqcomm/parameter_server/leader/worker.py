@@ -10,7 +10,7 @@ import tensorflow as tf
 
 from tfqcomm import _tf_private
 from tfqcomm.optimizers.local.leader_vote import mean_loss, push_loss
-from tfqcomm.parameter_server.base_worker import BaseWorker
+from tfqcomm.parameter_server.alone import LocalWorker
 from tfqcomm.parameter_server.cluster import Errand, Graphs, on
 from tfqcomm.parameter_server.flat import flat_values
 from tfqcomm.parameter_server.gradients import all_finite, clip, dense
@@ -169,13 +169,10 @@ class LeaderProgram:
         return tf.add_n(received)
 
 
-class LeaderWorker(BaseWorker):
-    """One worker of a `LeaderTrainer`.
+class LeaderWorker(LocalWorker):
+    """One worker of a `LeaderTrainer`."""
 
-    Attributes:
-        learning_rate: of its next steps.
-        report: of its last step.
-    """
+    report: LocalReport | None
 
     def __init__(
         self,
@@ -185,8 +182,6 @@ class LeaderWorker(BaseWorker):
         dataset_fn: Callable,
         loss_scale: LossScale,
     ):
-        self.learning_rate = 0.0
-        self.report: LocalReport | None = None
         self._program = program
         super().__init__(index, device, program.model_step, dataset_fn, loss_scale)
 
@@ -203,8 +198,6 @@ class LeaderWorker(BaseWorker):
             ]
             self._statistics = _variable(flat_values(program.model_step.statistics))
             self._window = _variable(np.full([program.optimizer.loss_window], np.nan))
-            self._rate = _variable(0.0)
-        self._rate_there = 0.0
         self._errands = {
             graphs: Errand(graphs, self.device)
             for graphs in (program.step, program.show, program.pull)
@@ -214,9 +207,7 @@ class LeaderWorker(BaseWorker):
     def step(self) -> LocalReport:
         """One local step."""
         with self.busy, on(self.device):
-            if self._rate_there != self.learning_rate:
-                self._rate_there = self.learning_rate
-                self._rate.assign(self._rate_there)
+            self._send_rate()
             vector = self._errands[self._program.step](
                 self._iterator,
                 self._weights,
@@ -248,18 +239,6 @@ class LeaderWorker(BaseWorker):
             mixing = tf.constant([pull for pull, _ in pulls], tf.float32)
             pull = self._errands[self._program.pull]
             self.pulled_words += int(pull(self._weights, rooms, mixing))
-
-    @property
-    def message_norm(self) -> float:
-        return self.report.gradient_norm if self.report else 0.0
-
-    def summary(self) -> dict[str, int]:
-        return {
-            "alive": self.alive,
-            "steps": self.steps,
-            "bytes_pushed": 4 * self.pushed_words,
-            "bytes_pulled": 4 * self.pulled_words,
-        }
 
     @property
     def weights(self) -> list[np.ndarray]:
