@@ -27,7 +27,6 @@ import functools
 import json
 import pathlib
 import signal
-import subprocess
 import sys
 import tempfile
 import time
@@ -38,6 +37,7 @@ import tensorflow as tf
 from absl import app, flags
 
 import tfqcomm
+from benchmarks import workers
 
 BATCH = 32  # examples per worker
 LOOPBACK = "loopback"
@@ -181,12 +181,7 @@ def measure(method: str, network: str, units: int) -> dict:
         command = [*launch, f"--units={units}", f"--shaped={shaped}", f"--result={result}"]
         if not shaped:  # of its own, so that nobody else's bytes are counted
             command = stack.enter_context(tfqcomm.launch.network(1)).command(0, command)
-        subprocess.run(
-            command,
-            check=True,
-            stdout=sys.stderr,
-            preexec_fn=functools.partial(tfqcomm.launch.die_with_parent, os.getpid()),
-        )
+        workers.run(command)
         found = json.loads(result.read_text())
     load = os.getloadavg()[0]  # of the machine, at the end
     return {"method": method, "network": network, **found, "load": load}

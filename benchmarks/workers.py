@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import functools
 import json
 import os
 import pathlib
@@ -15,8 +14,6 @@ import keras
 import numpy as np
 import tensorflow as tf
 from absl import logging
-
-import tfqcomm
 
 
 def begin() -> int:
@@ -44,14 +41,18 @@ def write(results: str, task: int, found) -> None:
     pathlib.Path(results, f"{task}.json").write_text(json.dumps(found))
 
 
+def run(command: Sequence[str]) -> None:
+    """Runs the launcher, which is killed when this process ends; its failure is an error.
+
+    Not by `preexec_fn` and `die_with_parent`: Python then calls what is registered to be called at
+    a fork, and an interrupt that comes just there is lost.
+    """
+    subprocess.run(["setpriv", "--pdeathsig=KILL", *command], check=True, stdout=sys.stderr)
+
+
 def found_by(command: Sequence[str]) -> list:
     """Runs the launcher; returns what its workers wrote to `--results`, in their order."""
     with tempfile.TemporaryDirectory() as results:
-        subprocess.run(
-            [*command, f"--results={results}"],
-            check=True,
-            stdout=sys.stderr,
-            preexec_fn=functools.partial(tfqcomm.launch.die_with_parent, os.getpid()),
-        )
+        run([*command, f"--results={results}"])
         paths = sorted(pathlib.Path(results).glob("*.json"))
         return [json.loads(path.read_text()) for path in paths]

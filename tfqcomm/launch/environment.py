@@ -86,6 +86,9 @@ def task_environment(
 def die_with_parent(parent: int) -> None:
     """Has the calling process killed when `parent` ends, even by SIGKILL (Linux only).
 
+    As `preexec_fn` of a `Popen`, only where signals do not raise: Python forks through its hooks
+    then, in which exceptions are ignored, KeyboardInterrupt among them.
+
     Args:
         parent: The process id of the parent, as the parent knows it.
     """
