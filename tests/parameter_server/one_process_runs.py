@@ -19,6 +19,7 @@ import tensorflow as tf
 
 import tfqcomm
 from tfqcomm.parameter_server import LeaderTrainer, Trainer
+from tfqcomm.parameter_server.messages import trainer as trainer_module
 from tfqcomm.state.ledger import ledger_of
 
 STEPS, BATCH, FEATURES = 6, 8, 6
@@ -683,6 +684,40 @@ def taking_turns() -> dict:
     return found
 
 
+# ------------------------------------------------------------------------- Transfers of their own
+
+
+def long_tensors() -> dict:
+    """With tensors that are long enough to travel alone; and what it changes that they do."""
+    return {
+        "weights": compare(wide_model, sgd, loss="mse", ways=((2, "sync"), (1, "async"))),
+        "change": {
+            way: difference(*[after_training(way, alone_from) for alone_from in (1 << 16, None)])
+            for way in LOSSY
+        },
+    }
+
+
+LOSSY = {"up": {"compressor": "log_grid"}, "down": {"weight_compressor": "float16"}}
+
+
+def after_training(way: str, alone_from: int | None) -> list[np.ndarray]:
+    before, trainer_module.ALONE_FROM = trainer_module.ALONE_FROM, alone_from
+    try:
+        trained = on_servers(
+            wide_model, sgd, make_data(), 1, mode="async", loss="mse", **LOSSY[way]
+        )
+    finally:
+        trainer_module.ALONE_FROM = before
+    return trained.model.get_weights()
+
+
+def wide_model() -> keras.Model:
+    keras.utils.set_random_seed(0)
+    wide = keras.layers.Dense((1 << 16) // FEATURES + 1, activation="tanh")
+    return sequential(wide, keras.layers.Dense(4), keras.layers.Dense(1))
+
+
 def everything() -> dict:
     os.environ.pop("TF_CONFIG", None)  # that of the test's own harness
     messages: list[str] = []
@@ -709,6 +744,7 @@ def everything() -> dict:
         "torn backups": torn_backups(),
         "freed": freed(),
         "taking turns": taking_turns(),
+        "long tensors": long_tensors(),
     }
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 
 import tensorflow as tf
 
@@ -49,10 +49,13 @@ def encode_with_feedback(
 def decode_mean(compressor: Compressor, words: tf.Tensor, size: int) -> tf.Tensor:
     """Mean of all workers' decoded words, added in rank order: int32[W, w] -> float32[n]."""
     # Not a loop of TensorFlow's: of one that runs on another task, parts would run on the chief.
-    total = decode(compressor, words[0], size)
-    for one in tf.unstack(words)[1:]:
-        total += decode(compressor, one, size)
-    return total if words.shape[0] == 1 else total / words.shape[0]
+    return mean_of(decode(compressor, one, size) for one in tf.unstack(words))
+
+
+def mean_of(values: Iterable[tf.Tensor]) -> tf.Tensor:
+    """The mean of tensors, added in their order."""
+    first, *others = values
+    return sum(others, first) / (1 + len(others)) if others else first
 
 
 def _kernel(compressor, function, size, *static):

@@ -35,6 +35,14 @@ def all_finite(gradients: Sequence) -> tf.Tensor:
     return tf.reduce_all([tf.reduce_all(tf.math.is_finite(n)) for n in numbers])
 
 
+def finite_by(norm: tf.Tensor, tensors: Sequence[tf.Tensor]) -> tf.Tensor:
+    """Whether tensors are finite, bool scalar: one look at their norm where that is finite.
+
+    It may overflow where they do not.
+    """
+    return tf.cond(tf.math.is_finite(norm), lambda: True, lambda: all_finite(tensors))
+
+
 def dense(gradients: Sequence, weights: Sequence[keras.Variable]) -> list[tf.Tensor]:
     """Float32 tensors: those of embeddings in full, zeros where there is none."""
     return [

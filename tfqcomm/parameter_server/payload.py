@@ -4,14 +4,18 @@ down   total, version, length of each message | messages of large weights | the 
 up                                             messages of large gradients | the rest, float32
 
 The rest: small and rank <= 1 tensors, then the moving statistics of layers. So one step takes one
-transfer per server and direction, however many layers there are.
+transfer per server and direction, however many layers there are. Where a `Format` says so, long
+tensors that no codec shortens travel beside it, each alone: nobody copies them into a row, and
+they go while others are still computed.
 """
 
 from __future__ import annotations
 
 import dataclasses
+import functools
 import zlib
 from collections.abc import Sequence
+from typing import NamedTuple
 
 import tensorflow as tf
 
@@ -19,10 +23,27 @@ from tfqcomm import compressors
 from tfqcomm.aggregators import vectors
 from tfqcomm.aggregators.vectors import split_words
 from tfqcomm.compressors.base import Compressor
+from tfqcomm.compressors.identity import Identity
 from tfqcomm.kernels import wire
 from tfqcomm.parameter_server.partition import Piece
 from tfqcomm.parameter_server.sparse_weights import SparseWeights
 from tfqcomm.step.options import ExchangeOptions
+
+ALONE_FROM = 1 << 16  # elements; below that a transfer of its own costs more than a copy
+
+
+class Way(NamedTuple):
+    """How the pieces of a server travel in one direction.
+
+    Attributes:
+        encoded: each as a message of its own, one behind the other.
+        rest: as numbers, behind these.
+        alone: as they are, in a transfer each.
+    """
+
+    encoded: list[Piece]
+    rest: list[Piece]
+    alone: list[Piece]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -35,6 +56,7 @@ class Format:
         options: how gradients are compressed.
         weight_codec: how weights are.
         elsewhere: elements of tables on the server, whose rows travel by themselves.
+        alone_from: elements from which on what is not compressed travels alone; None: never.
     """
 
     pieces: tuple[Piece, ...]
@@ -42,29 +64,51 @@ class Format:
     options: ExchangeOptions
     weight_codec: Compressor | SparseWeights
     elsewhere: int = 0
+    alone_from: int | None = None
 
     @property
     def large(self) -> list[Piece]:
         """Compressed in both directions, as far as there is a codec."""
         return [p for p in self.pieces if self.options.reaches(p.shape, p.size)]
 
-    @property
-    def small(self) -> list[Piece]:
-        """Always dense."""
-        return [p for p in self.pieces if not self.options.reaches(p.shape, p.size)]
+    @functools.cached_property
+    def up(self) -> Way:
+        """What is pushed."""
+        return self._way(self.options.one_compressor.lossless)
+
+    @functools.cached_property
+    def down(self) -> Way:
+        """What is pulled."""
+        return self._way(isinstance(self.weight_codec, Identity))
+
+    def _way(self, dense: bool) -> Way:
+        way = Way([], [], [])
+        for piece in self.pieces:
+            large = self.options.reaches(piece.shape, piece.size)
+            if self.alone_from and piece.size >= self.alone_from and (dense or not large):
+                way.alone.append(piece)
+            else:
+                (way.encoded if large else way.rest).append(piece)
+        return way
 
     @property
     def push_lengths(self) -> list[int]:
-        """Words of each part of a push."""
+        """Words of each part of the vector that is pushed."""
         codec = self.options.one_compressor
-        return [*(codec.num_words(p.size) for p in self.large), self._rest]
+        return [*(codec.num_words(p.size) for p in self.up.encoded), self._rest(self.up)]
+
+    @property
+    def push_words(self) -> int:
+        """Words of a push: with what travels alone."""
+        return sum(self.push_lengths) + sum(p.size for p in self.up.alone)
 
     @property
     def most_pull_words(self) -> int:
-        """Words of a pull, at most."""
+        """Words of the vector that is pulled, at most."""
         codec = self.weight_codec
         count = codec.most_words if isinstance(codec, SparseWeights) else codec.num_words
-        return 2 + len(self.large) + sum(count(p.size) for p in self.large) + self._rest
+        encoded = self.down.encoded
+        return 2 + len(encoded) + sum(count(p.size) for p in encoded) + self._rest(self.down)
 
     @property
     def pulls_alike(self) -> bool:
@@ -76,12 +120,11 @@ class Format:
         """What a pull, or a push, would take without compression, and of whole tables."""
         return sum(p.size for p in self.pieces) + self.statistics + self.elsewhere
 
-    @property
-    def _rest(self) -> int:
-        return sum(p.size for p in self.small) + self.statistics
+    def _rest(self, way: Way) -> int:
+        return sum(p.size for p in way.rest) + self.statistics
 
     def pack_weights(self, values: dict[Piece, tf.Tensor], statistics, version) -> tf.Tensor:
-        """The words of a pull.
+        """The words of a pull, without what travels alone.
 
         Args:
             values: float32 tensors.
@@ -91,25 +134,25 @@ class Format:
         seed = tf.cast(version, tf.int32)
         parts = [
             self._encode(tf.reshape(values[p], [-1]), tf.stack([_crc(p.name), seed]))
-            for p in self.large
+            for p in self.down.encoded
         ]
         lengths = [tf.size(part) for part in parts]
-        parts.append(self.pack_rest(values, statistics))
-        total = 2 + len(lengths) + sum(lengths) + self._rest
+        parts.append(pack_rest(self.down, values, statistics))
+        total = 2 + len(lengths) + sum(lengths) + self._rest(self.down)
         header = tf.stack([total, tf.cast(version, tf.int32), *lengths])
         return tf.concat([header, *parts], 0)
 
     def unpack_weights(self, words) -> tuple[dict[Piece, tf.Tensor], tf.Tensor, tf.Tensor]:
         """Inverse of `pack_weights`: tensors in the pieces' shapes, statistics and version."""
-        start = 2 + len(self.large)
+        start = 2 + len(self.down.encoded)
         values = {}
-        for index, piece in enumerate(self.large):
+        for index, piece in enumerate(self.down.encoded):
             stop = start + words[2 + index]
             part = words[start:stop]
             values[piece] = tf.reshape(self._decode(part, piece.size), piece.shape)
             start = stop
-        rest = tf.ensure_shape(words[start:], [self._rest])
-        dense, statistics = self.unpack_rest(wire.words_to_floats(rest))
+        rest = tf.ensure_shape(words[start:], [self._rest(self.down)])
+        dense, statistics = unpack_rest(self.down, wire.words_to_floats(rest))
         return values | dense, statistics, words[1]
 
     def _encode(self, vector, seed) -> tf.Tensor:
@@ -124,17 +167,18 @@ class Format:
             return codec.decode(words, size)
         return vectors.decode(codec, tf.ensure_shape(words, [codec.num_words(size)]), size)
 
-    def pack_rest(self, values: dict[Piece, tf.Tensor], statistics) -> tf.Tensor:
-        """The words of all small tensors and the statistics."""
-        flat = [tf.reshape(values[p], [-1]) for p in self.small]
-        return wire.floats_to_words(tf.concat([*flat, statistics], 0))
 
-    def unpack_rest(self, floats) -> tuple[dict[Piece, tf.Tensor], tf.Tensor]:
-        """Inverse of `pack_rest`, after `wire.words_to_floats`."""
-        *flat, statistics = split_words(floats, [*(p.size for p in self.small), self.statistics])
-        return {
-            p: tf.reshape(v, p.shape) for p, v in zip(self.small, flat, strict=True)
-        }, statistics
+def pack_rest(way: Way, values: dict[Piece, tf.Tensor], statistics) -> tf.Tensor:
+    """The words of what is not encoded, and does not travel alone, and the statistics."""
+    flat = [tf.reshape(values[p], [-1]) for p in way.rest]
+    return wire.floats_to_words(tf.concat([*flat, statistics], 0))
+
+
+def unpack_rest(way: Way, floats) -> tuple[dict[Piece, tf.Tensor], tf.Tensor]:
+    """Inverse of `pack_rest`, after `wire.words_to_floats`."""
+    sizes = [p.size for p in way.rest]
+    flat, statistics = split_words(floats[: sum(sizes)], sizes), floats[sum(sizes) :]
+    return {p: tf.reshape(v, p.shape) for p, v in zip(way.rest, flat, strict=True)}, statistics
 
 
 def weight_codec(weight_compressor, optimizer):

@@ -20,7 +20,7 @@ from tfqcomm.optimizers.local.global_weights import outer_step
 from tfqcomm.parameter_server.cluster import Errand, Graphs, on
 from tfqcomm.parameter_server.diloco.merge import merged
 from tfqcomm.parameter_server.partition import Piece
-from tfqcomm.parameter_server.payload import Format
+from tfqcomm.parameter_server.payload import Format, pack_rest, unpack_rest
 
 
 class DiLoCoServer:
@@ -143,14 +143,14 @@ def pack(format: Format, values: dict[Piece, tf.Tensor], seeds: dict[Piece, tf.T
     """
     codec = format.options.one_compressor
     large = [vectors.encode(codec, tf.reshape(values[p], [-1]), seeds[p]) for p in format.large]
-    return tf.concat([*large, format.pack_rest(values, tf.zeros([0]))], 0)
+    return tf.concat([*large, pack_rest(format.up, values, tf.zeros([0]))], 0)
 
 
 def unpack(format: Format, words: tf.Tensor) -> dict[Piece, tf.Tensor]:
     """Inverse of `pack`, as far as the codec has one."""
     codec = format.options.one_compressor
     *large, rest = split_words(words, format.push_lengths)
-    values, _ = format.unpack_rest(wire.words_to_floats(rest))
+    values, _ = unpack_rest(format.up, wire.words_to_floats(rest))
     return values | {
         p: tf.reshape(vectors.decode(codec, part, p.size), p.shape)
         for p, part in zip(format.large, large, strict=True)

@@ -238,7 +238,7 @@ class DiLoCoTrainer(BaseTrainer):
         for format in (format for server in servers for format in server.formats):
             codec = str(format.options.one_compressor)
             codecs |= {p.variable: codec for p in format.large}
-            codecs |= {p.variable: "float32" for p in format.small}
+            codecs |= {p.variable: "float32" for p in format.up.rest}
         return [
             Route(v.path, tuple(v.shape), "asked for, merged, taken", codecs[place])
             for place, v in enumerate(self.model.trainable_variables)

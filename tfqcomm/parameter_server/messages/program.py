@@ -19,12 +19,13 @@ import tensorflow as tf
 
 from tfqcomm.aggregators.vectors import encode_with_feedback
 from tfqcomm.parameter_server.cluster import Graphs
-from tfqcomm.parameter_server.gradients import all_finite, clip, dense
+from tfqcomm.parameter_server.gradients import all_finite, clip, dense, finite_by
 from tfqcomm.parameter_server.loss_scale import LossScale
 from tfqcomm.parameter_server.messages.server import Server
 from tfqcomm.parameter_server.model_step import ModelStep
 from tfqcomm.parameter_server.optimizers import inner, worker_half
 from tfqcomm.parameter_server.partition import Piece, assemble
+from tfqcomm.parameter_server.payload import pack_rest
 from tfqcomm.parameter_server.rows import Lookups, Table
 
 
@@ -120,20 +121,25 @@ class Program:
         parts, state = self._encode(messages, state, base, seeds, version)
         remembered = self._join(state)
         found = [*messages.values(), *(values for _, values in rows.values())]
-        finite += [tf.reduce_all(tf.math.is_finite(m)) for m in [*found, remembered]]
+        norm = tf.linalg.global_norm(found)
+        finite += [
+            finite_by(norm, found),
+            finite_by(tf.linalg.global_norm([remembered]), [remembered]),
+        ]
         healthy = tf.reduce_all(finite)
         row_words = [server.rows.format.pack(rows) for server in self.servers]
         words = self._words(messages, parts, moving - before, row_words)
-        number, steps = self._push(words, inboxes, sender, healthy)
+        alone = [[messages[p] for p in server.format.up.alone] for server in self.servers]
+        number, steps = self._push(words, alone, inboxes, sender, healthy)
         _remember(memory, remembered, steps)
         asked, answered = self.lookups.words
         residuals = [state[key] for key in state if key[1] == "residual"]
         facts = [
             healthy,
             number,
-            tf.add_n([answered, *(tf.size(words) for words in pulled)]),
+            tf.add_n([answered, *(tf.size(part) for parts in pulled for part in parts)]),
             tf.add_n([asked, *(tf.size(words) for words in row_words)]),
-            tf.linalg.global_norm(found),
+            norm,
             tf.linalg.global_norm(residuals) if residuals else 0.0,
             *tf.unstack(versions),
         ]
@@ -144,9 +150,9 @@ class Program:
     def _unpack(self, pulled):
         """The weights, the moving statistics, and the version of each server: int32[servers]."""
         weights, statistics, version = {}, [], []
-        for server, words in zip(self.servers, pulled, strict=True):
+        for server, (words, *alone) in zip(self.servers, pulled, strict=True):
             values, moving, number = server.format.unpack_weights(words)
-            weights |= values
+            weights |= values | dict(zip(server.format.down.alone, alone, strict=True))
             statistics.append(moving)
             version.append(number)
         whole = assemble(self.pieces, weights)
@@ -166,8 +172,8 @@ class Program:
         return [
             tf.concat(
                 [
-                    *(parts[piece] for piece in server.format.large),
-                    server.format.pack_rest(messages, part),
+                    *(parts[piece] for piece in server.format.up.encoded),
+                    pack_rest(server.format.up, messages, part),
                     rows,
                 ],
                 0,
@@ -175,7 +181,7 @@ class Program:
             for server, part, rows in zip(self.servers, changes, row_words, strict=True)
         ]
 
-    def _push(self, words, inboxes, sender, healthy) -> tuple[tf.Tensor, list[tf.Tensor]]:
+    def _push(self, words, alone, inboxes, sender, healthy) -> tuple[tf.Tensor, list[tf.Tensor]]:
         """Gives each server its words: it takes a step with them now, or keeps them in its inbox.
 
         Returns:
@@ -184,12 +190,12 @@ class Program:
         index, last = sender
         number = last.assign_add(1, read_value=True)
         if inboxes:
-            for server, own, inbox in zip(self.servers, words, inboxes, strict=True):
-                server.keep(own, inbox)
+            for server, own, long, inbox in zip(self.servers, words, alone, inboxes, strict=True):
+                server.keep(own, long, inbox)
             return number, [tf.constant(-1, tf.int64)] * len(self.servers)
         return number, [
-            server.take(own, index, number, healthy)
-            for server, own in zip(self.servers, words, strict=True)
+            server.take(own, long, index, number, healthy)
+            for server, own, long in zip(self.servers, words, alone, strict=True)
         ]
 
     def _messages(self, gradients, memory, version):
@@ -210,7 +216,10 @@ class Program:
     def _encode(self, messages, state, memory, seeds, version):
         """The words of all large pieces, and the memory with what they have left out."""
         parts, state = {}, dict(state)
+        alone = {piece for server in self.servers for piece in server.format.up.alone}
         for index, piece in enumerate(self.large):
+            if piece in alone:
+                continue
             slot = self.slots.get((piece, "residual"))
             parts[piece], left_out = encode_with_feedback(
                 self.options.compressor,

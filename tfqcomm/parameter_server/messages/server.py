@@ -19,12 +19,12 @@ import numpy as np
 import tensorflow as tf
 
 from tfqcomm import _tf_private
-from tfqcomm.aggregators.vectors import decode_mean, split_words
+from tfqcomm.aggregators.vectors import decode_mean, mean_of, split_words
 from tfqcomm.compressors.identity import Identity
 from tfqcomm.parameter_server.cluster import Errand, Graphs, on
 from tfqcomm.parameter_server.optimizers import server_optimizer, server_variable, slots_of
 from tfqcomm.parameter_server.partition import Piece
-from tfqcomm.parameter_server.payload import Format
+from tfqcomm.parameter_server.payload import Format, unpack_rest
 from tfqcomm.parameter_server.rows import ServerRows
 
 NEVER = np.int64(-1)  # a version that no server has
@@ -49,8 +49,8 @@ class Server:
         optimizer: with this server's slots.
         variables: the float32 weights.
         untouched: pieces that have no gradient: a step leaves them alone.
-        inboxes: two for each worker, int32[w], and rows, serialized, since no task may be told of a
-            variable of unknown shape; none where messages do not wait.
+        inboxes: for each worker int32[w]; rows, serialized, since no task may be told of a variable
+            of unknown shape; and what travels alone. None where messages do not wait.
         outbox: what workers pull, int32[most words]; its first word says how many count.
     """
 
@@ -94,8 +94,9 @@ class Server:
             empty = tf.zeros([sum(format.push_lengths)], tf.int32)
             count = workers if inboxes else 0
             no_rows = tf.io.serialize_tensor(tf.zeros([0], tf.int32))
+            alone = [tf.zeros(piece.shape) for piece in format.up.alone]
             self.inboxes = [
-                (tf.Variable(empty, trainable=False), tf.Variable(no_rows, trainable=False))
+                [tf.Variable(value, trainable=False) for value in (empty, no_rows, *alone)]
                 for _ in range(count)
             ]
             self._lock = tf.CriticalSection(name=f"server_{id(self)}")
@@ -133,19 +134,20 @@ class Server:
         with on(self.device):
             self.optimizer.iterations.numpy()
 
-    def pulled(self) -> tf.Tensor:
-        """The words of a pull, in a worker's graph: what is computed here stays on the server."""
+    def pulled(self) -> list[tf.Tensor]:
+        """The words of a pull, and what travels alone: computed on the server, for a worker."""
         with tf.device(self.device):
-            words = self._graph_pull()
-            return words if self.format.pulls_alike else words[: words[0]]
+            words, *alone = self._graph_pull()
+            return [words if self.format.pulls_alike else words[: words[0]], *alone]
 
-    def take(self, words, worker, number, healthy) -> tf.Tensor:
+    def take(self, words, alone, worker, number, healthy) -> tf.Tensor:
         """A step with one message, in the graph of the worker that sends it; each message once.
 
         Traced after the worker's gradients, which say what has none.
 
         Args:
             words: int32[w and more]: then those of rows.
+            alone: float32 tensors of the pieces that travel so.
             worker: int32 scalar, its index.
             number: int64 scalar, of the message; the worker's next one has a larger number.
             healthy: bool scalar: if False, the message is not taken.
@@ -157,11 +159,11 @@ class Server:
         # In one tensor, since each that crosses to another task is a call of its own.
         header = tf.stack([tf.cast(fact, tf.int64) for fact in (worker, number, healthy)])
         with tf.device(self.device):
-            return self._graph_take(words, header)
+            return self._graph_take(words, alone, header)
 
-    def _take(self, words, header):
+    def _take(self, words, alone, header):
         words, rows = self._apart(words)
-        means, statistics = self._means(tf.expand_dims(words, 0))
+        means, statistics = self._means(tf.expand_dims(words, 0), [alone])
         worker, number, healthy = tf.unstack(header)
         pushed = [(tf.cast(worker, tf.int32), self.rows.format.unpack(rows))]
 
@@ -180,13 +182,15 @@ class Server:
     def _pull(self):
         return self._lock.execute(self._newest)
 
-    def keep(self, words, inbox) -> None:
+    def keep(self, words, alone, inbox) -> None:
         """Stores a message in a worker's inbox, in its graph, until the chief asks for a step."""
         with tf.device(self.device):
             words, rows = self._apart(tf.identity(words))
             inbox[0].assign(words)
             if self.rows.format.parts:
                 inbox[1].assign(tf.io.serialize_tensor(rows))
+            for variable, value in zip(inbox[2:], alone, strict=True):
+                variable.assign(value)
 
     def _apart(self, words):
         """A message as that of weights, int32[w], and that of rows, int32[any number]."""
@@ -200,8 +204,11 @@ class Server:
 
         Traced after a worker's step, which says what has a gradient.
         """
-        means, statistics = self._means(tf.stack([words.read_value() for words, _ in inboxes]))
-        rows = [tf.io.parse_tensor(rows.read_value(), tf.int32) for _, rows in inboxes]
+        words, rows, *alone = [
+            [variable.read_value() for variable in one] for one in zip(*inboxes, strict=True)
+        ]
+        means, statistics = self._means(tf.stack(words), list(zip(*alone, strict=True)) or [[]])
+        rows = [tf.io.parse_tensor(one, tf.int32) for one in rows]
         pushed = [(workers[i], self.rows.format.unpack(words)) for i, words in enumerate(rows)]
 
         def step():
@@ -210,16 +217,24 @@ class Server:
 
         return self._lock.execute(step)
 
-    def _means(self, words):
-        """Of all weights that have a gradient, and of the statistics: int32[workers, w] -> them."""
+    def _means(self, words, alone):
+        """Of all weights that have a gradient, and of the statistics.
+
+        Args:
+            words: int32[workers, w].
+            alone: of each worker the float32 tensors that travelled so.
+        """
+        way = self.format.up
         *messages, rest = split_words(words, self.format.push_lengths)
         compressor = self.format.options.compressor
         means = {
             piece: tf.reshape(decode_mean(compressor, message, piece.size), piece.shape)
-            for piece, message in zip(self.format.large, messages, strict=True)
+            for piece, message in zip(way.encoded, messages, strict=True)
         }
-        dense, statistics = self.format.unpack_rest(decode_mean(Identity(), rest, rest.shape[-1]))
+        dense, statistics = unpack_rest(way, decode_mean(Identity(), rest, rest.shape[-1]))
         means |= dense
+        for piece, *values in zip(way.alone, *alone, strict=True):
+            means[piece] = mean_of(values)
         share = self._share
         return [
             None if piece in self.untouched else means[piece] * share
@@ -250,7 +265,7 @@ class Server:
         return self._lock.execute(settle)
 
     def _newest(self):
-        """The words of the present version; called with the lock held."""
+        """The words of the present version, and what travels alone; with the lock held."""
         version = self._version()
 
         def encode():
@@ -259,7 +274,9 @@ class Server:
             self._encoded.assign(version)
             return words
 
-        return tf.cond(self._encoded.read_value() < version, encode, self.outbox.read_value)
+        words = tf.cond(self._encoded.read_value() < version, encode, self.outbox.read_value)
+        pairs = zip(self.format.pieces, self.variables, strict=True)
+        return [words, *(v.value.read_value() for p, v in pairs if p in self.format.down.alone)]
 
     def _version(self) -> tf.Tensor:
         """int64 scalar: how many steps were taken; as of now, not when it is used."""

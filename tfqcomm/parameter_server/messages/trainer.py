@@ -21,7 +21,7 @@ from tfqcomm.parameter_server.messages.synchronous import Synchronous
 from tfqcomm.parameter_server.messages.table_files import TableFiles
 from tfqcomm.parameter_server.messages.worker import Worker
 from tfqcomm.parameter_server.partition import Piece, partition
-from tfqcomm.parameter_server.payload import Format, weight_codec
+from tfqcomm.parameter_server.payload import ALONE_FROM, Format, weight_codec
 from tfqcomm.parameter_server.rows import AUTO, check_rows_from, codecs, exported
 from tfqcomm.state.traffic import Route
 
@@ -244,7 +244,7 @@ class Trainer(BaseTrainer):
             tables,
             self._row_codec,
             cluster.servers,
-            lambda own, statistics: Format(own, statistics, options, self._weight_codec),
+            lambda *own: Format(*own, options, self._weight_codec, alone_from=ALONE_FROM),
             workers,
             1.0 if self._mode == "sync" else 1.0 / workers,
             inboxes=self._mode == "sync" or self._max_staleness is not None,

@@ -35,7 +35,7 @@ class Worker(BaseWorker):
         self.report: Report | None = None
         self.number = 0
         self._program = program
-        self._pushed = sum(sum(server.format.push_lengths) for server in program.servers)
+        self._pushed = sum(server.format.push_words for server in program.servers)
         super().__init__(index, device, program.model_step, dataset_fn, loss_scale)
 
     def start(self) -> None:
