@@ -27,7 +27,7 @@ class QSGD(Quantizer):
     Random bits: 16 per element, which round without bias to 2^-17 of a level.
 
     Payload: a float32 norm per bucket (at most the largest float32: decoded values stay finite),
-    then `bits` bit planes.
+    then `bits` bit planes, or bytes.
 
     Differences from the paper: fixed-width levels instead of Elias codes.
 

@@ -25,8 +25,8 @@ class UniformGrid(Quantizer):
     saturate, so what is always beyond, such as the scales of a batch normalization, is clipped
     for ever; there is no bound below 1 on its relative error, so `error_feedback="auto"` is off.
 
-    Payload: with "absmax" s as float32; then `bits` bit planes of the signed j. With "fixed" there
-    is nothing else, and the one pattern left over stands for what is not finite.
+    Payload: with "absmax" s as float32; then `bits` bit planes, or bytes, of the signed j. With
+    "fixed" there is nothing else, and the one pattern left over stands for what is not finite.
 
     Differences from the paper: its levels are j / 2^k in k + 2 bits, which leaves almost half of
     the patterns unused.

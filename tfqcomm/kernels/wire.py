@@ -114,7 +114,7 @@ def num_level_words(n: int, bits: int) -> int:
 
 
 def pack_levels(levels: tf.Tensor, bits: int) -> tf.Tensor:
-    """Small signed integers as bit planes: exactly `bits` bits each.
+    """Small signed integers as bit planes: exactly `bits` bits each; whole bytes as they are.
 
     Args:
         levels: int8[n], from -2^(bits - 1) to 2^(bits - 1) - 1.
@@ -122,8 +122,10 @@ def pack_levels(levels: tf.Tensor, bits: int) -> tf.Tensor:
 
     Returns:
         int32[num_level_words(n, bits)]: the bits of the two's complement, highest plane first,
-        each plane as `pack_bits` packs it.
+        each plane as `pack_bits` packs it; of 8 bits the bytes, as `bytes_to_words` does.
     """
+    if bits == 8:
+        return bytes_to_words(_pad(levels, WORD_BITS))
     lanes = _lanes(tf.bitcast(levels, tf.uint8))
     planes = []
     for shift in range(bits - 1, -1, -1):
@@ -135,6 +137,8 @@ def pack_levels(levels: tf.Tensor, bits: int) -> tf.Tensor:
 
 def unpack_levels(words: tf.Tensor, bits: int, n: int) -> tf.Tensor:
     """Inverse of `pack_levels`: int32[n]."""
+    if bits == 8:
+        return tf.cast(words_to_bytes(words, n), tf.int32)
     planes = tf.cast(unpack_bits(tf.reshape(words, [bits, -1]), n), tf.int32)
     weights = [-(1 << bits - 1), *(1 << shift for shift in range(bits - 2, -1, -1))]
     return tf.reduce_sum(planes * tf.constant(weights)[:, None], axis=0)
