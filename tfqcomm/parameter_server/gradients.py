@@ -35,12 +35,16 @@ def all_finite(gradients: Sequence) -> tf.Tensor:
     return tf.reduce_all([tf.reduce_all(tf.math.is_finite(n)) for n in numbers])
 
 
-def finite_by(norm: tf.Tensor, tensors: Sequence[tf.Tensor]) -> tf.Tensor:
-    """Whether tensors are finite, bool scalar: one look at their norm where that is finite.
+def norm_and_health(tensors: Sequence[tf.Tensor]) -> tuple[tf.Tensor, tf.Tensor]:
+    """The norm of all numbers, and whether they are finite: two scalars, in one pass over them.
 
-    It may overflow where they do not.
+    Only where the norm is not finite are they looked at one by one: it may overflow where they
+    do not.
     """
-    return tf.cond(tf.math.is_finite(norm), lambda: True, lambda: all_finite(tensors))
+    if not tensors:
+        return tf.constant(0.0), tf.constant(True)
+    norm = tf.linalg.global_norm(tensors)
+    return norm, tf.cond(tf.math.is_finite(norm), lambda: True, lambda: all_finite(tensors))
 
 
 def dense(gradients: Sequence, weights: Sequence[keras.Variable]) -> list[tf.Tensor]:

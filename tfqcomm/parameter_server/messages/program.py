@@ -19,7 +19,7 @@ import tensorflow as tf
 
 from tfqcomm.aggregators.vectors import encode_with_feedback
 from tfqcomm.parameter_server.cluster import Graphs
-from tfqcomm.parameter_server.gradients import all_finite, clip, dense, finite_by
+from tfqcomm.parameter_server.gradients import all_finite, clip, dense, norm_and_health
 from tfqcomm.parameter_server.loss_scale import LossScale
 from tfqcomm.parameter_server.messages.server import Server
 from tfqcomm.parameter_server.model_step import ModelStep
@@ -121,26 +121,24 @@ class Program:
         parts, state = self._encode(messages, state, base, seeds, version)
         remembered = self._join(state)
         found = [*messages.values(), *(values for _, values in rows.values())]
-        norm = tf.linalg.global_norm(found)
-        finite += [
-            finite_by(norm, found),
-            finite_by(tf.linalg.global_norm([remembered]), [remembered]),
-        ]
-        healthy = tf.reduce_all(finite)
+        residuals = [value for (_, name), value in state.items() if name == "residual"]
+        slots = [value for (_, name), value in state.items() if name != "residual"]
+        norm, sound = norm_and_health(found)
+        owed, kept = norm_and_health(residuals)
+        healthy = tf.reduce_all([*finite, sound, kept, norm_and_health(slots)[1]])
         row_words = [server.rows.format.pack(rows) for server in self.servers]
         words = self._words(messages, parts, moving - before, row_words)
         alone = [[messages[p] for p in server.format.up.alone] for server in self.servers]
         number, steps = self._push(words, alone, inboxes, sender, healthy)
         _remember(memory, remembered, steps)
         asked, answered = self.lookups.words
-        residuals = [state[key] for key in state if key[1] == "residual"]
         facts = [
             healthy,
             number,
             tf.add_n([answered, *(tf.size(part) for parts in pulled for part in parts)]),
             tf.add_n([asked, *(tf.size(words) for words in row_words)]),
             norm,
-            tf.linalg.global_norm(residuals) if residuals else 0.0,
+            owed,
             *tf.unstack(versions),
         ]
         facts = tf.stack([tf.cast(fact, tf.float64) for fact in facts])
