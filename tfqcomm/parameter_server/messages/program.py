@@ -19,13 +19,13 @@ import tensorflow as tf
 
 from tfqcomm.aggregators.vectors import encode_with_feedback
 from tfqcomm.parameter_server.cluster import Graphs
+from tfqcomm.parameter_server.embeddings import Lookups, Table
 from tfqcomm.parameter_server.gradients import all_finite, clip, dense
 from tfqcomm.parameter_server.loss_scale import LossScale
 from tfqcomm.parameter_server.messages.server import Server
 from tfqcomm.parameter_server.model_step import ModelStep
 from tfqcomm.parameter_server.optimizers import inner, worker_half
 from tfqcomm.parameter_server.partition import Piece, assemble
-from tfqcomm.parameter_server.rows import Lookups, Table
 
 
 class Program:
