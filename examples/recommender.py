@@ -3,8 +3,10 @@
     python -m tfqcomm.launch --workers=2 --parameter_servers=2 examples/recommender.py
 
 Each of 5,000 users likes 10 of 1,000 items. Of 7 items that a user was seen with 4 in 10 are
-chance; recall@10 asks for 3 others. The wrong answers are the items of others in a batch.
+chance; recall@10 asks for 3 others; with --movielens, for each user's last 3 films of 4 stars.
 """
+
+import sys
 
 import keras
 import numpy as np
@@ -12,49 +14,47 @@ import tensorflow as tf
 
 import tfqcomm
 
-USERS, ITEMS, BATCH = 5_000, 1_000, 256
-random = np.random.default_rng(0)
-TASTES = random.permutation(ITEMS).reshape(-1, 10)
-LIKED = random.permuted(TASTES[random.integers(len(TASTES), size=USERS)], axis=1)
-CHANCE = random.integers(ITEMS, size=[USERS, 7])
-SEEN = np.where(random.random([USERS, 7]) < 0.4, CHANCE, LIKED[:, :7])
+if "--movielens" in sys.argv:
+    import tensorflow_datasets as tfds
+
+    data = tfds.as_numpy(tfds.load("movielens/100k-ratings", split="train", batch_size=-1))
+    ids = [np.unique(data[k], return_inverse=True)[1] for k in ("user_id", "timestamp", "movie_id")]
+    pairs = np.unique(np.stack(ids, 1)[data["user_rating"] >= 4], axis=0)[:, ::2]
+    left = np.searchsorted(pairs[:, 0], pairs[:, 0], "right") - np.arange(len(pairs))
+    SEEN, HIDDEN = pairs[left > 3], pairs[left <= 3]
+else:
+    random = np.random.default_rng(0)
+    liked = random.permuted(10 * random.integers(100, size=[5_000, 1]) + np.arange(10), axis=1)
+    chance = random.integers(2_500, size=[5_000, 7])  # an item, or none
+    items = np.where(chance < 1_000, chance, liked[:, :7]), liked[:, 7:]
+    SEEN, HIDDEN = (np.stack([np.indices(a.shape)[0], a], -1).reshape(-1, 2) for a in items)
 
 
 def dataset_fn(context: tf.distribute.InputContext) -> tf.data.Dataset:
     """Batches of one worker's users and items; a user's answer is the item in the same place."""
-    users = np.arange(context.input_pipeline_id, USERS, context.num_input_pipelines)
-    pairs = np.repeat(users, SEEN.shape[1]), SEEN[users].ravel()
-    dataset = tf.data.Dataset.from_tensor_slices(pairs).shuffle(len(pairs[0]), seed=0)
-    return dataset.batch(BATCH, drop_remainder=True).map(lambda *pair: (pair, tf.range(BATCH)))
+    own = SEEN[context.input_pipeline_id :: context.num_input_pipelines].T
+    dataset = tf.data.Dataset.from_tensor_slices(tuple(own)).shuffle(len(SEEN), seed=0)
+    return dataset.batch(256, drop_remainder=True).map(lambda *pair: (pair, tf.range(256)))
 
 
 def build_model() -> keras.Model:
-    """Scores of all pairs of a batch."""
-    inputs = user, item = keras.Input([], dtype="int64"), keras.Input([], dtype="int64")
-    user = keras.layers.Embedding(USERS, 32, name="users")(user)
-    item = keras.layers.Embedding(ITEMS, 32, name="items")(item)
-    return keras.Model(inputs, keras.ops.matmul(user, keras.ops.transpose(item)))
-
-
-def recall(model: keras.Model) -> float:
-    """The share of hidden items among the ten unseen ones with the highest scores."""
-    users, items = (model.get_layer(name).get_weights()[0] for name in ("users", "items"))
-    scores = users @ items.T
-    np.put_along_axis(scores, SEEN, -np.inf, axis=1)
-    return (LIKED[:, 7:, None] == np.argpartition(-scores, 10)[:, None, :10]).any(-1).mean()
-
-
-def main() -> None:
-    """Trains the same model three times."""
-    for rows_from, codec in ((None, "float32"), (1, "float32"), (1, "int8")):
-        adagrad = keras.optimizers.Adagrad(0.1, initial_accumulator_value=1e-8)
-        loss = keras.losses.SparseCategoricalCrossentropy(from_logits=True)
-        how = {"loss": loss, "embedding_rows_from": rows_from, "row_codec": codec}
-        trainer = tfqcomm.parameter_server.Trainer(build_model, optimizer=adagrad, **how)
-        trainer.fit(dataset_fn, epochs=3, verbose=0)
-        moved = sum(w["bytes_pushed"] + w["bytes_pulled"] for w in trainer.workers) / 1e6
-        print(f"{rows_from}, {codec}: recall {recall(trainer.model):.3f}, {moved:.0f} MB")
+    """Probabilities of all items of a batch for each user: the wrong ones are those of others."""
+    inputs = [keras.Input([], dtype="int64") for _ in range(2)]
+    sizes = zip(np.vstack([SEEN, HIDDEN]).max(0) + 1, inputs, strict=True)
+    user, item = (keras.layers.Embedding(int(size), 32)(ids) for size, ids in sizes)
+    return keras.Model(inputs, keras.ops.softmax(keras.ops.einsum("ud,id->ui", user, item)))
 
 
 if __name__ == "__main__":
-    main()
+    for rows_from, codec in ((None, "float32"), (1, "float32"), (1, "int8")):
+        how = {"embedding_rows_from": rows_from, "row_codec": codec}
+        how["optimizer"] = keras.optimizers.Adagrad(0.1, initial_accumulator_value=1e-8)
+        how["loss"] = "sparse_categorical_crossentropy"
+        trainer = tfqcomm.parameter_server.Trainer(build_model, **how)
+        trainer.fit(dataset_fn, epochs=3, verbose=0)
+        moved = sum(w["bytes_pushed"] + w["bytes_pulled"] for w in trainer.workers) / 1e6
+        users, items = trainer.model.get_weights()
+        scores = users @ items.T
+        scores[tuple(SEEN.T)] = -np.inf
+        hits = np.argpartition(-scores, 10)[HIDDEN[:, 0], :10] == HIDDEN[:, 1:]
+        print(f"{rows_from}, {codec}: recall {hits.any(1).mean():.3f}, {moved:.0f} MB")

@@ -64,7 +64,7 @@ def load(name: str, data_dir: str | None = None, *, normalise: bool = True) -> D
     if name == "a9a":
         return _load_a9a(data_dir)
     if name == "imdb_reviews":
-        return _load_imdb_reviews(data_dir)
+        return imdb_reviews(data_dir)
     raise ValueError(f"Argument `name` must be one of {NAMES}. Received: name={name!r}")
 
 
@@ -114,16 +114,22 @@ def _load_images(name: str, data_dir: str | None, normalise: bool) -> Dataset:
     )
 
 
-def _load_imdb_reviews(data_dir: str | None) -> Dataset:
-    """The first words of each review, as their ranks by frequency in the training set."""
+def imdb_reviews(
+    data_dir: str | None, vocabulary: int = IMDB_VOCABULARY, length: int = IMDB_LENGTH
+) -> Dataset:
+    """The first words of each review, as their ranks by frequency in the training set.
+
+    Args:
+        data_dir: see `load`.
+        vocabulary: how many words there are, with 0 for padding and 1 for all others.
+        length: how many words of a review are read.
+    """
     (x_train, y_train), (x_test, y_test), num_classes = _load_tfds("imdb_reviews", data_dir)
     x_train, x_test = (
         np.array([text.replace(b"<br />", b" ") for text in texts], object)
         for texts in (x_train, x_test)
     )
-    words = keras.layers.TextVectorization(
-        max_tokens=IMDB_VOCABULARY, output_sequence_length=IMDB_LENGTH
-    )
+    words = keras.layers.TextVectorization(max_tokens=vocabulary, output_sequence_length=length)
     words.adapt(x_train, batch_size=1000)
 
     def numbers(texts):

@@ -55,6 +55,7 @@ OPTIONAL = {  # module -> what it does without where it is not installed, of an 
     "tfqcomm.advise.plot": {"matplotlib"},
     "benchmarks.ddp": {"torch"},  # the extra `peers`; started where it is there
     "examples.ray.train": {"ray"},  # whoever runs it has it
+    "examples.recommender": {"tensorflow_datasets"},  # with --movielens
 }
 
 SOURCES = {

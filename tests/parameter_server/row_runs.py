@@ -437,6 +437,8 @@ def resumed(directory: str, name: str) -> dict:
 
 
 def everything(directory: str) -> dict:
+    from tests.parameter_server import named_runs  # which is made of this file
+
     os.environ.pop("TF_CONFIG", None)  # that of the test's own harness
     trainer_of(bare_model, "sgd", parameter_servers=3)  # the most there are
     return {
@@ -452,5 +454,6 @@ def everything(directory: str) -> dict:
             for strange, dtype in ((ROWS, "int32"), (-ROWS - 1, "int64"), (255, "uint8"))
         },
         "refusals": refusals(),
+        "named": named_runs.everything(directory),
         "backups": {name: resumed(directory, name) for name in ("adam", "qadam by t", "qrda")},
     }

@@ -37,6 +37,25 @@ def unbuilt_model() -> keras.Model:
     return keras.Sequential([embedding, keras.layers.Flatten(), keras.layers.Dense(1)])
 
 
+class Weights(keras.layers.Layer):
+    """A weight per id, in a matrix that is no embedding's."""
+
+    def build(self, _):
+        self.table = self.add_weight((ROWS, 1), initializer="ones", name="table")
+
+    def call(self, ids):
+        return keras.ops.take(self.table, ids, axis=0)
+
+
+def weighted_model() -> keras.Model:
+    """With a table that is large enough, and one that `rows` was given."""
+    keras.utils.set_random_seed(0)
+    ids = keras.Input([LENGTH], dtype="int32")
+    weights = tfqcomm.parameter_server.rows(Weights(), "table")(ids)
+    rows = keras.layers.Embedding(ROWS, WIDTH, name="items")(ids) * weights
+    return keras.Model(ids, keras.layers.Dense(1)(keras.layers.Flatten()(rows)))
+
+
 def make_data() -> tuple[np.ndarray, np.ndarray]:
     """Ids [batches, batch, length] and targets."""
     rng = np.random.default_rng(0)
@@ -309,10 +328,11 @@ def on_a_real_cluster(directory: str, servers: int, epochs: int) -> dict | str:
     """Trains with backups, from the last one on; the error if a server is lost.
 
     Returns:
-        Of a run that ended the first epoch and the last one; its weights and slots; and those of
-        one as long in a single piece.
+        Of a run that ended the first epoch and the last one; its weights and slots, and those of
+        one as long in a single piece; which of its weights are elsewhere.
     """
     how = {"optimizer": "adam", "parameter_servers": servers, "workers": 2}
+    how["build"] = weighted_model
     trainer, slowly = trainer_of(**how), Slowly(epochs)
     backup = tfqcomm.callbacks.BackupAndRestore(directory, delete_checkpoint=False)
     try:
@@ -325,7 +345,8 @@ def on_a_real_cluster(directory: str, servers: int, epochs: int) -> dict | str:
         [np.array(v) for v in (*one.model.weights, *one.optimizer.variables)]
         for one in (trainer, whole)
     ]
-    return {"epochs": (slowly.first, slowly.last), "values": values}
+    there = elsewhere(trainer.model.weights)
+    return {"epochs": (slowly.first, slowly.last), "values": values, "elsewhere": there}
 
 
 def within_an_epoch(directory: str) -> dict:

@@ -5,8 +5,8 @@ import numpy as np
 import pytest
 import tensorflow as tf
 
+from tfqcomm.parameter_server.embeddings import RowFormat, codecs, find_tables
 from tfqcomm.parameter_server.partition import Piece
-from tfqcomm.parameter_server.rows import RowFormat, codecs, find_tables
 
 NAMES = ("float32", "bfloat16", "int8")
 

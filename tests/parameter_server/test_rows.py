@@ -122,7 +122,10 @@ def test_an_id_that_the_table_does_not_have_is_named(mode, strange, dtype):
         ("weight_compressor", ["weight_compressor", "UniformGrid", "row_codec"]),
         ("regularizer", ["embeddings_regularizer", "L2", "embedding_rows_from=None"]),
         ("constraint", ["embeddings_constraint", "UnitNorm", "embedding_rows_from=None"]),
-        ("shared", ["items/embeddings", "by its own layer's call alone", "embedding_rows_from="]),
+        (
+            "shared",
+            ["items/embeddings", "`tf.gather`", "read the whole", "embedding_rows_from="],
+        ),
         ("loop", ["t/embeddings", "within a loop", "embedding_rows_from=None"]),
     ],
 )
@@ -140,3 +143,32 @@ def test_backups_keep_tables_their_slots_and_moments(name):
     assert bool(result["keys"][0]) == name.startswith("qadam")
     for whole, parts in zip(*result["memory"], strict=True):
         np.testing.assert_array_equal(parts, whole)
+
+
+def test_named_tables_are_trained_as_whole_ones():
+    """Where layers see bfloat16, too."""
+    named, whole = found()["named"]["named"], found()["named"]["whole"]
+    assert named["made there"] == [True] * 4 + [False] * 2
+    assert not any(whole["made there"])
+    results = named["trained"], whole["trained"], whole["initial"]
+    for rows, dense, initial in zip(*results, strict=True):
+        np.testing.assert_allclose(rows, dense, rtol=1e-5, atol=1e-6)
+        assert np.abs(rows - initial).max() > 1e-2
+
+
+def test_a_model_with_named_tables_is_saved_as_any_other():
+    named, whole = found()["named"]["named"], found()["named"]["whole"]
+    assert named["config"] == whole["config"]
+    assert named["files"] == 4
+    for again, weights in zip(named["again"], named["trained"], strict=True):
+        np.testing.assert_array_equal(again, weights)
+    trained, *others = named["predictions"]
+    for other in others:
+        np.testing.assert_allclose(other, trained, rtol=1e-5, atol=1e-6)
+
+
+@pytest.mark.parametrize("name", ["tied", "sum"])
+def test_what_reads_the_whole_of_a_named_table_is_refused_with_the_way_out(name):
+    message = found()["named"]["refusals"][name]
+    words = "items/table", "read the whole of it", "Do not give its layer to `tfqcomm.parameter_"
+    assert all(word in message for word in words), message

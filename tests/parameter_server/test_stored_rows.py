@@ -5,8 +5,8 @@ import numpy as np
 import pytest
 import tensorflow as tf
 
-from tfqcomm.parameter_server.rows import initial, stored
-from tfqcomm.parameter_server.rows.shard import SavedRows
+from tfqcomm.parameter_server.embeddings import initial, stored
+from tfqcomm.parameter_server.embeddings.shard import SavedRows
 
 SHAPE = (23, 4)
 

@@ -152,6 +152,7 @@ def test_a_cluster_that_lost_a_server_goes_on_with_three(tmp_path):
         chief_of(cluster, 3, epochs=2) as chief,
     ):
         (result,) = chief.wait(timeout=PATIENCE)
+    assert sorted(result["elsewhere"]) == [False, False, True, True]  # an embedding, a named table
     first, last = result["epochs"]
     assert first >= 3 and last == first + 1
     for parts, whole in zip(*result["values"], strict=True):

@@ -73,6 +73,7 @@ from tfqcomm._tf_private.processes import (
     process_rank,
     process_tasks,
 )
+from tfqcomm._tf_private.reads import answer, answering, autocast
 from tfqcomm._tf_private.remote import executor_scope, reconnect, share_functions
 from tfqcomm._tf_private.strategies import (
     WorkerExtended,
@@ -101,7 +102,10 @@ __all__ = [
     "agree_before_compile",
     "agree_on_finite_gradients",
     "allow_updates_by_others",
+    "answer",
+    "answering",
     "as_one_row",
+    "autocast",
     "build_by_calling",
     "build_from_spec",
     "called_graph",

@@ -92,6 +92,9 @@ NAMES: dict[str, tuple[str, ...] | None] = {
     "keras.optimizers:LossScaleOptimizer.scale_loss": ("loss",),
     # Keras: variables
     "keras:Variable._initialize": ("value",),
+    "keras:Variable._maybe_autocast": ("value",),
+    "tensorflow.python.util.dispatch:register_dispatchable_type": ("cls",),
+    "keras.src.backend:numpy.take": ("x", "indices", "axis"),
     "keras.src.backend.common.stateless_scope:in_stateless_scope": (),
     # Keras: models
     f"{_MODEL}.make_train_function": ("force",),

@@ -8,10 +8,10 @@ import keras
 import tensorflow as tf
 
 from tfqcomm import _tf_private
+from tfqcomm.parameter_server.embeddings import Lookups
 from tfqcomm.parameter_server.flat import join, split_like
 from tfqcomm.parameter_server.gradients import unscale
 from tfqcomm.parameter_server.metric_states import MetricStates
-from tfqcomm.parameter_server.rows import Lookups
 
 
 class ModelStep:

@@ -15,12 +15,12 @@ import numpy as np
 from tfqcomm import _tf_private
 from tfqcomm.parameter_server import optimizers
 from tfqcomm.parameter_server.cluster import on
+from tfqcomm.parameter_server.embeddings import RowFormat, ServerRows, Stored, Table
+from tfqcomm.parameter_server.embeddings.codecs import RowCodec
 from tfqcomm.parameter_server.flat import assign_flat, flat_values
 from tfqcomm.parameter_server.messages.server import Server
 from tfqcomm.parameter_server.partition import Piece
 from tfqcomm.parameter_server.payload import Format
-from tfqcomm.parameter_server.rows import RowFormat, ServerRows, Stored, Table
-from tfqcomm.parameter_server.rows.codecs import RowCodec
 
 
 class ChiefCopy:

@@ -19,6 +19,7 @@ import tensorflow as tf
 
 from tfqcomm.aggregators.vectors import encode_with_feedback
 from tfqcomm.parameter_server.cluster import Graphs
+from tfqcomm.parameter_server.embeddings import Lookups, Table
 from tfqcomm.parameter_server.gradients import all_finite, clip, dense, norm_and_health
 from tfqcomm.parameter_server.loss_scale import LossScale
 from tfqcomm.parameter_server.messages.server import Server
@@ -26,7 +27,6 @@ from tfqcomm.parameter_server.model_step import ModelStep
 from tfqcomm.parameter_server.optimizers import inner, worker_half
 from tfqcomm.parameter_server.partition import Piece, assemble
 from tfqcomm.parameter_server.payload import pack_rest
-from tfqcomm.parameter_server.rows import Lookups, Table
 
 
 class Program:

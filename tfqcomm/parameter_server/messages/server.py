@@ -22,10 +22,10 @@ from tfqcomm import _tf_private
 from tfqcomm.aggregators.vectors import decode_mean, mean_of, split_words
 from tfqcomm.compressors.identity import Identity
 from tfqcomm.parameter_server.cluster import Errand, Graphs, on
+from tfqcomm.parameter_server.embeddings import ServerRows
 from tfqcomm.parameter_server.optimizers import server_optimizer, server_variable, slots_of
 from tfqcomm.parameter_server.partition import Piece
 from tfqcomm.parameter_server.payload import Format, unpack_rest
-from tfqcomm.parameter_server.rows import ServerRows
 
 NEVER = np.int64(-1)  # a version that no server has
 

@@ -18,11 +18,11 @@ import tensorflow as tf
 
 from tfqcomm import _tf_private
 from tfqcomm.parameter_server.cluster import on
+from tfqcomm.parameter_server.embeddings.shard import SavedRows
 from tfqcomm.parameter_server.fleet import Fleet
 from tfqcomm.parameter_server.messages.memory import Memories
 from tfqcomm.parameter_server.messages.program import Program
 from tfqcomm.parameter_server.messages.worker import Worker
-from tfqcomm.parameter_server.rows.shard import SavedRows
 
 _NAME = "tables"  # of the checkpoint within a backup's directory
 

@@ -9,8 +9,9 @@ import keras
 import tensorflow as tf
 
 from tfqcomm import _tf_private, checks
-from tfqcomm.parameter_server import optimizers, rows
+from tfqcomm.parameter_server import embeddings, optimizers
 from tfqcomm.parameter_server.base_trainer import BaseTrainer
+from tfqcomm.parameter_server.embeddings import AUTO, check_rows_from, codecs, exported
 from tfqcomm.parameter_server.fleet import make_fleet
 from tfqcomm.parameter_server.free_running import FreeRunning
 from tfqcomm.parameter_server.messages import memory
@@ -22,7 +23,6 @@ from tfqcomm.parameter_server.messages.table_files import TableFiles
 from tfqcomm.parameter_server.messages.worker import Worker
 from tfqcomm.parameter_server.partition import Piece, partition
 from tfqcomm.parameter_server.payload import ALONE_FROM, Format, weight_codec
-from tfqcomm.parameter_server.rows import AUTO, check_rows_from, codecs, exported
 from tfqcomm.state.traffic import Route
 
 MODES = ("sync", "async")
@@ -70,8 +70,8 @@ class Trainer(BaseTrainer):
             variable (Adafactor, Lamb, Muon; all but NonNeg), it is not split.
         embedding_rows_from: elements. Where a `keras.layers.Embedding` has at least so many, and
             its weights are trained, workers pull and push the rows of their batches alone: see
-            "Embeddings" below. None: whole tables, always. "auto": by rows from 262,144 elements
-            on, where optimizer, regularizer and constraint allow it.
+            "Embeddings" below. None: whole tables. "auto": by rows from 262,144 elements on, where
+            optimizer, regularizer and constraint allow it. `rows` names others.
         row_codec: how these rows travel, both ways: "float32", "bfloat16", or "int8" with a scale
             per row.
         timeout_seconds: how long a worker or a parameter server that is waited for may answer
@@ -167,7 +167,7 @@ class Trainer(BaseTrainer):
         self._weight_codec = weight_codec(weight_compressor, plain)
         check_rows_from(embedding_rows_from)
         self._rows_from = embedding_rows_from
-        self._made_from = rows.may_be_made(optimizer, embedding_rows_from)
+        self._made_there = embeddings.to_be_made(optimizer, embedding_rows_from)
         self._row_codec = codecs.get(row_codec)
         self._mode = mode
         self._max_staleness = max_staleness
@@ -184,7 +184,7 @@ class Trainer(BaseTrainer):
             parameter_servers=parameter_servers,
             timeout_seconds=timeout_seconds,
         )
-        rows.refuse_what_needs_tables(self.model)
+        embeddings.refuse_what_needs_tables(self.model)
         check_staleness(mode, max_staleness, len(self._cluster.workers))
 
     def export(self, path) -> None:
@@ -204,21 +204,22 @@ class Trainer(BaseTrainer):
             self._watch.run(exported.export, self.model, path)
 
     def _building(self):
-        return rows.placing_tables(self._made_from, rows.on_servers(self._cluster.servers))
+        make = embeddings.on_servers(self._cluster.servers)
+        return embeddings.placing_tables(self._made_there, make)
 
     def _build_optimizer(self):
         """With slots of one row of tables, in place of which come those of the servers."""
         model, servers = self.model, self._cluster.servers
-        self._tables = rows.find_tables(model, self._rows_from, len(servers))
-        rows.settle(model, self._tables, servers)
+        self._tables = embeddings.find_tables(model, self._rows_from, len(servers))
+        embeddings.settle(model, self._tables, servers)
         with _tf_private.as_one_row([table.weights for table in self._tables]):
             super()._build_optimizer()
 
     def _evaluate(self, call, *args, **kwargs):
         """Under the eyes of the watch if that needs servers."""
-        if not rows.elsewhere(self.model):
+        if not embeddings.elsewhere(self.model):
             return call(*args, **kwargs)
-        with rows.naming_strange_ids():
+        with embeddings.naming_strange_ids():
             return self._watch.run(functools.partial(call, *args, **kwargs))
 
     def _make(self, makers, loss_scale):

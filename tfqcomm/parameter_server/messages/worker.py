@@ -9,11 +9,11 @@ import tensorflow as tf
 
 from tfqcomm.parameter_server.base_worker import BaseWorker
 from tfqcomm.parameter_server.cluster import Errand, on
+from tfqcomm.parameter_server.embeddings.lookups import naming_strange_ids
 from tfqcomm.parameter_server.loss_scale import LossScale
 from tfqcomm.parameter_server.messages.program import Program
 from tfqcomm.parameter_server.messages.report import Report
 from tfqcomm.parameter_server.payload import gradient_seeds
-from tfqcomm.parameter_server.rows.lookups import naming_strange_ids
 
 
 class Worker(BaseWorker):

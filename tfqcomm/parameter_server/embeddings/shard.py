@@ -19,10 +19,10 @@ import tensorflow as tf
 
 from tfqcomm import _tf_private
 from tfqcomm.parameter_server.cluster import on
+from tfqcomm.parameter_server.embeddings.payload import RowFormat
+from tfqcomm.parameter_server.embeddings.stored import blocks
 from tfqcomm.parameter_server.optimizers import server_variable, slots_of
 from tfqcomm.parameter_server.partition import Piece
-from tfqcomm.parameter_server.rows.payload import RowFormat
-from tfqcomm.parameter_server.rows.stored import blocks
 from tfqcomm.step.halves import WorkerHalf
 
 

@@ -26,26 +26,30 @@ _OF_KERAS = ("SGD", "Adagrad", "Adam", "AdamW", "RMSprop")
 LAZY = (*_OF_KERAS, "CompAMS", "QAdam", "QCMDAdagrad", "QRDAAdagrad")
 
 
-def check(optimizer: keras.optimizers.Optimizer, table: str) -> None:
+def check(optimizer: keras.optimizers.Optimizer, table: str, way_out: str) -> None:
     """Refuses optimizers without a lazy meaning.
+
+    Args:
+        optimizer: of the model.
+        table: its name.
+        way_out: what to do about it.
 
     Raises:
         ValueError: saying what to do.
     """
     optimizer = inner(optimizer)
     name = type(optimizer).__name__
-    hint = "Give the trainer `embedding_rows_from=None` to pull and push whole tables."
     if name not in LAZY:
         raise ValueError(
             f"Argument `optimizer` must be one of {', '.join(LAZY)} where only the rows of a batch "
             f"travel, as those of {table}: a step of {name} moves rows that the batch does not "
-            f"touch. {hint} Received: optimizer={name}"
+            f"touch. {way_out} Received: optimizer={name}"
         )
     codec = getattr(optimizer, "weight_compressor", None)
     if codec is not None and not codec.lossless:
         raise ValueError(
             "Argument `weight_compressor` of the optimizer must be None where only the rows of a "
             f"batch travel, as those of {table}: what it leaves out of a weight depends on the "
-            f"whole table. Use the trainer's `weight_compressor` and `row_codec`. {hint} "
+            f"whole table. Use the trainer's `weight_compressor` and `row_codec`. {way_out} "
             f"Received: weight_compressor={codec}"
         )

@@ -15,7 +15,7 @@ import numpy as np
 import tensorflow as tf
 
 from tfqcomm.parameter_server.cluster import on
-from tfqcomm.parameter_server.rows.stored import Shard, Stored, blocks, rows_of_block, spread
+from tfqcomm.parameter_server.embeddings.stored import Shard, Stored, blocks, rows_of_block, spread
 
 _i = keras.initializers
 _BY_ENTRY = (_i.RandomUniform, _i.RandomNormal, _i.TruncatedNormal)

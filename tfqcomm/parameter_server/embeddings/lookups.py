@@ -1,10 +1,10 @@
-"""What embedding layers look up in a worker's graph, where their tables are elsewhere.
+"""What layers look up in a worker's graph, where their tables are elsewhere.
 
-ids --> unique --> places by server --> rows, pulled --> watched --> gathered for the layer
-                                          gradients of these rows, summed by id --> pushed
+take(table, ids) --> unique --> by server --> rows, pulled --> watched --> gathered
+                                            gradients of these rows, summed by id --> pushed
 
-Which ids a layer is called with is known inside its call alone: so, while a step is traced, a call
-of our own takes the place of the layer's.
+Which ids are asked for is known inside a layer's call alone: so, while a step is traced, a reader
+of our own answers for the table's variable, and who reads the whole of it gets an error.
 """
 
 from __future__ import annotations
@@ -17,10 +17,11 @@ from collections.abc import Iterator, Mapping, Sequence
 import keras
 import tensorflow as tf
 
+from tfqcomm import _tf_private
+from tfqcomm.parameter_server.embeddings.reads import by_lookup
+from tfqcomm.parameter_server.embeddings.shard import ServerRows
+from tfqcomm.parameter_server.embeddings.tables import Table
 from tfqcomm.parameter_server.partition import Piece
-from tfqcomm.parameter_server.rows.ids import by_lookup
-from tfqcomm.parameter_server.rows.shard import ServerRows
-from tfqcomm.parameter_server.rows.tables import Table
 
 
 class Lookups:
@@ -54,24 +55,18 @@ class Lookups:
 
     @contextlib.contextmanager
     def replacing(self, tape: tf.GradientTape) -> Iterator[None]:
-        """Scope in which layers look up rows on servers, which `tape` watches."""
+        """Scope in which rows of tables are pulled from servers, which `tape` watches."""
         self.pulled, self._words = [], []
         graph = tf.compat.v1.get_default_graph()
-        calls = [(table, vars(table.layer).get("call")) for table in self.tables.values()]
-        try:
-            for table, _ in calls:
-                vars(table.layer)["call"] = functools.partial(self._call, table, tape, graph)
+        with contextlib.ExitStack() as readers:
+            for table in self.tables.values():
+                reader = functools.partial(self._read, table, tape, graph)
+                readers.enter_context(_tf_private.answering(table.weights, reader))
             yield
-        finally:
-            for table, before in calls:
-                del vars(table.layer)["call"]
-                if before is not None:
-                    vars(table.layer)["call"] = before
 
     def scope(self, mapping: Sequence[tuple[keras.Variable, tf.Tensor]]) -> keras.StatelessScope:
         """A scope with these values, in which nobody can read a table."""
-        variables = {id(t.layer.embeddings): t for t in self.tables.values()}
-        return _Scope(mapping, variables)
+        return _Scope(mapping, {id(table.weights): table for table in self.tables.values()})
 
     def summed(self, gradients: Sequence) -> dict[int, tf.IndexedSlices]:
         """For each table the gradients of the rows of this step, each row once.
@@ -92,22 +87,22 @@ class Lookups:
             slices[variable] = tf.IndexedSlices(rows, ids)
         return slices
 
-    def _call(self, table: Table, tape, graph, inputs):
-        """In place of `keras.layers.Embedding.call`."""
+    def _read(self, table: Table, tape, graph, ids, name: str | None = None):
+        """Rows of a table, in place of its variable."""
         if tf.compat.v1.get_default_graph() is not graph:
             raise ValueError(
-                f"The layer of {table.name} must not be called within a loop, a condition or a "
-                "function of its own, where its rows travel: they are pulled once per step. Call "
-                "it outside, on all ids at once; or give the trainer `embedding_rows_from=None`."
+                f"The rows of {table.name} must not be read within a loop, a condition or a "
+                "function of its own: they are pulled once per step. Call the layer outside, on "
+                f"all ids at once. {table.way_out}"
             )
 
-        def pull(ids):
-            rows = self._pull(table, ids)
+        def pull(unique):
+            rows = self._pull(table, unique)
             tape.watch(rows)
-            self.pulled.append((table.variable, ids, rows))
+            self.pulled.append((table.variable, unique, rows))
             return rows
 
-        return by_lookup(table.layer, inputs, pull)
+        return by_lookup(table.weights, ids, pull)
 
     def _pull(self, table: Table, ids) -> tf.Tensor:
         """float32[r, d]: each range of rows from its server."""
@@ -160,10 +155,10 @@ class _Scope(keras.StatelessScope):
         table = self._tables.get(id(variable))
         if table is not None:
             raise ValueError(
-                f"The table {table.name} must be read by its own layer's call alone, where only "
-                "the rows of a batch travel: nothing else may read the whole of it, such as a "
-                "layer that shares it or a loss. Give the trainer `embedding_rows_from=None` to "
-                "pull it whole."
+                f"The weight {table.name} must be read by `keras.ops.take(..., ids, axis=0)`, "
+                "`tf.gather` or `tf.nn.embedding_lookup` alone, where only the rows of a batch "
+                "travel: nothing may read the whole of it, such as a layer that shares it, a "
+                f"regularizer or a loss. {table.way_out}"
             )
         return super().get_current_value(variable)
 

@@ -10,8 +10,8 @@ from collections.abc import Mapping
 
 import tensorflow as tf
 
+from tfqcomm.parameter_server.embeddings.codecs import RowCodec
 from tfqcomm.parameter_server.partition import Piece
-from tfqcomm.parameter_server.rows.codecs import RowCodec
 
 
 @dataclasses.dataclass(frozen=True)

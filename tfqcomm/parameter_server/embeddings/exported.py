@@ -2,7 +2,7 @@
 
 model.json          what `keras.models.model_from_json` reads
 model.weights.h5    all weights but those of tables
-tables.json         for each table its layer's place among all layers, and its file
+tables.json         for each table its place among all weights, and its file
 table-0.npy         a table: `numpy.load(..., mmap_mode="r")` reads rows of it
 """
 
@@ -20,8 +20,8 @@ import numpy as np
 import tensorflow as tf
 
 from tfqcomm import _tf_private
-from tfqcomm.parameter_server.rows import placing, tables
-from tfqcomm.parameter_server.rows.stored import Stored
+from tfqcomm.parameter_server.embeddings import placing, tables
+from tfqcomm.parameter_server.embeddings.stored import Stored
 
 _MODEL, _WEIGHTS, _TABLES = "model.json", "model.weights.h5", "tables.json"
 
@@ -46,12 +46,12 @@ def export(model: keras.Model, path) -> None:
         shutil.rmtree(partial)
     partial.mkdir(parents=True)
     files = []
-    layers = _tf_private.layers_of(model)
-    for number, layer in enumerate(tables.elsewhere(model)):
-        stored = cast(Stored, _tf_private.store_of(layer.embeddings))
+    places = {id(variable): place for place, variable in enumerate(model.weights)}
+    for number, variable in enumerate(tables.elsewhere(model)):
+        stored = cast(Stored, _tf_private.store_of(variable))
         file = f"table-{number}.npy"
         _write(stored, partial / file)
-        files.append({"layer": layers.index(layer), "file": file, "shape": stored.shape})
+        files.append({"weight": places[id(variable)], "file": file, "shape": stored.shape})
     (partial / _TABLES).write_text(json.dumps(files, indent=2))
     config = json.loads(model.to_json())
     config.pop("compile_config", None)  # of an optimizer, which would have whole slots
@@ -75,17 +75,19 @@ def load_export(path, custom_objects: Mapping | None = None) -> keras.Model:
     """
     path = pathlib.Path(path)
     found = json.loads((path / _TABLES).read_text())
-    smallest = min((rows * width for rows, width in (one["shape"] for one in found)), default=None)
-    with placing.placing_tables(smallest, lambda shape, initializer, dtype: _Absent(shape)):
+    shapes = [tuple(one["shape"]) for one in found]
+
+    def chosen(layer, name, shape):
+        return tuple(shape) in shapes
+
+    with placing.placing_tables(chosen, lambda shape, initializer, dtype: _Absent(shape)):
         text = (path / _MODEL).read_text()
         model = keras.models.model_from_json(text, custom_objects=dict(custom_objects or {}))
-    layers = _tf_private.layers_of(model)
     for one in found:
-        layer = layers[one["layer"]]
-        placing.keep(layer, layer.embeddings, _Mapped(path / one["file"]))
-    for layer in tables.elsewhere(model):  # others as large, which are among the weights
-        if isinstance(_tf_private.store_of(layer.embeddings), _Absent):
-            placing.bring_back(layer)
+        placing.keep(model.weights[one["weight"]], _Mapped(path / one["file"]))
+    for variable in tables.elsewhere(model):  # others of that shape, which are among the weights
+        if isinstance(_tf_private.store_of(variable), _Absent):
+            placing.bring_back(variable)
     with _tf_private.left_out(model.weights):
         model.load_weights(path / _WEIGHTS)
     tables.refuse_what_needs_tables(model)
