@@ -88,6 +88,50 @@ def test_elements_that_change_buckets_take_along_what_they_are_owed():
     np.testing.assert_equal(residuals.total(), total)
 
 
+def of_parts(*borders):
+    """Residuals of tensor `a` whose parts, between these borders, have names of their own."""
+    residuals, parts = Residuals(local_transport(1)), []
+    for start, stop in zip(borders, borders[1:], strict=False):
+        name, size = f"a from {start}", stop - start
+        residuals.declare_part(name, "a", 6, start)
+        residuals.declare(name, size)
+        parts.append(Slot("worker", name, size, 0, size))
+    return residuals, parts
+
+
+def test_what_is_owed_of_parts_is_kept_as_the_tensors_and_survives_other_parts():
+    residuals, (first, second) = of_parts(0, 2, 6)
+    residuals.variable(0, first).assign([1, 2])
+    residuals.variable(0, second).assign([3, 4, 5, 6])
+    total = residuals.total()
+    assert list(total) == ["a"]
+    np.testing.assert_array_equal(total["a"], [1, 2, 3, 4, 5, 6])
+    residuals.declare_part("other", "a", 6, 1)  # cut in another way from now on
+    other = residuals.variable(0, Slot("worker", "other", 3, 0, 3))
+    np.testing.assert_array_equal(other, [2, 3, 4])
+    np.testing.assert_array_equal(residuals.total()["a"], total["a"])
+    residuals.load_total(total)
+    np.testing.assert_array_equal(residuals.total()["a"], total["a"])
+
+
+def test_parts_that_are_yet_to_be_made_are_still_owed():
+    residuals, (first, second) = of_parts(0, 4, 6)
+    saved = np.float32([1, 2, 3, 4, 5, 6])
+    residuals.load_total({"a": saved})
+    for slot, right in ((second, [5, 6]), (first, [1, 2, 3, 4])):
+        np.testing.assert_array_equal(residuals.total()["a"], saved)
+        np.testing.assert_array_equal(residuals.variable(0, slot), right)
+    np.testing.assert_array_equal(residuals.total()["a"], saved)
+    assert residuals.debt(second.key, 2) is None  # its residual pays
+    other, (first, second) = of_parts(0, 4, 6)
+    other.load_total({"a": saved})
+    np.testing.assert_array_equal(other.debt(second.key, 2), [5, 6])
+    np.testing.assert_array_equal(other.total()["a"], saved)
+    np.testing.assert_array_equal(
+        other.variable(0, Slot("worker", "a", 6, 0, 6)), [1, 2, 3, 4, 0, 0]
+    )
+
+
 def test_loading_nothing_resets():
     residuals = residuals_of(2, worker=[1.0, 2.0], owner=3.0)
     residuals.load_total({})

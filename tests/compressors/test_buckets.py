@@ -5,7 +5,7 @@ import pytest
 import tensorflow as tf
 
 from tests.catalogue import COMPRESSORS, over_compressors
-from tfqcomm.compressors import QSGD, Compressor, RandomK, Ternary, TopK
+from tfqcomm.compressors import QSGD, BlockInt8, Compressor, RandomK, Ternary, TopK
 from tfqcomm.kernels.layout import Layout
 
 SIZES = (1, 70, 300, 4096)
@@ -27,6 +27,15 @@ def decoded(compressor, layout, tensors):
     words = compressor.encode_bucket(layout.pack(tensors), layout, SEED)
     assert words.shape == [compressor.bucket_words(layout)]
     return layout.unpack(compressor.decode_bucket(words, layout))
+
+
+@pytest.mark.parametrize("owners", [1, 2, 4, 8])
+def test_a_small_models_blocks_are_hardly_padded(owners):
+    """Biases took a block each, and owners whole blocks: 23,400 bytes, and on eight 24,960."""
+    layout = layout_of(BlockInt8(), (250, 10, 5000, 20, 16_000, 50, 500, 10))  # the CNN of MNIST
+    words = max(BlockInt8().bucket_words(chunk.layout) for chunk in layout.cut(owners))
+    scales = 4 * (90 + owners)  # of blocks, of which some begin with one owner and end with another
+    assert 21_840 < 4 * words * owners < 21_840 + scales + 8 * (8 + owners)
 
 
 @over_compressors()

@@ -13,9 +13,9 @@ class DiLoCoReference:
 
     Args:
         x: where the workers start, [workers, d]; all alike.
-        sizes: of the variables, in order.
-        turns: for each variable the steps modulo H at which it is exchanged.
-        codec: one worker's message of one variable -> what the others decode; None sends it as it
+        sizes: of what is exchanged by itself, a variable or a part of one, in order.
+        turns: for each of these the step modulo H at which it is exchanged.
+        codec: one worker's message of one of them -> what the others decode; None sends it as it
             is. What it leaves out is part of the next message (error feedback).
     """
 

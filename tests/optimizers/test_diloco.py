@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import math
 
 import keras
 import numpy as np
@@ -24,12 +25,15 @@ from tests.replicas import (
 )
 from tfqcomm.callbacks import AverageReplicas, BackupAndRestore
 from tfqcomm.compressors import AdaptiveTopK, PowerSGD, TopK
+from tfqcomm.kernels.layout import Segment
 from tfqcomm.optimizers import CompAMS, DiLoCo
-from tfqcomm.optimizers.local.global_weights import deal
+from tfqcomm.optimizers.local.pieces import Piece, cut, deal, ranges
 from tfqcomm.state.ledger import ledger_of, restore_state
+from tfqcomm.step import ExchangeOptions
 
 SIZES = [12, 5]
-MODEL = 4 * sum(SIZES)  # bytes of the parameters
+CUT = [8, 4, 5]  # into two fragments: the first variable is in both
+VARIABLES = [slice(0, 12), slice(12, 17)]
 
 INNER = {
     "Adam": functools.partial(keras.optimizers.Adam, 0.05, clipnorm=1.0),
@@ -84,15 +88,17 @@ CODEC = {"compressor": TopK(0.3), "schedule": "all_gather"}
 
 
 @pytest.mark.parametrize("codec", [None, "top_k"])
-@pytest.mark.parametrize(("every", "fragments", "turns"), [(5, 1, (0, 0)), (6, 2, (0, 3))])
-def test_hundred_steps_are_those_of_the_paper(every, fragments, turns, codec):
+@pytest.mark.parametrize(
+    ("every", "fragments", "sizes", "turns"), [(5, 1, SIZES, (0, 0)), (6, 2, CUT, (0, 3, 3))]
+)
+def test_hundred_steps_are_those_of_the_paper(every, fragments, sizes, turns, codec):
     options = CODEC if codec else {}
     optimizer, history, expected = follow(
         functools.partial(adam, every, fragments=fragments, **options),
         functools.partial(
             DiLoCoReference,
             every=every,
-            sizes=SIZES,
+            sizes=sizes,
             turns=turns,
             codec=keep_largest(0.3) if codec else None,
         ),
@@ -107,7 +113,7 @@ def test_hundred_steps_are_those_of_the_paper(every, fragments, turns, codec):
             if t > every:
                 assert (history[t - 2, 0, part] != history[t - 2, 1, part]).all()
     state = ledger_of(optimizer).state()
-    for index, part in enumerate(expected.parts):
+    for index, part in enumerate(VARIABLES):
         kept = [state[f"shared/{name}/{index}"] for name in ("global", "outer_momentum")]
         np.testing.assert_allclose(kept[0].ravel(), expected.theta[part], atol=2e-5)
         np.testing.assert_allclose(kept[1].ravel(), expected.buffer[part], atol=2e-5)
@@ -135,7 +141,49 @@ def test_two_rounds_by_hand():
     np.testing.assert_allclose(history[3], [[0.6625], [0.6625]], rtol=1e-6)
 
 
-def test_fragments_are_of_about_equal_size():
+CNN = [(5, 5, 1, 10), (10,), (5, 5, 10, 20), (20,), (320, 50), (50,), (50, 10), (10,)]  # MNIST's
+
+
+def elements(fragments):
+    """How many elements each has; asserts that together they have all, in order, and once."""
+    for place, shape in enumerate(CNN):
+        own = [(p.start, p.stop) for f in fragments for p in f if p.place == place]
+        assert [start for start, _ in own] == [0, *(stop for _, stop in own[:-1])]
+        assert own[-1][1] == math.prod(shape)
+    return [sum(p.stop - p.start for p in fragment) for fragment in fragments]
+
+
+@pytest.mark.parametrize("fragments", range(1, 17))
+def test_fragments_are_of_about_equal_size(fragments):
+    variables = [keras.Variable(np.zeros(shape, "float32"), name="v") for shape in CNN]
+    paths = [f"layer{i}" for i in range(8)]
+
+    def cut_by(**options):
+        return cut(variables, paths, ExchangeOptions(**options), fragments)
+
+    counts = elements(cut_by(compressor=None))
+    assert len(counts) == fragments and max(counts) <= 1.125 * 21840 / fragments
+    # What is compressed, and what is too small to be, apart from each other.
+    for fragment in cut_by(compressor="block_int8"):
+        for places, total in (((2, 4), 21000), ((0, 1, 3, 5, 6, 7), 840)):
+            own = sum(p.stop - p.start for p in fragment if p.place in places)
+            assert 0.85 * total / fragments < own <= 1.125 * total / fragments
+    # A matrix of low rank stays whole.
+    policy = {"layer4": PowerSGD(2), "*": None}
+    pieces = cut_by(compressor=policy, min_size=0)
+    assert [p for f in pieces for p in f if p.place == 4] == [Piece(4, (320, 50), 0, 16000)]
+    elements(pieces)
+
+
+def test_cuts_are_where_blocks_begin_if_these_are_small_for_a_fragment():
+    assert [len(fragment) for fragment in ranges([1000, 100_000, 77], 4)] == [2, 1, 1, 2]
+    starts = [s.start for fragment in ranges([1000, 100_000, 77], 4) for s in fragment]
+    assert all(start % 256 == 0 for start in starts)
+    assert ranges([12, 5], 2) == [[Segment(0, 0, 8)], [Segment(0, 8, 12), Segment(1, 0, 5)]]
+    assert [len(fragment) for fragment in ranges([2], 3)] == [0, 1, 1]
+
+
+def test_whole_variables_are_dealt():
     assert deal([5, 9, 1, 4, 1], 2) == [[1, 2], [0, 3, 4]]
     assert deal([3, 3], 1) == [[0, 1]]
     assert deal([3], 2) == [[0], []]
@@ -173,16 +221,35 @@ def test_a_compressed_exchange_sends_its_payload():
     assert ledger_of(optimizer).meter.read().bytes_sent == 10 * 4 * (4 + 256 + 1)
 
 
-def test_fragments_lower_the_peak_to_the_mean():
-    strategy = plain(2)
-    make = functools.partial(adam, 4, fragments=4)
-    optimizer, variables = build(strategy, make, [(5, 2)] * 4)
-    step = tf.function(lambda: strategy.run(optimizer.apply, ([tf.ones([5, 2])] * 4, variables)))
+def bytes_by_step(steps, shapes, make, world=2):
+    """What one worker sends in each of so many steps."""
+    strategy = plain(world)
+    optimizer, variables = build(strategy, make, shapes)
+    gradients = [tf.ones(shape) for shape in shapes]
+    step = tf.function(lambda: strategy.run(optimizer.apply, (gradients, variables)))
     sent = [0]
-    for _ in range(8):
+    for _ in range(steps):
         step()
         sent.append(ledger_of(optimizer).meter.read().bytes_sent)
-    np.testing.assert_array_equal(np.diff(sent), 4 * 10)
+    return np.diff(sent)
+
+
+def test_fragments_lower_the_peak_to_the_mean():
+    make = functools.partial(adam, 4, fragments=4)
+    np.testing.assert_array_equal(bytes_by_step(8, [(5, 2)] * 4, make), 4 * 10)
+
+
+@pytest.mark.parametrize(
+    ("fragments", "options"),
+    [(8, {}), pytest.param(8, {"compressor": "block_int8"}, marks=pytest.mark.slow)],
+    ids=str,
+)
+def test_one_large_variable_does_not_make_a_peak(fragments, options):
+    """Three quarters of this model are one kernel."""
+    make = lambda: DiLoCo(keras.optimizers.SGD(0.1), 16, fragments=fragments, **options)  # noqa: E731
+    sent = bytes_by_step(16, CNN, make)
+    assert np.count_nonzero(sent) == fragments
+    assert sent.max() <= 1.15 * sent[sent > 0].mean()
 
 
 # ------------------------------------------------------------------------------- what is not finite
@@ -263,11 +330,12 @@ def test_every_slot_is_kept_also_under_a_schedule_which_is_no_variable():
 
 
 def test_another_number_of_replicas_owes_the_same_and_starts_from_the_same_weights():
+    """And with another number of fragments, that are made of other parts of the variables."""
     model = compiled(world=2)
     fit(model, 2)
     saved = ledger_of(model.optimizer).state()
     assert any(np.abs(v).max() > 1e-3 for k, v in saved.items() if k.startswith("residual"))
-    more = compiled(world=4, every=1000)
+    more = compiled(world=4, every=1000, fragments=2)
     restore_state(more.optimizer, saved)
     optimizer = more.optimizer
     fit(more)  # no round of a thousand steps comes to its end

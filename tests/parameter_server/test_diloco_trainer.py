@@ -13,7 +13,7 @@ from tests.parameter_server.cluster import ServerProcesses
 from tests.parameter_server.runs import STEPS
 from tests.parameter_server.test_diloco_merge import Reference
 from tfqcomm import optimizers
-from tfqcomm.optimizers.local.global_weights import deal
+from tfqcomm.optimizers.local.pieces import deal
 from tfqcomm.parameter_server import DiLoCoTrainer
 
 SIZES = (20 * 64, 64, 64, 64, 64 * 4, 4)

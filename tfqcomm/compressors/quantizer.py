@@ -14,6 +14,7 @@ from tfqcomm.kernels.layout import Layout
 
 _ROW = 128  # elements
 _SHORT, _SHORT_ROW = 1 << 16, 32  # with fewer elements there would be much padding
+_SHORT_ROW_OF_BLOCKS = 8  # of blocks that are large for so few elements, and for what one owns
 _LARGEST_ROW = 512  # a block of more elements takes several rows
 
 
@@ -32,9 +33,11 @@ class Quantizer(Compressor):
     scales_per_segment: ClassVar[int] = 1
 
     def row(self, elements):
-        block = self._block
+        block, short = self._block, elements <= _SHORT
         if block is None:
-            return _ROW if elements > _SHORT else _SHORT_ROW
+            return _SHORT_ROW if short else _ROW
+        if short and block > _SHORT_ROW and block % _SHORT_ROW_OF_BLOCKS == 0:
+            return _SHORT_ROW_OF_BLOCKS
         return _ROW if block > _LARGEST_ROW and block % _ROW == 0 else block
 
     @property

@@ -35,6 +35,16 @@ class Slot:
     start: int
     stop: int
 
+    def common(self, other: Slot) -> tuple[slice, slice] | None:
+        """Where in this one, and where in the other, the elements are that both have, if any."""
+        low, high = max(self.start, other.start), min(self.stop, other.stop)
+        if self.key != other.key or low >= high:
+            return None
+        return (
+            slice(low - self.start, high - self.start),
+            slice(low - other.start, high - other.start),
+        )
+
 
 class Residuals:
     """The residuals of one optimizer, for all replicas of this process.
@@ -51,10 +61,19 @@ class Residuals:
         self._vectors: dict[tuple[int, tuple[Slot, ...], Layout], tf.Variable] = {}
         self._pending: dict[str, np.ndarray] = {}
         self._joints: dict[str, dict[str, int]] = {}  # name of several tensors -> their sizes
+        self._parts: dict[str, tuple[str, int, int]] = {}  # name -> key, n, first element
 
     def declare(self, key: str, size: int) -> None:
         """Makes a tensor known; all processes declare the same ones in the same order."""
+        key, size, _ = self._parts.get(key, (key, size, 0))
         self._sizes[key] = size
+
+    def declare_part(self, name: str, key: str, size: int, start: int) -> None:
+        """Makes known a name for elements of the tensor `key` of `size`, from `start` on.
+
+        What is owed of them is kept as the tensor's: it survives a cut into other parts.
+        """
+        self._parts[name] = key, size, start
 
     def declare_joint(self, name: str, sizes: dict[str, int]) -> None:
         """Makes known under what name backups of earlier versions keep several tensors in a row."""
@@ -75,6 +94,7 @@ class Residuals:
         Args:
             slots: what stands in it, in order; several to a vector of the layout if it is joint.
         """
+        slots = tuple(self._of_tensor(slot) for slot in slots)
         place = replica, slots, layout
         if place not in self._vectors:
             with tf.init_scope():
@@ -91,21 +111,25 @@ class Residuals:
         return self.vector(replica, (slot,), Layout((slot.stop - slot.start,)))
 
     def _first_value(self, replica: int, slot: Slot) -> np.ndarray:
-        """What another bucket kept of the same elements, and no longer does; or what was saved.
+        """What other buckets kept of the same elements, and no longer do; or what was saved.
 
         The cut into buckets may change, as where layers are frozen.
         """
-        holders = [place for place in self._vectors if place[0] == replica and slot in place[1]]
-        if not holders:
-            return self._initial_value(slot)
-        total = np.zeros([slot.stop - slot.start], np.float32)
-        for place in holders:
-            _, slots, layout = place
-            values = _unpacked(self._vectors[place].numpy(), slots, layout)
-            index = slots.index(slot)
-            total, values[index] = total + values[index], np.zeros_like(total)
-            self._vectors[place].assign(_packed(values, layout))
-        return total
+        found = np.zeros([slot.stop - slot.start], np.float32)
+        kept = np.zeros(found.shape, bool)
+        for (owner, slots, layout), variable in self._vectors.items():
+            same = [other.kind == slot.kind and slot.common(other) for other in slots]
+            if owner != replica or not any(same):
+                continue
+            values = _unpacked(variable.numpy(), slots, layout)
+            for value, common in zip(values, same, strict=True):
+                if common:
+                    here, there = common
+                    found[here] += value[there]
+                    value[there] = 0
+                    kept[here] = True
+            variable.assign(_packed(values, layout))
+        return found if kept.all() else np.where(kept, found, self._initial_value(slot))
 
     def debt(self, key: str, size: int) -> tf.Variable | None:
         """What a restored run owes to the mean of `key`, float32[n], where no residual pays it.
@@ -113,11 +137,12 @@ class Residuals:
         Whoever adds it to the mean assigns zeros. To be called behind the exchange of a step,
         which creates residuals of all that it compresses with error feedback.
         """
-        slot = Slot("debt", key, size, 0, size)
-        if self._exists(slot):
+        slot = self._of_tensor(Slot("debt", key, size, 0, size))
+        slots = self._slots()
+        if slot in slots:
             return self.variable(0, slot)
-        paid = any(other.key == key for other in self._slots())
-        if paid or key not in self._pending:
+        paid = any(slot.common(other) for other in slots)
+        if paid or slot.key not in self._pending:
             return None
         self.declare(key, size)
         return self.variable(0, slot)
@@ -125,8 +150,11 @@ class Residuals:
     def _slots(self) -> set[Slot]:
         return {slot for _, slots, _ in self._vectors for slot in slots}
 
-    def _exists(self, slot: Slot) -> bool:
-        return any(slot in slots for _, slots, _ in self._vectors)
+    def _of_tensor(self, slot: Slot) -> Slot:
+        if slot.key not in self._parts:
+            return slot
+        key, size, begin = self._parts[slot.key]
+        return Slot(slot.kind, key, size, begin + slot.start, begin + slot.stop)
 
     def variables(self) -> dict[tuple[int, tuple[Slot, ...]], tf.Variable]:
         """All there are, by local replica and slots."""
@@ -153,10 +181,15 @@ class Residuals:
         for (_, slots, layout), variable in self._vectors.items():
             for slot, values in zip(slots, _unpacked(variable.numpy(), slots, layout), strict=True):
                 local[slot.key][slot.start : slot.stop] += values / holders[slot.kind]
-        for key in self._pending.keys() - {slot.key for slot in self._slots()}:
-            # It waits for its variable, on every process.
-            owed = self._pending[key].astype(np.float32)
-            local[key] = owed / np.float32(self._transport.processes)
+        there_are = self._slots()
+        for key, saved in self._pending.items():  # may wait for its variable, on every process
+            waiting = saved.astype(np.float32)
+            whole = Slot("debt", key, len(waiting), 0, len(waiting))
+            for there, _ in filter(None, map(whole.common, there_are)):
+                waiting[there] = 0
+            if key not in local:
+                local[key] = np.zeros_like(waiting)
+            local[key] += waiting / np.float32(processes)
         local = {key: local[key] for key in sorted(local)}  # in the same order everywhere
         return self._transport.add_up(local)
 
@@ -168,22 +201,17 @@ class Residuals:
         self._pending = dict(total)
         for name in self._joints:
             self._take_apart(name)
-        given: set[tuple[int, Slot]] = set()  # once, where several buckets hold an element
+        given: dict[tuple, list[Slot]] = {}  # once, where several buckets hold an element
         for (replica, slots, layout), variable in self._vectors.items():
-            values = [
-                self._initial_value(slot)
-                if (replica, slot) not in given
-                else np.zeros([slot.stop - slot.start], np.float32)
-                for slot in slots
-            ]
-            given |= {(replica, slot) for slot in slots}
+            values = []
+            for slot in slots:
+                before = given.setdefault((replica, slot.kind, slot.key), [])
+                values.append(_without(self._initial_value(slot), slot, before))
+                before.append(slot)
             variable.assign(_packed(values, layout))
 
     def _initial_value(self, slot: Slot) -> np.ndarray:
         saved = self._pending.get(slot.key)
-        in_debt = self._exists(Slot("debt", slot.key, slot.size, 0, slot.size))
-        if slot.kind in _OF_MESSAGES and in_debt:  # which is paid apart
-            saved = None
         # Workers take all of it over: that of W equal residuals of weight 1 / W.
         if saved is None or slot.kind == "owner":
             return np.zeros([slot.stop - slot.start], np.float32)
@@ -192,7 +220,18 @@ class Residuals:
                 f"The saved residual of `{slot.key}` must have {slot.size} elements. "
                 f"Received: shape={saved.shape}. Was it saved by another model?"
             )
-        return saved[slot.start : slot.stop].astype(np.float32)
+        value = saved[slot.start : slot.stop].astype(np.float32)
+        if slot.kind not in _OF_MESSAGES:
+            return value
+        debts = [other for other in self._slots() if other.kind == "debt"]  # which are paid apart
+        return _without(value, slot, debts)
+
+
+def _without(value: np.ndarray, slot: Slot, others: Sequence[Slot]) -> np.ndarray:
+    """The value of a slot, with zeros where any of the others has the element, too."""
+    for here, _ in filter(None, map(slot.common, others)):
+        value[here] = 0
+    return value
 
 
 def _packed(values: Sequence[np.ndarray], layout: Layout) -> np.ndarray:

@@ -19,6 +19,8 @@ class Message:
         compressible: False for what must arrive as it is.
         path: what the tensor is called, for people.
         factor: the message is `values` times this: whoever packs it multiplies.
+        part_of: the shape of the tensor of which `values`, flat, are some elements; None where they
+            are all of it. By its shape it is decided how they travel.
     """
 
     key: str
@@ -26,6 +28,7 @@ class Message:
     compressible: bool = True
     path: str = ""
     factor: int = 1
+    part_of: tuple[int, ...] | None = None
 
     @property
     def name(self) -> str:
@@ -41,6 +44,11 @@ class Message:
     def size(self) -> int:
         """Elements, dense."""
         return int(np.prod(self.shape, dtype=np.int64))
+
+    @property
+    def tensor_shape(self) -> tuple[int, ...]:
+        """Static shape of the tensor that this is, or is a part of."""
+        return self.shape if self.part_of is None else self.part_of
 
     @property
     def sparse(self) -> bool:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import math
 from collections.abc import Sequence
 
 import tensorflow as tf
@@ -59,7 +60,7 @@ class Group:
                 text += f" after {self.options.warm_up} steps of float32"
             if self.options.hierarchical:
                 text += " between processes"
-        return Route(path, message.shape, self.schedule, text)
+        return Route(path, message.tensor_shape, self.schedule, text)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -103,7 +104,8 @@ def _by_codec(messages, options) -> dict[ExchangeOptions, list[Message]]:
     for message in messages:
         if message.compressible and not message.sparse:
             own = options.for_path(message.name)
-            if own.compresses(message.shape, message.size):
+            shape = message.tensor_shape
+            if own.compresses(shape, math.prod(shape)):
                 found.setdefault(own, []).append(message)
     return found
 
@@ -116,7 +118,7 @@ def _route(message: Message, options: ExchangeOptions) -> Route:
         text = "as they are" if row_type == "float32" else f"in {row_type}"
         text += ", each once" if own.rows_each_once else ""
         return Route(message.name, message.shape, "all_gather", f"rows {text}")
-    return Route(message.name, message.shape, "dense", message.dtype.name)
+    return Route(message.name, message.tensor_shape, "dense", message.dtype.name)
 
 
 def in_buckets(messages: Sequence[Message], options: ExchangeOptions) -> list[list[Message]]:

@@ -19,6 +19,7 @@ from tfqcomm import _tf_private
 from tfqcomm.kernels import numerics
 from tfqcomm.state import moving_statistics as statistics
 from tfqcomm.state.ledger import ledger_for
+from tfqcomm.state.replicas import copies
 from tfqcomm.state.residual_rate import ResidualRate
 from tfqcomm.step import empty_shares
 from tfqcomm.step.accumulation import take_every
@@ -136,7 +137,7 @@ def _apply(optimizer, exchange, strategy, messages, halves, variables, learning_
 
     updated = tf.cond(reduction.healthy, update, skip)
     if exchange.options.verify:
-        verify_replicas(exchange.ledger, strategy, tf_variables, updated)
+        verify_replicas(exchange.ledger, lambda: copies(strategy, variables), updated)
 
 
 def paid(

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Sequence
+
 import tensorflow as tf
 
 from tfqcomm.kernels import numerics
@@ -23,18 +25,23 @@ def _fingerprint(*values):
     return total[None]
 
 
-def verify_replicas(ledger: Ledger, strategy, variables, updated: tf.Tensor) -> None:
+def verify_replicas(
+    ledger: Ledger, weights: Callable[[], Sequence[Sequence]], updated: tf.Tensor
+) -> None:
     """After the first step that was not skipped, compares the weights of all replicas.
 
     The result, an `InvalidArgumentError` on every process, is an op of the step's graph.
+
+    Args:
+        weights: gives, for each local replica, what should be equal.
+        updated: bool scalar, whether the step was not skipped.
     """
     transport, verified = ledger.transport, ledger.verified
     if transport.world == 1:
         return
 
     def compare():
-        local = [strategy.experimental_local_results(v) for v in variables]
-        fingerprints = transport.all_gather([fingerprint(r) for r in zip(*local, strict=True)])
+        fingerprints = transport.all_gather([fingerprint(own) for own in weights()])
         check = tf.debugging.Assert(
             tf.reduce_all(tf.equal(fingerprints, fingerprints[0])),
             [

@@ -50,8 +50,10 @@ class DiLoCo(OuterOptimizer):
             momentum is averaging.
         outer_momentum: in [0, 1), Nesterov's; higher => smoother, and faster along what lasts.
         compressor: of the differences: a `tfqcomm.compressors.Compressor`, its name or its config.
-        fragments: P, which divides `every`; the variables are dealt into P fragments of about equal
-            size, of which one is exchanged every H / P steps; higher => a lower peak of traffic.
+        fragments: P, which divides `every`; the model is cut into P fragments of about equal size,
+            of which one is exchanged every H / P steps; higher => a lower peak of traffic. A
+            variable may be in several, in each with scales, or a top-k, of its part; those that
+            `PowerSGD` compresses stay whole, and compressors that adapt take one fragment.
         overlap: steps between the sending of a fragment and its merging, below H / P; higher =>
             more of an exchange's time is hidden behind steps, and the global weights are older.
         merge: in (0, 1], the share of the global weights in what replicas go on from: 1 - alpha in
@@ -61,8 +63,10 @@ class DiLoCo(OuterOptimizer):
     Raises:
         ValueError: for arguments that do not fit; the message names what does.
 
-    Differences from the paper: the fragments of Streaming DiLoCo are made of whole variables, not
-    of layers. After a round that was lost, replicas take the global weights whole.
+    Differences from the paper: the fragments of Streaming DiLoCo are made of layers; here they are
+    ranges of elements of the model, of all that is compressed in one way and of the rest each an
+    equal share, within an eighth. After a round that was lost, replicas take the global weights
+    whole.
 
     Example:
     >>> optimizer = DiLoCo(keras.optimizers.AdamW(1e-3), every=16, compressor="block_int8")

@@ -10,14 +10,15 @@ Between the two what was sent is kept, and, between processes, under way; steps 
 from __future__ import annotations
 
 import dataclasses
+import zlib
 from collections.abc import Callable, Sequence
 
 import tensorflow as tf
 
-from tfqcomm.optimizers.local.global_weights import GlobalWeights, wide
+from tfqcomm.optimizers.local.global_weights import GlobalWeights
+from tfqcomm.optimizers.local.pieces import Piece, wide
 from tfqcomm.optimizers.local.pulls import Pullable, SharedState
 from tfqcomm.state.ledger import Ledger
-from tfqcomm.state.replicas import values_of
 from tfqcomm.state.traffic import Route
 from tfqcomm.step.exchange import GradientExchange
 from tfqcomm.step.message import Message, Reduction, path_of
@@ -44,25 +45,36 @@ class Turns:
         """Bool scalar: whether a fragment is to be sent in this step."""
         return tf.equal(step % self.every, index * (self.every // self.fragments))
 
-    def begin(self, shared: SharedState, replicas: Pullable) -> None:
+    def begin(
+        self, shared: SharedState, replicas: Pullable, pieces: Sequence[Sequence[Piece]]
+    ) -> None:
         """Before the first step: nothing waits to be merged, or what was saved says what does."""
-        for index in range(self.fragments):
-            if self.sent_at(index) not in shared:
-                shared.create(self.sent_at(index), lambda: tf.zeros([], tf.int64), replicas)
+        for index, of_one in enumerate(pieces):
+            name = self.sent_at(index, of_one)
+            if name not in shared:
+                shared.create(name, lambda: tf.zeros([], tf.int64), replicas)
 
-    def sent_at(self, index: int) -> str:
-        """What the step in which a fragment was sent last is kept as."""
-        return f"sent_at/{index}_of_{self.fragments}"
+    def sent_at(self, index: int, pieces: Sequence[Piece]) -> str:
+        """What the step in which a fragment was sent last is kept as.
+
+        What a backup says of a fragment that is made of other pieces is not merged.
+        """
+        name = f"sent_at/{index}_of_{self.fragments}"
+        if self.fragments == 1:
+            return name
+        ranges = [(piece.place, piece.start, piece.stop) for piece in pieces]
+        return f"{name}/{zlib.crc32(str(ranges).encode()):08x}"
 
 
 @dataclasses.dataclass(frozen=True)
 class Fragment:
-    """One of the parts of the variables that take turns, in the graph of one step.
+    """One of the parts of the model that take turns, in the graph of one step.
 
     Attributes:
         turns: of all fragments.
         index: which one it is.
-        keys: names of its variables.
+        pieces: of which variables it has what; the following are by piece.
+        keys: names of the variables.
         variables: of the model.
         copies: for each of them those of the local replicas.
         global_weights: of all variables.
@@ -74,6 +86,7 @@ class Fragment:
 
     turns: Turns
     index: int
+    pieces: Sequence[Piece]
     keys: Sequence[str]
     variables: Sequence
     copies: Sequence[Sequence[tf.Variable]]
@@ -94,7 +107,7 @@ class Fragment:
         """
         due = self.turns.due(self.index, step)
         if self.turns.overlap:
-            sent_at = self.global_weights.shared[self.turns.sent_at(self.index)]
+            sent_at = self.global_weights.shared[self.turns.sent_at(self.index, self.pieces)]
             tf.cond(due, lambda: self._send(step, sent_at), lambda: tf.constant(False))
             due = (sent_at > 0) & tf.equal(sent_at + self.turns.overlap, step)
         return tf.cond(
@@ -105,10 +118,10 @@ class Fragment:
 
     def _send(self, step, sent_at):
         """Keeps the differences, and lets them go on their way while steps go on."""
-        for place in range(len(self.keys)):
+        for place, piece in enumerate(self.pieces):
             for kept, difference in zip(self._kept(place), self._differences(place), strict=True):
                 with tf.device(kept.device):
-                    kept.assign(difference)
+                    piece.put(kept, difference)
         sent_at.assign(step)
         messages, transport = self._messages(), self.ledger.transport
         flights = self._flights(messages)
@@ -136,11 +149,11 @@ class Fragment:
             codec = f"{route.codec} every {self.turns.every} steps"
             self.routes[key] = dataclasses.replace(route, codec=codec)
         taken = self._move(reduction, messages)
-        for key, copies in zip(self.keys, self.copies, strict=True):
-            self.global_weights.merge_into(key, copies, taken)
+        for key, piece, copies in zip(self.keys, self.pieces, self.copies, strict=True):
+            self.global_weights.merge_into(key, piece, copies, taken)
         # Replicas that keep something of their own are not to be equal.
         if exchange.options.verify and self.global_weights.merge == 1:
-            verify_replicas(self.ledger, self.strategy, values_of(self.variables), taken)
+            verify_replicas(self.ledger, self._merged, taken)
         return tf.cast(reduction.bytes_sent, tf.int64), taken
 
     def _move(self, reduction: Reduction, messages: Sequence[Message]) -> tf.Tensor:
@@ -150,8 +163,9 @@ class Fragment:
 
         def move():
             reduction.commit()
-            for message, mean, debt in zip(messages, reduction.means, debts, strict=True):
-                self.global_weights.move(message.key, paid(mean, debt))
+            means = map(paid, reduction.means, debts)
+            for key, piece, mean in zip(self.keys, self.pieces, means, strict=True):
+                self.global_weights.move(key, piece, mean)
             return tf.constant(True)
 
         with tf.device(self.ledger.transport.device):
@@ -160,16 +174,28 @@ class Fragment:
     def _messages(self) -> list[Message]:
         """The differences that are exchanged: those of now, or those that were kept."""
         messages = []
-        for place, (key, variable) in enumerate(zip(self.keys, self.variables, strict=True)):
+        for place, (piece, variable) in enumerate(zip(self.pieces, self.variables, strict=True)):
             if self.turns.overlap:
-                values = [kept.read_value() for kept in self._kept(place)]
+                values = [piece.of(kept) for kept in self._kept(place)]
             else:
                 values = self._differences(place)
-            messages.append(Message(key, values, path=path_of(variable)))
+            key, part_of = self.keys[place], None
+            if not piece.whole:
+                name, part_of = f"{key}[{piece.start}:{piece.stop}]", piece.shape
+                self.ledger.residuals.declare_part(name, key, piece.size, piece.start)
+                key = name
+            messages.append(Message(key, values, path=path_of(variable), part_of=part_of))
         return messages
 
     def _differences(self, place: int) -> list[tf.Tensor]:
-        return self.global_weights.differences(self.keys[place], self.copies[place])
+        found = self.keys[place], self.pieces[place], self.copies[place]
+        return self.global_weights.differences(*found)
+
+    def _merged(self) -> list[list[tf.Tensor]]:
+        """What each local replica has of the fragment."""
+        own = zip(self.pieces, self.copies, strict=True)
+        by_piece = [[piece.of(copy) for copy in copies] for piece, copies in own]
+        return [list(replica) for replica in zip(*by_piece, strict=True)]
 
     def _kept(self, place: int) -> list[tf.Variable]:
         """For each local replica what it has sent of a variable, until that is merged."""

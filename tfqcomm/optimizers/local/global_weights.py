@@ -1,4 +1,4 @@
-"""The weights that all replicas start from, their fragments, and the outer step that moves them."""
+"""The weights that all replicas start from, and the outer step that moves them."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ from collections.abc import Sequence
 
 import tensorflow as tf
 
+from tfqcomm.optimizers.local.pieces import Piece, wide
 from tfqcomm.optimizers.local.pulls import Pullable, SharedState
 
 
@@ -24,27 +25,11 @@ def outer_step(weights, buffer, delta, learning_rate, momentum):
     return weights - learning_rate * (delta + momentum * buf), buf
 
 
-def deal(sizes: Sequence[int], fragments: int) -> list[list[int]]:
-    """Deals variables greedily, the largest first, into fragments of nearly equal size.
-
-    Returns:
-        For each fragment the positions of its variables, ascending; of too few some get none.
-    """
-    dealt: list[list[int]] = [[] for _ in range(fragments)]
-    for place in sorted(range(len(sizes)), key=lambda i: -sizes[i]):
-        min(dealt, key=lambda fragment: sum(sizes[i] for i in fragment)).append(place)
-    return [sorted(fragment) for fragment in dealt]
-
-
-def wide(variable) -> tf.DType:
-    """What global weights, and differences to them, are computed in."""
-    return tf.float64 if variable.dtype == tf.float64 else tf.float32
-
-
 class GlobalWeights:
     """Global weights and their momentum, once in each process and equal in all of them.
 
-    A variable is named by its key; `copies` are those of the local replicas.
+    A variable is named by its key; `copies` are those of the local replicas, `piece` says what part
+    of it is meant.
 
     Args:
         learning_rate: of the outer step.
@@ -72,45 +57,47 @@ class GlobalWeights:
                 self.shared.create(_weights(key), start, replicas)
                 self.shared.create(_momentum(key), zeros, replicas)
 
-    def differences(self, key: str, copies: Sequence[tf.Variable]) -> list[tf.Tensor]:
+    def differences(self, key: str, piece: Piece, copies: Sequence[tf.Variable]) -> list[tf.Tensor]:
         """Global minus own weights, of each local replica: its outer gradient."""
-        weights, found = self.shared[_weights(key)], []
+        weights, found = piece.of(self.shared[_weights(key)]), []
         for copy in copies:
             with tf.device(copy.device):
-                found.append(weights - tf.cast(copy, weights.dtype))
+                found.append(weights - tf.cast(piece.of(copy), weights.dtype))
         return found
 
-    def move(self, key: str, delta: tf.Tensor) -> None:
-        """The outer step of one variable."""
+    def move(self, key: str, piece: Piece, delta: tf.Tensor) -> None:
+        """The outer step."""
         weights, buffer = self.shared[_weights(key)], self.shared[_momentum(key)]
-        delta = tf.cast(delta, weights.dtype)
-        moved, kept = outer_step(weights, buffer, delta, self.learning_rate, self.momentum)
-        weights.assign(moved)
-        buffer.assign(kept)
+        now = piece.of(weights), piece.of(buffer), tf.cast(delta, weights.dtype)
+        moved, kept = outer_step(*now, self.learning_rate, self.momentum)
+        piece.put(weights, moved)
+        piece.put(buffer, kept)
 
     def give(self, key: str, copies: Sequence[tf.Variable]) -> None:
-        """Puts the local replicas where the global weights are."""
+        """Puts the local replicas where the global weights of a whole variable are."""
         weights = self.shared[_weights(key)].read_value()
         for copy in copies:
             with tf.device(copy.device):
                 copy.assign(tf.cast(weights, copy.dtype))
 
-    def merge_into(self, key: str, copies: Sequence[tf.Variable], taken: tf.Tensor) -> None:
+    def merge_into(
+        self, key: str, piece: Piece, copies: Sequence[tf.Variable], taken: tf.Tensor
+    ) -> None:
         """What local replicas do after an exchange: (1 - merge) own + merge global weights.
 
         Args:
             taken: bool scalar; after a round that was lost they go on from the global weights
                 alone, whatever `merge` says, for one of them has gone wrong.
         """
-        if self.merge == 1:
-            self.give(key, copies)
-            return
-        weights = self.shared[_weights(key)].read_value()
+        weights = piece.of(self.shared[_weights(key)])
         for copy in copies:
             with tf.device(copy.device):
-                own = tf.cast(copy, weights.dtype)
-                merged = (1 - self.merge) * own + self.merge * weights
-                copy.assign(tf.cast(tf.where(taken, merged, weights), copy.dtype))
+                merged = weights
+                if self.merge != 1:
+                    own = tf.cast(piece.of(copy), weights.dtype)
+                    merged = (1 - self.merge) * own + self.merge * weights
+                    merged = tf.where(taken, merged, weights)
+                piece.put(copy, tf.cast(merged, copy.dtype))
 
 
 def _weights(key: str) -> str:

@@ -21,13 +21,14 @@ import tensorflow as tf
 from tfqcomm import _tf_private, checks
 from tfqcomm.aggregators.base import Aggregator
 from tfqcomm.optimizers.local.fragment import Fragment, Turns
-from tfqcomm.optimizers.local.global_weights import GlobalWeights, deal, wide
+from tfqcomm.optimizers.local.global_weights import GlobalWeights
 from tfqcomm.optimizers.local.inner_optimizer import (
     keep_state,
     local_steps,
     refuse_constraints,
     refuse_inner,
 )
+from tfqcomm.optimizers.local.pieces import Piece, cut, wide
 from tfqcomm.optimizers.local.pulls import Pullable, own_gradients
 from tfqcomm.optimizers.memory import RememberingOptimizer
 from tfqcomm.optimizers.shared_arguments import KERAS_ARGUMENTS
@@ -194,25 +195,30 @@ class OuterOptimizer(RememberingOptimizer):
         ledger.keep("shared", lambda: self.global_weights.shared)
         self.global_weights.begin(replicas, [self._key(v) for v in variables])
         if self.turns.overlap:
-            self.turns.begin(self.global_weights.shared, replicas)
+            self.turns.begin(self.global_weights.shared, replicas, self._pieces(variables))
+
+    def _pieces(self, variables) -> list[list[Piece]]:
+        """What each fragment is made of."""
+        paths = [path_of(v) for v in variables]
+        return cut(variables, paths, self.exchange_options, self.fragments)
 
     def _exchange(self, strategy, replicas: Pullable, variables):
         """Bytes that one worker sent in this step, and whether what it sent was taken."""
-        sizes = [v.shape.num_elements() for v in replicas.variables[0]]
         step = tf.cast(tf.convert_to_tensor(self.iterations), tf.int64) + 1
         own = list(zip(*replicas.variables, strict=True))  # of each variable its local copies
         total, healthy = tf.constant(0, tf.int64), tf.constant(True)
         keys = [self._key(v) for v in variables]
         routes: dict[str, Route] = {}
-        for index, places in enumerate(deal(sizes, self.fragments)):
-            if not places:
+        for index, pieces in enumerate(self._pieces(variables)):
+            if not pieces:
                 continue
             fragment = Fragment(
                 self.turns,
                 index,
-                [keys[place] for place in places],
-                [variables[place] for place in places],
-                [own[place] for place in places],
+                pieces,
+                [keys[piece.place] for piece in pieces],
+                [variables[piece.place] for piece in pieces],
+                [own[piece.place] for piece in pieces],
                 self.global_weights,
                 replicas.ledger,
                 functools.partial(self._exchange_of, index, replicas.ledger),

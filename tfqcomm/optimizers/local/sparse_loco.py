@@ -28,7 +28,7 @@ class SparseLoCo(OuterOptimizer):
                         theta_i = Theta
 
     What is left out comes again, a little less each time: that is all the momentum there is. The
-    norms are those of a tensor. In everything else it is as `DiLoCo`.
+    norms are those of a tensor, or of its part in a fragment. All else is as in `DiLoCo`.
 
     Args:
         inner: an optimizer of Keras, not built yet, its name or its config.

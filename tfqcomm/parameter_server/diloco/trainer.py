@@ -10,8 +10,8 @@ import numpy as np
 import tensorflow as tf
 
 from tfqcomm import _tf_private, checks, compressors
-from tfqcomm.optimizers.local.global_weights import deal
 from tfqcomm.optimizers.local.inner_optimizer import refuse_constraints
+from tfqcomm.optimizers.local.pieces import deal
 from tfqcomm.parameter_server.alone import Pace
 from tfqcomm.parameter_server.base_trainer import BaseTrainer
 from tfqcomm.parameter_server.diloco import refusals
