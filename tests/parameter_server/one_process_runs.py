@@ -19,6 +19,7 @@ import tensorflow as tf
 
 import tfqcomm
 from tfqcomm.parameter_server import LeaderTrainer, Trainer
+from tfqcomm.parameter_server.messages import layout
 from tfqcomm.parameter_server.messages import trainer as trainer_module
 from tfqcomm.state.ledger import ledger_of
 
@@ -698,18 +699,23 @@ def long_tensors() -> dict:
     }
 
 
-LOSSY = {"up": {"compressor": "log_grid"}, "down": {"weight_compressor": "float16"}}
+LOSSY = {
+    "up": {"compressor": "log_grid", "mode": "async"},
+    "up, in rounds": {"compressor": "log_grid", "mode": "sync"},
+    "down": {"weight_compressor": "float16", "mode": "async"},
+}
 
 
 def after_training(way: str, alone_from: int | None) -> list[np.ndarray]:
-    before, trainer_module.ALONE_FROM = trainer_module.ALONE_FROM, alone_from
+    """Weights, and what the workers remember; None: nothing travels alone, or is kept so."""
+    before = trainer_module.ALONE_FROM
+    trainer_module.ALONE_FROM, layout.ALONE_FROM = alone_from, alone_from or 1 << 30
     try:
-        trained = on_servers(
-            wide_model, sgd, make_data(), 1, mode="async", loss="mse", **LOSSY[way]
-        )
+        trained = on_servers(wide_model, sgd, make_data(), loss="mse", **LOSSY[way])
     finally:
-        trainer_module.ALONE_FROM = before
-    return trained.model.get_weights()
+        trainer_module.ALONE_FROM = layout.ALONE_FROM = before
+    owed = ledger_of(trained.optimizer).residuals.total()
+    return [*trained.model.get_weights(), *(owed[key] for key in sorted(owed))]
 
 
 def wide_model() -> keras.Model:

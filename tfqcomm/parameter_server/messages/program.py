@@ -11,10 +11,10 @@ it has computed is pending, and is forgotten if they have not.
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Sequence
 
 import keras
-import numpy as np
 import tensorflow as tf
 
 from tfqcomm.aggregators.vectors import encode_with_feedback
@@ -22,6 +22,7 @@ from tfqcomm.parameter_server.cluster import Graphs
 from tfqcomm.parameter_server.embeddings import Lookups, Table
 from tfqcomm.parameter_server.gradients import all_finite, clip, dense, norm_and_health
 from tfqcomm.parameter_server.loss_scale import LossScale
+from tfqcomm.parameter_server.messages.layout import MemoryLayout
 from tfqcomm.parameter_server.messages.server import Server
 from tfqcomm.parameter_server.model_step import ModelStep
 from tfqcomm.parameter_server.optimizers import inner, worker_half
@@ -41,7 +42,8 @@ class Program:
         workers: how many there are.
 
     Attributes:
-        slots: where in a worker's memory a slot of a piece lies, by (piece, name).
+        layout: of a worker's memory.
+        slots: where in it a slot of a piece lies, by (piece, name).
         memory: of a worker at the beginning, float32[m].
         model_step: its forward and backward pass.
     """
@@ -65,21 +67,19 @@ class Program:
         self.lookups = Lookups(tables, [server.rows for server in servers])
         self.model_step = ModelStep(model, self.lookups)
         self.large = [p for p in pieces if p in {q for s in servers for q in s.format.large}]
-        self.slots, self.memory = self._lay_out_memory()
+        self.layout = self._lay_out_memory()
+        self.slots, self.memory = self.layout.slots, self.layout.initial
         self.step = Graphs(self._step, kind_of=lambda iterator, *_: str(iterator.element_spec))
 
-    def _lay_out_memory(self) -> tuple[dict[tuple[Piece, str], slice], np.ndarray]:
-        slots, initial, start = {}, [], 0
+    def _lay_out_memory(self) -> MemoryLayout:
+        first_values: dict[tuple[Piece, str], float] = {}
         keeps = self.options.error_feedback and not self.options.one_compressor.lossless
         for piece in self.pieces:
-            names = dict(self.half.worker_slots) if self.half else {}
+            slots = dict(self.half.worker_slots) if self.half else {}
             if keeps and piece in self.large:
-                names["residual"] = 0.0
-            for name, value in names.items():
-                slots[piece, name] = slice(start, start + piece.size)
-                initial.append(np.full([piece.size], value, np.float32))
-                start += piece.size
-        return slots, np.concatenate([np.zeros([0], np.float32), *initial])
+                slots["residual"] = 0.0
+            first_values |= {(piece, name): value for name, value in slots.items()}
+        return MemoryLayout(first_values)
 
     def _step(self, iterator, sender, memory, local, metrics, inboxes, seeds, flags, scale):
         """One step of one worker.
@@ -87,8 +87,8 @@ class Program:
         Args:
             iterator: of its data.
             sender: its index, int32, and a variable, int64: the number of its last message.
-            memory: variables float32[m]: as of the last message that was accepted, and, where
-                there are inboxes, pending.
+            memory: variables, as `layout` divides it: as of the last message that was accepted,
+                and, where there are inboxes, pending.
             local: variables of layers that are the worker's own, such as states of dropout.
             metrics: variable, the states of all metrics in a row, float64.
             inboxes: of the worker on each server; none where the servers take a step now.
@@ -119,7 +119,6 @@ class Program:
         base = _settled(memory, accepted)
         messages, state = self._messages(gradients, base, version)
         parts, state = self._encode(messages, state, base, seeds, version)
-        remembered = self._join(state)
         found = [*messages.values(), *(values for _, values in rows.values())]
         residuals = [value for (_, name), value in state.items() if name == "residual"]
         slots = [value for (_, name), value in state.items() if name != "residual"]
@@ -130,7 +129,7 @@ class Program:
         words = self._words(messages, parts, moving - before, row_words)
         alone = [[messages[p] for p in server.format.up.alone] for server in self.servers]
         number, steps = self._push(words, alone, inboxes, sender, healthy)
-        _remember(memory, remembered, steps)
+        _remember(memory, self.layout.join(state), steps)
         asked, answered = self.lookups.words
         facts = [
             healthy,
@@ -203,7 +202,7 @@ class Program:
             gradient = piece.cut(gradients[piece.variable])
             if self.half is not None:
                 slots = {
-                    name: tf.reshape(memory[self.slots[piece, name]], piece.shape)
+                    name: tf.reshape(self.layout.slot(memory, (piece, name)), piece.shape)
                     for name in self.half.worker_slots
                 }
                 gradient, slots = self.half.worker_step(gradient, slots, version)
@@ -218,11 +217,10 @@ class Program:
         for index, piece in enumerate(self.large):
             if piece in alone:
                 continue
-            slot = self.slots.get((piece, "residual"))
             parts[piece], left_out = encode_with_feedback(
                 self.options.compressor,
                 tf.reshape(messages[piece], [-1]),
-                None if slot is None else memory[slot],
+                self.layout.slot(memory, (piece, "residual")),
                 tf.stack([seeds[index], version]),
             )
             if left_out is None:
@@ -234,26 +232,23 @@ class Program:
                 state |= {(piece, name): value for name, value in sent.items()}
         return parts, state
 
-    def _join(self, state) -> tf.Tensor:
-        """float32[m]."""
-        flat = [tf.reshape(state[key], [-1]) for key in self.slots]
-        return tf.concat([tf.zeros([0]), *flat], 0)
 
-
-def _settled(memory, accepted) -> tf.Tensor:
+def _settled(memory, accepted) -> list[tf.Tensor]:
     """What a worker remembers, now that it is known whether its last message was accepted."""
     if len(memory) == 1:
-        return memory[0].read_value()
-    committed, pending = memory
-    base = tf.cond(accepted, pending.read_value, committed.read_value)
-    committed.assign(base)
+        return [variable.read_value() for variable in memory[0]]
+    base = []
+    for committed, pending in zip(*memory, strict=True):
+        base.append(tf.cond(accepted, pending.read_value, committed.read_value))
+        committed.assign(base[-1])
     return base
 
 
-def _remember(memory, value, steps) -> None:
+def _remember(memory, values, steps) -> None:
     """At once where the servers took the message, or as pending where that is not known yet."""
-    if len(memory) > 1:
-        memory[1].assign(value)
-    elif value.shape[0]:
-        taken = tf.reduce_any(tf.stack(steps) >= 0)
-        tf.cond(taken, lambda: memory[0].assign(value), memory[0].read_value)
+    taken = tf.reduce_any(tf.stack(steps) >= 0)
+    for variable, value in zip(memory[-1], values, strict=True):
+        if len(memory) > 1:
+            variable.assign(value)
+        else:
+            tf.cond(taken, functools.partial(variable.assign, value), variable.read_value)

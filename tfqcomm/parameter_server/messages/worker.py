@@ -44,7 +44,13 @@ class Worker(BaseWorker):
         self._inboxes = [server.inboxes[self.index] for server in program.servers if server.inboxes]
         with on(self.device):
             memories = 2 if self._inboxes else 1
-            self._memory = [tf.Variable(program.memory, trainable=False) for _ in range(memories)]
+            self._memory = [
+                [
+                    tf.Variable(part, trainable=False)
+                    for part in program.layout.divide(program.memory)
+                ]
+                for _ in range(memories)
+            ]
             self._seeds = tf.identity(tf.constant(seeds, tf.int32, [len(seeds)]))
             number = tf.Variable(np.int64(self.number), trainable=False)
             self._sender = tf.identity(tf.constant(self.index)), number
@@ -106,10 +112,13 @@ class Worker(BaseWorker):
     def memory(self) -> np.ndarray:
         """float32[m], as of the last message that was accepted."""
         with self.busy, on(self.device):
-            return self._memory[self._accepted].numpy()
+            parts = [variable.numpy() for variable in self._memory[self._accepted]]
+        return self._program.layout.whole(parts)
 
     @memory.setter
     def memory(self, value: np.ndarray) -> None:
         with on(self.device):
-            for variable in self._memory:
-                variable.assign(value)
+            for variables in self._memory:
+                parts = self._program.layout.divide(value)
+                for variable, part in zip(variables, parts, strict=True):
+                    variable.assign(part)
