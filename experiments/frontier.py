@@ -5,8 +5,9 @@
 
 Workers are logical devices of one process. All methods start from the same weights and see the same
 batches. Learning rates are one for each family, not tuned for each method: Adam's, momentum SGD's,
-Adagrad's, and Adam's where its progress is averaged and no outer momentum follows. Bytes are what
-one worker sends from the first step to the last.
+Adagrad's, Adam's where its progress is averaged and no outer momentum follows, and that of steps
+which are signs of a momentum alone. Bytes are what one worker sends from the first step to the
+last.
 
 Methods that exchange models rather than gradients, every `--every` steps, are tested on their
 global or mean weights. The other experiments compare each paper with its own rivals.
@@ -28,7 +29,7 @@ import tfqcomm
 from experiments import data, plots, report, training
 from tfqcomm import compressors, optimizers
 
-RATES = {"adam": 1e-3, "sgd": 0.05, "adagrad": 0.02, "averaged adam": 1e-2}
+RATES = {"adam": 1e-3, "sgd": 0.05, "adagrad": 0.02, "averaged adam": 1e-2, "signs": 4e-3}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -82,7 +83,7 @@ METHODS = {
     # The variance settles within a tenth to a fifth of these short trainings, as in the paper.
     "1-bit Adam": Method(lambda rate, every: optimizers.OneBitAdam(rate, warm_up=8 * every)),
     "QCMD Adagrad, 2 bits": Method(_own(optimizers.QCMDAdagrad), "adagrad"),
-    "DeMo": Method(_own(optimizers.DeMo)),
+    "DeMo": Method(_own(optimizers.DeMo), "signs"),
     "SGD": Method(_sgd, "sgd", compressor="identity"),
     "SGD, PowerSGD 4": Method(_sgd, "sgd", compressor="power_sgd"),
     "SGD, adaptive top-k 0.1%": Method(
