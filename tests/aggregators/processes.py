@@ -19,7 +19,7 @@ class Meeting:
     """Where the threads hand each other their values."""
 
     def __init__(self, processes: int):
-        self.barrier = threading.Barrier(processes, timeout=60)
+        self.barrier = threading.Barrier(processes, timeout=240)  # less than the test may take
         self._values = [None] * processes
 
     def exchange(self, process: int, value: tf.Tensor) -> list[tf.Tensor]:
