@@ -26,9 +26,7 @@ def test_embedding_text(tmp_path):
     assert [epoch["steps"] for epoch in dense] == [15, 15]
     assert dense[0]["bytes_sent"] == 15 * 4 * parameters
     assert int8[0]["bytes_sent"] < 0.6 * rows[0]["bytes_sent"] < 0.6 * dense[0]["bytes_sent"]
-    for by_rows, whole in zip(
-        rows, dense, strict=True
-    ):  # of Adagrad the lazy step is the dense one
+    for by_rows, whole in zip(rows, dense, strict=True):  # the lazy step of Adagrad is the dense
         assert by_rows["loss"] == pytest.approx(whole["loss"], rel=1e-4)
     for result in runs.values():
         assert result["epochs"][1]["loss"] < result["epochs"][0]["loss"]
