@@ -37,9 +37,7 @@ def main() -> None:
     traffic = tfqcomm.callbacks.TrafficLogger()
     # Between epochs the model has the weights that all have agreed on: these are what to save.
     global_weights = tfqcomm.callbacks.AverageReplicas()
-    model.fit(
-        *make_data(), batch_size=64, epochs=8, callbacks=[global_weights, traffic], verbose=2
-    )
+    model.fit(*make_data(), batch_size=64, epochs=8, callbacks=[global_weights, traffic], verbose=2)
 
     accuracy = model.evaluate(*make_data(1001, seed=2), verbose=0)[1]  # on all workers
     print(f"test accuracy {accuracy:.3f}, {traffic.history[-1]['ratio']:.1f} times fewer bytes")
