@@ -114,7 +114,7 @@ def test_what_workers_remember_is_that_of_new_ones_when_all_are_gone(make_fleet)
 
 class FakeProgram:
     def __init__(self, slots, memory):
-        self.slots, self.memory, self.servers = slots, memory, ()
+        self.layout, self.servers = types.SimpleNamespace(slots=slots, initial=memory), ()
 
 
 def test_of_workers_that_met_the_same_overflow_one_halves_the_scale():

@@ -48,7 +48,7 @@ class Memories:
         program = self._program()
         mean = self._captured if self._captured is not None else self._mean_memory()
         parts: dict[tuple[str, int], list[np.ndarray]] = {}
-        for (piece, slot), place in (program.slots if program else {}).items():
+        for (piece, slot), place in (program.layout.slots if program else {}).items():
             if wanted(slot) and mean is not None:
                 part = mean[place].reshape(piece.shape)
                 parts.setdefault((slot, piece.variable), []).append(part)
@@ -71,7 +71,7 @@ class Memories:
             memory = fleet.attempt(worker, lambda w=worker: w.memory)
             if memory is None:
                 continue
-            for (piece, slot), place in program.slots.items():
+            for (piece, slot), place in program.layout.slots.items():
                 if (slot, piece.variable) in values:
                     variable = program.model_step.weights[piece.variable]
                     value = values[slot, piece.variable].reshape(variable.shape)
@@ -99,7 +99,7 @@ class Memories:
             return None
         found = [fleet.attempt(worker, lambda w=worker: w.memory) for worker in fleet.workers]
         found = [memory for memory in found if memory is not None]
-        return sum(found) / len(found) if found else program.memory
+        return sum(found) / len(found) if found else program.layout.initial
 
 
 def _warn_of_residuals(values: Mapping[tuple[str, int], np.ndarray], program: Program) -> None:

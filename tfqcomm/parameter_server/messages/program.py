@@ -43,8 +43,6 @@ class Program:
 
     Attributes:
         layout: of a worker's memory.
-        slots: where in it a slot of a piece lies, by (piece, name).
-        memory: of a worker at the beginning, float32[m].
         model_step: its forward and backward pass.
     """
 
@@ -68,7 +66,6 @@ class Program:
         self.model_step = ModelStep(model, self.lookups)
         self.large = [p for p in pieces if p in {q for s in servers for q in s.format.large}]
         self.layout = self._lay_out_memory()
-        self.slots, self.memory = self.layout.slots, self.layout.initial
         self.step = Graphs(self._step, kind_of=lambda iterator, *_: str(iterator.element_spec))
 
     def _lay_out_memory(self) -> MemoryLayout:
@@ -246,9 +243,10 @@ def _settled(memory, accepted) -> list[tf.Tensor]:
 
 def _remember(memory, values, steps) -> None:
     """At once where the servers took the message, or as pending where that is not known yet."""
+    if len(memory) > 1:
+        for pending, value in zip(memory[1], values, strict=True):
+            pending.assign(value)
+        return
     taken = tf.reduce_any(tf.stack(steps) >= 0)
-    for variable, value in zip(memory[-1], values, strict=True):
-        if len(memory) > 1:
-            variable.assign(value)
-        else:
-            tf.cond(taken, functools.partial(variable.assign, value), variable.read_value)
+    for variable, value in zip(memory[0], values, strict=True):
+        tf.cond(taken, functools.partial(variable.assign, value), variable.read_value)

@@ -163,7 +163,7 @@ class Server:
 
     def _take(self, words, alone, header):
         words, rows = self._apart(words)
-        means, statistics = self._means(tf.expand_dims(words, 0), [alone])
+        means, statistics = self._means(tf.expand_dims(words, 0), [[value] for value in alone])
         worker, number, healthy = tf.unstack(header)
         pushed = [(tf.cast(worker, tf.int32), self.rows.format.unpack(rows))]
 
@@ -207,7 +207,7 @@ class Server:
         words, rows, *alone = [
             [variable.read_value() for variable in one] for one in zip(*inboxes, strict=True)
         ]
-        means, statistics = self._means(tf.stack(words), list(zip(*alone, strict=True)) or [[]])
+        means, statistics = self._means(tf.stack(words), alone)
         rows = [tf.io.parse_tensor(one, tf.int32) for one in rows]
         pushed = [(workers[i], self.rows.format.unpack(words)) for i, words in enumerate(rows)]
 
@@ -222,7 +222,7 @@ class Server:
 
         Args:
             words: int32[workers, w].
-            alone: of each worker the float32 tensors that travelled so.
+            alone: of each piece that travelled so the float32 tensors of all workers.
         """
         way = self.format.up
         *messages, rest = split_words(words, self.format.push_lengths)
@@ -233,8 +233,7 @@ class Server:
         }
         dense, statistics = unpack_rest(way, decode_mean(Identity(), rest, rest.shape[-1]))
         means |= dense
-        for piece, *values in zip(way.alone, *alone, strict=True):
-            means[piece] = mean_of(values)
+        means |= {p: mean_of(values) for p, values in zip(way.alone, alone, strict=True)}
         share = self._share
         return [
             None if piece in self.untouched else means[piece] * share

@@ -39,16 +39,13 @@ class Worker(BaseWorker):
         super().__init__(index, device, program.model_step, dataset_fn, loss_scale)
 
     def start(self) -> None:
-        program = self._program
+        program, layout = self._program, self._program.layout
         seeds = gradient_seeds(program.large, program.options, self.index)
         self._inboxes = [server.inboxes[self.index] for server in program.servers if server.inboxes]
         with on(self.device):
             memories = 2 if self._inboxes else 1
             self._memory = [
-                [
-                    tf.Variable(part, trainable=False)
-                    for part in program.layout.divide(program.memory)
-                ]
+                [tf.Variable(part, trainable=False) for part in layout.divide(layout.initial)]
                 for _ in range(memories)
             ]
             self._seeds = tf.identity(tf.constant(seeds, tf.int32, [len(seeds)]))
