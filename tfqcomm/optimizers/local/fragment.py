@@ -80,7 +80,6 @@ class Fragment:
         global_weights: of all variables.
         ledger: of the optimizer.
         exchange_by: makes the exchange over a transport.
-        strategy: under which the replicas train.
         routes: by key, how variables travel; an exchange fills in its own.
     """
 
@@ -93,7 +92,6 @@ class Fragment:
     global_weights: GlobalWeights
     ledger: Ledger
     exchange_by: Callable[[Transport], GradientExchange]
-    strategy: tf.distribute.Strategy
     routes: dict[str, Route]
 
     def take_turn(self, step: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:

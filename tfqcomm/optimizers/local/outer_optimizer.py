@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import dataclasses
 import functools
+from collections.abc import Sequence
 from typing import ClassVar
 
 import keras
@@ -168,11 +169,13 @@ class OuterOptimizer(RememberingOptimizer):
                 require_own_scope(optimizer, strategy)
             ledger = ledger_for(self, transport_for(strategy))
             replicas = Pullable(ledger, copies(strategy, variables))
-            self._begin(strategy, replicas, variables)
+            paths = [path_of(v) for v in variables]
+            pieces = cut(variables, paths, self.exchange_options, self.fragments)
+            self._begin(strategy, replicas, variables, pieces)
             finite = local_steps(
                 self.inner, strategy, ledger, values_of(variables), gradients, learning_rate
             )
-            sent, healthy = self._exchange(strategy, replicas, variables)
+            sent, healthy = self._exchange(replicas, variables, pieces)
             size = sum(v.shape.num_elements() * wide(v).size for v in replicas.variables[0])
             dense = ledger.transport.bytes_all_reduce(size, itemsize=1)
             ledger.meter.record(sent, dense, finite & healthy, lambda: tf.constant(0.0))
@@ -184,7 +187,7 @@ class OuterOptimizer(RememberingOptimizer):
         # By position: Keras may call the same layer `dense` in one run and `dense_2` in the next.
         return str(_tf_private.variable_index(self, variable))
 
-    def _begin(self, strategy, replicas: Pullable, variables):
+    def _begin(self, strategy, replicas: Pullable, variables, pieces: Sequence[Sequence[Piece]]):
         """Before the first step: workers agree on what they do, and state finds its place."""
         ledger = replicas.ledger
         if "shared" not in ledger.kept:
@@ -195,34 +198,28 @@ class OuterOptimizer(RememberingOptimizer):
         ledger.keep("shared", lambda: self.global_weights.shared)
         self.global_weights.begin(replicas, [self._key(v) for v in variables])
         if self.turns.overlap:
-            self.turns.begin(self.global_weights.shared, replicas, self._pieces(variables))
+            self.turns.begin(self.global_weights.shared, replicas, pieces)
 
-    def _pieces(self, variables) -> list[list[Piece]]:
-        """What each fragment is made of."""
-        paths = [path_of(v) for v in variables]
-        return cut(variables, paths, self.exchange_options, self.fragments)
-
-    def _exchange(self, strategy, replicas: Pullable, variables):
+    def _exchange(self, replicas: Pullable, variables, pieces: Sequence[Sequence[Piece]]):
         """Bytes that one worker sent in this step, and whether what it sent was taken."""
         step = tf.cast(tf.convert_to_tensor(self.iterations), tf.int64) + 1
         own = list(zip(*replicas.variables, strict=True))  # of each variable its local copies
         total, healthy = tf.constant(0, tf.int64), tf.constant(True)
         keys = [self._key(v) for v in variables]
         routes: dict[str, Route] = {}
-        for index, pieces in enumerate(self._pieces(variables)):
-            if not pieces:
+        for index, of_one in enumerate(pieces):
+            if not of_one:
                 continue
             fragment = Fragment(
                 self.turns,
                 index,
-                pieces,
-                [keys[piece.place] for piece in pieces],
-                [variables[piece.place] for piece in pieces],
-                [own[piece.place] for piece in pieces],
+                of_one,
+                [keys[piece.place] for piece in of_one],
+                [variables[piece.place] for piece in of_one],
+                [own[piece.place] for piece in of_one],
                 self.global_weights,
                 replicas.ledger,
                 functools.partial(self._exchange_of, index, replicas.ledger),
-                strategy,
                 routes,
             )
             sent, taken = fragment.take_turn(step)
