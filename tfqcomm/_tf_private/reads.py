@@ -8,7 +8,6 @@ tf.nn.embedding_lookup(variable, ids)     likewise, by TensorFlow's dispatch by 
 from __future__ import annotations
 
 import contextlib
-import functools
 from collections.abc import Callable, Iterator
 
 import keras
@@ -16,7 +15,7 @@ import tensorflow as tf
 from keras.src import backend
 from tensorflow.python.util import dispatch
 
-from tfqcomm._tf_private.hooks import is_wrapped
+from tfqcomm._tf_private.hooks import is_wrapped, wrap
 
 
 def answer(variable: keras.Variable, reader: Callable | None) -> Callable | None:
@@ -56,21 +55,18 @@ def _reader(params) -> Callable | None:
     return vars(params).get("sparse_read") if isinstance(params, keras.Variable) else None
 
 
-@functools.cache
 def _install() -> None:
     if is_wrapped(backend.numpy.take):
         return
-    whole = backend.numpy.take
-
-    @functools.wraps(whole)
-    def take(x, indices, axis=None):
-        reader = _reader(x) if axis == 0 else None
-        return whole(x, indices, axis) if reader is None else reader(indices)
-
-    vars(take)["wrapped_by_tfqcomm"] = True
-    backend.numpy.take = take
+    wrap(backend.numpy, "take", _take)
     dispatch.register_dispatchable_type(keras.Variable)  # which TensorFlow knows of its own types
     tf.experimental.dispatch_for_api(tf.nn.embedding_lookup, {"params": keras.Variable})(_lookup)
+
+
+def _take(whole, x, indices, axis=None):
+    """In place of `keras.ops.take`."""
+    reader = _reader(x) if axis == 0 else None
+    return whole(x, indices, axis) if reader is None else reader(indices)
 
 
 def _lookup(params, ids, max_norm=None, name=None):
