@@ -69,9 +69,9 @@ def in_buckets(pieces: Iterable[Piece], codec: Compressor) -> list[Bucket]:
     Rows are shorter than the codec would have them where padding would lengthen the message. If
     it is longer than those of the pieces even without, each has a bucket of its own.
     """
-    short, long = [], []
-    for piece in pieces:
-        (short if piece.size < ALONE_FROM else long).append(piece)
+    pieces = list(pieces)
+    short = [piece for piece in pieces if piece.size < ALONE_FROM]
+    long = [piece for piece in pieces if piece.size >= ALONE_FROM]
     together = _together(short, codec)
     return [*together, *(alone(piece, codec.row(piece.size)) for piece in long)]
 

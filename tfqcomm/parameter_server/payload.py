@@ -80,18 +80,18 @@ class Format:
         return self._way(self.weight_codec)
 
     def _way(self, codec: Compressor | SparseWeights) -> Way:
-        """What numbers alone say is not encoded, or a codec would copy them."""
-        encoded, rest, alone = [], [], []
+        """A codec that leaves numbers as they are is not asked: it would copy them."""
+        way, encoded = Way([], [], []), []
         numbers = isinstance(codec, Compressor) and codec.lossless
         for piece in self.pieces:
             if not numbers and piece.size and self.options.reaches(piece.shape, piece.size):
                 encoded.append(piece)
             else:
                 long = self.alone_from and piece.size >= self.alone_from
-                (alone if long else rest).append(piece)
-        if isinstance(codec, SparseWeights):  # the length follows the data
-            return Way([buckets.alone(piece) for piece in encoded], rest, alone)
-        return Way(buckets.in_buckets(encoded, codec), rest, alone)
+                (way.alone if long else way.rest).append(piece)
+        if isinstance(codec, SparseWeights):  # a message's length follows the data
+            return way._replace(encoded=[buckets.alone(piece) for piece in encoded])
+        return way._replace(encoded=buckets.in_buckets(encoded, codec))
 
     @property
     def push_lengths(self) -> list[int]:
@@ -145,7 +145,7 @@ class Format:
     def unpack_weights(self, words) -> tuple[dict[Piece, tf.Tensor], tf.Tensor, tf.Tensor]:
         """Inverse of `pack_weights`: tensors in the pieces' shapes, statistics and version."""
         start = 2 + len(self.down.encoded)
-        values = {}
+        values: dict[Piece, tf.Tensor] = {}
         for index, bucket in enumerate(self.down.encoded):
             stop = start + words[2 + index]
             values |= bucket.unpack(self._decode(bucket, words[start:stop]))
