@@ -1,5 +1,7 @@
 """Buckets of a server's pieces: one message that says what those of the pieces would."""
 
+import functools
+
 import numpy as np
 import pytest
 import tensorflow as tf
@@ -12,6 +14,7 @@ from tfqcomm.parameter_server.partition import Piece
 
 LONG = buckets.FUSE_FROM + 33
 SHAPES = [(50, 22), (3, 3, 32, 32), (), (1030, 3), (7,), (300, 100)]
+COMPILED = [(250, 200), (300, 100), (33, 101)]  # together
 CASES = [case for case in COMPRESSORS if not case.compressor.low_rank]
 ALL_CODECS = pytest.mark.parametrize(
     "case", slow_unless(lambda case: not case.slow, CASES), ids=lambda case: str(case.compressor)
@@ -67,7 +70,7 @@ def test_a_bucket_says_what_its_pieces_would(case):
 
 
 @ALL_CODECS
-@pytest.mark.parametrize("shapes", [SHAPES, [(LONG,)]], ids=["short", "long"])
+@pytest.mark.parametrize("shapes", [SHAPES, COMPILED, [(LONG,)]], ids=["short", "many", "long"])
 def test_what_is_sent_and_what_is_left_out_are_all_there_was(case, shapes):
     codec, seed = case.compressor, tf.constant([3, 4])
     pieces = pieces_of(shapes)
@@ -91,11 +94,11 @@ def test_what_is_sent_and_what_is_left_out_are_all_there_was(case, shapes):
 
 
 def codec_calls(layers):
-    """The graph's ops beside reshapes of the pieces and the constants that they bring."""
-    pieces = pieces_of([(40, 30 + i) for i in range(layers)])
+    """What encodes and decodes, beside shapes and each piece's own placeholder and result."""
+    pieces = pieces_of([(32, 33 + i % 3) for i in range(layers)])
     codec = LogGrid(0)
 
-    @tf.function
+    @functools.partial(tf.function, autograph=False)
     def round_trip(*values):
         found = {}
         for bucket in buckets.in_buckets(pieces, codec):
@@ -107,8 +110,9 @@ def codec_calls(layers):
         return list(found.values())
 
     graph = round_trip.get_concrete_function(*random_values(pieces).values()).graph
-    return sum(op.type not in ("Reshape", "Const") for op in graph.get_operations()) - 2 * layers
+    shapes = ("Reshape", "Const", "Placeholder", "Identity")
+    return sum(op.type not in shapes for op in graph.get_operations())
 
 
 def test_the_graph_does_not_grow_with_the_number_of_pieces():
-    assert codec_calls(50) <= codec_calls(5) + 2
+    assert codec_calls(50) == codec_calls(5)

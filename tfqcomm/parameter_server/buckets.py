@@ -111,11 +111,13 @@ def encode_with_feedback(
         int32[w] words and the new residual (None without error feedback). Whether they are finite
         the norms of messages and residuals tell.
     """
+    layout = bucket.layout
     encoded = error_feedback.encode_with_feedback(
-        codec, bucket.layout, message, residual, seed, check=False, fuse_from=FUSE_FROM
+        codec, layout, message, residual, seed, check=False, fuse_from=FUSE_FROM
     )
     (left_out,) = encoded.left_out() or [None]
-    return wire.floats_to_words(encoded.words), left_out
+    words = tf.ensure_shape(wire.floats_to_words(encoded.words), [codec.bucket_words(layout)])
+    return words, left_out
 
 
 def decode(codec: Compressor, bucket: Bucket, words: tf.Tensor) -> tf.Tensor:
