@@ -66,7 +66,7 @@ class Trainer(BaseTrainer):
             bound.
         pull_ahead: whether a worker pulls the weights of its next step while it computes this one,
             in mode "async" without a bound. It then never waits for weights, and computes at those
-            from before its last push: for links on which a pull takes longer than a gradient.
+            from before its last push: for links on which transfers take most of a step.
         error_feedback, min_size, seed: with `compressor`, as in `tfqcomm.distribute`. `min_size`
             says for all optimizers without one of their own which tensors are compressed.
         cluster_resolver: names the cluster; by default TF_CONFIG does, if it is set.
