@@ -20,8 +20,8 @@ Methods "ddp..." are PyTorch's, on the same Keras model: see `benchmarks.ddp`; t
 PyTorch's, too.
 
 Times of different machines do not compare; the ratios do. README.md has figures measured with it.
-Prints a table in Markdown and writes all figures to a file; takes about 20 s for a line, and for
-the dense one at 100 Mbit/s 40 s.
+Prints a table in Markdown; writes all figures to a file, and a plot of the steps beside it. A line
+takes about 20 s, and the dense one at 100 Mbit/s 40 s.
 """
 
 import os
@@ -43,7 +43,7 @@ import tensorflow as tf
 from absl import app, flags
 
 import tfqcomm
-from benchmarks import workers
+from benchmarks import plots, workers
 
 BATCH = 32  # examples per worker
 LOOPBACK = "loopback"
@@ -230,7 +230,10 @@ def compare() -> None:
             settings |= {"batch": BATCH, "cores": len(os.sched_getaffinity(0))}
             settings["date"] = time.strftime("%Y-%m-%d")
             out.write_text(json.dumps({"settings": settings, "rows": rows}, indent=1) + "\n")
-    print(f"{FLAGS.workers} workers, {rows[0]['parameters']:,} parameters\n\n{table(rows)}")
+    title = f"{FLAGS.workers} workers, {rows[0]['parameters']:,} parameters"
+    named = {"group": "network", "bar": "method", "value": "ms", "label": "step [ms]"}
+    plots.bars(out.with_suffix(".png"), rows, **named, title=title)
+    print(f"{title}\n\n{table(rows)}")
 
 
 def main(_):

@@ -11,11 +11,13 @@ as root or with user namespaces). Perceptrons, batches of 32 per worker, SGD. Th
     async_dense      `tfqcomm.parameter_server.Trainer`, float32 both ways
     async_quantized  likewise, 2 bits up (`LogGrid(0)` with error feedback), 8 bits down
     sync_dense, sync_quantized   in rounds
+    async_dense_ahead, async_quantized_ahead   with `pull_ahead=True`; not by default
 
 All methods of one model and network run one after the other, TensorFlow's first; `ratio` is to
 TensorFlow's in the same row of runs. Bytes are those that pass the interface per worker-step, in
 both directions together, counted on loopback. Times of different machines do not compare; the
-ratios do. Prints a table in Markdown and writes all figures to a file; a line takes about 30 s.
+ratios do. Prints a table in Markdown; writes all figures to a file, and a plot beside it. A line
+takes about 30 s.
 """
 
 import os
@@ -37,12 +39,13 @@ import tensorflow as tf
 from absl import app, flags
 
 import tfqcomm
-from benchmarks import workers
+from benchmarks import plots, workers
 
 BATCH = 32  # examples per worker
 LOOPBACK = "loopback"
 TENSORFLOW = "tensorflow"
 METHODS = [TENSORFLOW, "async_dense", "async_quantized", "sync_dense", "sync_quantized"]
+AHEAD = ["async_dense_ahead", "async_quantized_ahead"]
 WARM_UP = 10  # steps of each worker; in the first one TensorFlow traces the step
 FEWEST_STEPS, MOST_STEPS = 5, 2000  # of each worker, timed
 
@@ -94,7 +97,7 @@ class Stopwatch(keras.callbacks.Callback):
 
 def run_ours(method: str):
     """A function that takes so many steps of each worker; returns seconds and bytes."""
-    mode, _, precision = method.partition("_")
+    mode, precision, *ahead = method.split("_")
     quantized = {
         "compressor": tfqcomm.compressors.LogGrid(0),
         "weight_compressor": tfqcomm.compressors.UniformGrid(8),
@@ -104,6 +107,7 @@ def run_ours(method: str):
         optimizer=keras.optimizers.SGD(1e-3),
         loss=loss(),
         mode=mode,
+        pull_ahead=bool(ahead),
         **(quantized if precision == "quantized" else {}),
     )
 
@@ -219,7 +223,22 @@ def compare() -> None:
                 settings |= {"batch": BATCH, "cores": len(os.sched_getaffinity(0))}
                 settings["date"] = time.strftime("%Y-%m-%d")
                 out.write_text(json.dumps({"settings": settings, "rows": rows}, indent=1) + "\n")
+    plot(rows, out.with_suffix(".png"))
     print(f"{FLAGS.workers} workers, 1 parameter server\n\n{table(rows)}")
+
+
+def plot(rows: list[dict], path: pathlib.Path) -> None:
+    """Steps per second of all methods, by model and network."""
+    named = [{**row, "run": f"{row['parameters']:,},\n{row['network']}"} for row in rows]
+    plots.bars(
+        path,
+        named,
+        group="run",
+        bar="method",
+        value="steps_per_second",
+        label="worker-steps per second",
+        title=f"{FLAGS.workers} workers, 1 parameter server; parameters, network",
+    )
 
 
 def main(_):
@@ -234,8 +253,8 @@ def main(_):
             except ValueError as error:
                 raise app.UsageError(f"--networks {error}. Received: {network}") from None
     for method in FLAGS.methods:
-        if method not in METHODS:
-            raise app.UsageError(f"--methods must be of {METHODS}. Received: {method}")
+        if method not in METHODS + AHEAD:
+            raise app.UsageError(f"--methods must be of {METHODS + AHEAD}. Received: {method}")
     compare()
 
 

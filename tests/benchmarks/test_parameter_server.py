@@ -35,6 +35,7 @@ def test_figures(tmp_path):
     theirs, ours = (rows["50mbit", name] for name in ("tensorflow", "async_quantized"))
     assert ours["ratio"] == pytest.approx(ours["steps_per_second"] / theirs["steps_per_second"])
     assert theirs["bytes"] is None and theirs["ratio"] == 1
+    assert out.with_suffix(".png").read_bytes().startswith(b"\x89PNG")
     lines = [line for line in done.stdout.splitlines() if line.startswith("|")]
     assert len(lines) == 2 + 6
     assert all(line.count("|") == 7 for line in lines)

@@ -725,6 +725,57 @@ def wide_model() -> keras.Model:
     return sequential(wide, keras.layers.Dense(4), keras.layers.Dense(1))
 
 
+# ----------------------------------------------------------------------------------- Pulls ahead
+
+
+def pulled_ahead() -> dict[str, float]:
+    """How far one worker that pulls ahead comes from what it is to compute, in two calls of `fit`.
+
+    The second one begins with weights that were set in between.
+    """
+    ways = {
+        "in a row": {},
+        "alone": {"alone_from": 4},
+        "of any length": {"weight_compressor": tfqcomm.parameter_server.SparseWeights()},
+    }
+    return {way: from_delayed_descent(**arguments) for way, arguments in ways.items()}
+
+
+def from_delayed_descent(alone_from: int = layout.ALONE_FROM, **arguments) -> float:
+    """The largest difference of any weight to `delayed_descent`."""
+    x, y = make_data()
+    begin, other = np.full([FEATURES, 1], 0.5, "float32"), np.full([FEATURES, 1], -1.0, "float32")
+
+    def build():
+        dense = keras.layers.Dense(1, use_bias=False)
+        model = sequential(dense)
+        model.set_weights([begin])
+        return model
+
+    before, trainer_module.ALONE_FROM = trainer_module.ALONE_FROM, alone_from
+    try:
+        options = {"mode": "async", "pull_ahead": True, "loss": "mse", "min_size": 0, **arguments}
+        trainer = on_servers(build, lambda: keras.optimizers.SGD(0.1), (x, y), **options)
+    finally:
+        trainer_module.ALONE_FROM = before
+    found = trainer.model.get_weights()
+    trainer.model.set_weights([other])
+    trainer.fit(dataset_fn((x, y), 1), verbose=0)
+    found += trainer.model.get_weights()
+    return difference(found, [delayed_descent(begin, x, y), delayed_descent(other, x, y)])
+
+
+def delayed_descent(weights: np.ndarray, x: np.ndarray, y: np.ndarray) -> np.ndarray:
+    """w[t + 1] = w[t] - 0.1 g(w[t - 1]), where the first two gradients are at w[0]."""
+    at = now = weights.astype("float64")
+    for batch, target in zip(
+        x.reshape([STEPS, -1, FEATURES]), y.reshape([STEPS, -1, 1]), strict=True
+    ):
+        gradient = 2 * batch.T @ (batch @ at - target) / len(batch)
+        at, now = now, now - 0.1 * gradient
+    return now
+
+
 def everything() -> dict:
     os.environ.pop("TF_CONFIG", None)  # that of the test's own harness
     messages: list[str] = []
@@ -752,6 +803,7 @@ def everything() -> dict:
         "freed": freed(),
         "taking turns": taking_turns(),
         "long tensors": long_tensors(),
+        "pulled ahead": pulled_ahead(),
     }
 
 

@@ -428,7 +428,7 @@ class Teller(keras.callbacks.Callback):
             self.model.stop_training = self._left == 0
 
 
-def train_through_faults(mode: str, until_back: bool, faults: int = 1) -> dict:
+def train_through_faults(mode: str, until_back: bool, faults: int = 1, **more) -> dict:
     """Trains until workers were lost (or even are back) as often, and then for some epochs.
 
     Every message of the one weight is 1: the weight says how many the servers have applied.
@@ -439,6 +439,7 @@ def train_through_faults(mode: str, until_back: bool, faults: int = 1) -> dict:
         optimizer=keras.optimizers.SGD(1.0),
         loss=lambda y, y_pred: y_pred,
         mode=mode,
+        **more,
     )
     history = trainer.fit(ones, epochs=10_000, steps_per_epoch=20, callbacks=[teller], verbose=0)
     return {

@@ -7,7 +7,7 @@ import tensorflow as tf
 from tfqcomm import compressors, optimizers
 from tfqcomm.parameter_server import SparseWeights, Trainer
 from tfqcomm.parameter_server.data import datasets, inspect_dataset, steps_of_epoch
-from tfqcomm.parameter_server.messages.trainer import check_staleness
+from tfqcomm.parameter_server.messages.asynchronous import check_staleness
 from tfqcomm.parameter_server.optimizers import options_of
 
 
@@ -142,6 +142,9 @@ def test_refuses_the_scope_of_a_strategy(mirrored_strategy):
         (("sync", 3, 2), r"`max_staleness` must be None with mode='sync'.*max_staleness=3"),
         (("async", 2, 4), r"`max_staleness` must be None or an integer from 3 on.*max_staleness=2"),
         (("async", True, 2), r"`max_staleness` must be None or an integer from 1 on"),
+        (("sync", None, 2, True), r"`pull_ahead` must be False unless mode='async' and max_stale"),
+        (("async", 3, 2, True), r"`pull_ahead` must be False unless.*max_staleness=3"),
+        (("async", None, 2, 1), r"`pull_ahead` must be a bool\. Received: pull_ahead=1"),
     ],
 )
 def test_refuses_a_bound_that_cannot_hold(arguments, message):

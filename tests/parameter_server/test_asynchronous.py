@@ -13,12 +13,17 @@ from tfqcomm.parameter_server.free_running import FreeRunning
 from tfqcomm.parameter_server.messages.asynchronous import Asynchronous, Bounded
 
 WORKERS, EPOCHS = 4, 4
+FREE, BOUNDED, AHEAD = range(3)  # what `trained` returns
 MESSAGES = WORKERS * runs.STEPS  # of an epoch
 
 
 @functools.cache
 def trained():
-    arguments = [{}, {"max_staleness": 3, "weight_compressor": "uniform_grid"}]
+    arguments = [
+        {},
+        {"max_staleness": 3, "weight_compressor": "uniform_grid"},
+        {"pull_ahead": True, "weight_compressor": "uniform_grid"},
+    ]
     (result,) = run_workers(
         runs.asynchronous, workers=1, args={"arguments": arguments}, timeout=400
     )
@@ -27,18 +32,20 @@ def trained():
 
 @pytest.mark.multi_process
 @pytest.mark.timeout(600)
-@pytest.mark.parametrize("bounded", [pytest.param(False, marks=pytest.mark.slow), True])
-def test_learns(bounded):
-    result = trained()[bounded]
-    assert result["history"]["accuracy"][-1] > 0.85
-    assert result["history"]["loss"][-1] < result["history"]["loss"][0] / 2
+@pytest.mark.parametrize("way", [pytest.param(FREE, marks=pytest.mark.slow), BOUNDED, AHEAD])
+def test_learns(way):
+    result = trained()[way]
+    # Not the loss: whether that of a batch with NaN is NaN depends on the CPU's maximum of NaN and 0.
+    errors = [1 - accuracy for accuracy in result["history"]["accuracy"]]
+    assert errors[-1] < 0.15
+    assert errors[-1] < errors[0] / 2
 
 
 @pytest.mark.multi_process
 @pytest.mark.timeout(600)
-@pytest.mark.parametrize("bounded", [False, True])
-def test_counts_every_message_once(bounded):
-    result = trained()[bounded]
+@pytest.mark.parametrize("way", [FREE, BOUNDED, AHEAD])
+def test_counts_every_message_once(way):
+    result = trained()[way]
     skipped = sum(record["skipped_steps"] for record in result["traffic"])
     assert skipped > 0
     assert result["iterations"] == EPOCHS * MESSAGES - skipped
@@ -50,7 +57,7 @@ def test_counts_every_message_once(bounded):
 @pytest.mark.multi_process
 @pytest.mark.timeout(600)
 def test_staleness_is_logged_and_bounded():
-    free, bounded = trained()
+    free, bounded, _ = trained()
     assert max(free["history"]["staleness"]) > 0
     assert max(bounded["history"]["max_staleness"]) <= 3
 

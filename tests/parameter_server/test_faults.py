@@ -62,7 +62,8 @@ def test_a_worker_that_is_started_again_takes_part_again(mode):
     assert_no_message_counts_twice(result, mode)
 
 
-def test_messages_of_workers_that_are_killed_at_any_time_are_taken_once_or_never():
+@pytest.mark.parametrize("pull_ahead", [False, True])
+def test_messages_of_workers_that_are_killed_at_any_time_are_taken_once_or_never(pull_ahead):
     kills = 4
 
     def kill_and_restart(cluster, chief):
@@ -81,6 +82,7 @@ def test_messages_of_workers_that_are_killed_at_any_time_are_taken_once_or_never
         mode="async",
         until_back=True,
         faults=kills,
+        pull_ahead=pull_ahead,
     )
     assert_no_message_counts_twice(result, "async")
     # The second server, too; but one of those that were killed may have reached one server only.

@@ -99,6 +99,11 @@ def test_tensors_that_travel_alone_arrive_as_those_in_a_row():
     assert result["change"] == dict.fromkeys(["up", "up, in rounds", "down"], 0)
 
 
+def test_a_worker_that_pulls_ahead_computes_at_the_weights_of_a_step_before():
+    far = found()["pulled ahead"]
+    assert far == pytest.approx(dict.fromkeys(["in a row", "alone", "of any length"], 0), abs=1e-5)
+
+
 def test_a_server_without_pieces_does_not_hold_the_version_back():
     """RandomK sent the same coordinates for ever, and all messages were called stale."""
     result = found()["more servers than pieces"]

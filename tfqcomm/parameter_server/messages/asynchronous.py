@@ -6,6 +6,7 @@ computed at and its own.
 
 from __future__ import annotations
 
+from tfqcomm import checks
 from tfqcomm.parameter_server.fleet import Fleet
 from tfqcomm.parameter_server.free_running import FreeRunning
 from tfqcomm.parameter_server.messages.report import Report
@@ -100,3 +101,29 @@ class Bounded:
         others = sorted(version for w, version in steps.under_way.items() if w is not worker)
         after = self._fleet.applied + 1
         return all(after + r - version <= self._bound for r, version in enumerate(others))
+
+
+def check_staleness(
+    mode: str, max_staleness: int | None, workers: int, pull_ahead: bool = False
+) -> None:
+    """Refuses a bound that cannot be kept, and pulls ahead where nothing may be stale."""
+    checks.boolean("pull_ahead", pull_ahead)
+    if pull_ahead and (mode != "async" or max_staleness is not None):
+        raise ValueError(
+            "Argument `pull_ahead` must be False unless mode='async' and max_staleness=None: what "
+            "is pulled ahead is one step of its worker older. "
+            f"Received: pull_ahead={pull_ahead!r}, mode={mode!r}, max_staleness={max_staleness!r}"
+        )
+    if max_staleness is None:
+        return
+    if mode != "async":
+        raise ValueError(
+            "Argument `max_staleness` must be None with mode='sync', where nothing is stale. "
+            f"Received: max_staleness={max_staleness!r}"
+        )
+    if type(max_staleness) is not int or max_staleness < workers - 1:
+        raise ValueError(
+            f"Argument `max_staleness` must be None or an integer from {workers - 1} on: of "
+            f"{workers} messages under way the last is that stale at least. "
+            f"Received: max_staleness={max_staleness!r}"
+        )

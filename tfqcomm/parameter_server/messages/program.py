@@ -22,6 +22,7 @@ from tfqcomm.parameter_server.cluster import Graphs
 from tfqcomm.parameter_server.embeddings import Lookups, Table
 from tfqcomm.parameter_server.gradients import all_finite, clip, dense, norm_and_health
 from tfqcomm.parameter_server.loss_scale import LossScale
+from tfqcomm.parameter_server.messages.ahead import Ahead, words_of
 from tfqcomm.parameter_server.messages.layout import MemoryLayout
 from tfqcomm.parameter_server.messages.server import Server
 from tfqcomm.parameter_server.model_step import ModelStep
@@ -40,8 +41,10 @@ class Program:
         tables: weights that are in no piece, since their rows travel.
         loss_scale: by which losses are multiplied.
         workers: how many there are.
+        pull_ahead: whether a step pulls what the next one computes with.
 
     Attributes:
+        ahead: how a worker keeps what it pulls for its next step; None if each step pulls its own.
         buckets: of all servers, in which messages are encoded.
         layout: of a worker's memory.
         model_step: its forward and backward pass.
@@ -55,11 +58,14 @@ class Program:
         tables: Sequence[Table],
         loss_scale: LossScale,
         workers: int,
+        *,
+        pull_ahead: bool,
     ):
         self.workers = workers
         self.optimizer = inner(model.optimizer)
         self.scaled = loss_scale.value is not None
         self.servers = list(servers)
+        self.ahead = Ahead(self.servers) if pull_ahead else None
         self.pieces = list(pieces)
         self.options = servers[0].format.options
         self.half = worker_half(self.optimizer)
@@ -79,7 +85,7 @@ class Program:
             first_values |= {(bucket, "residual"): 0.0 for bucket in self.buckets}
         return MemoryLayout(first_values)
 
-    def _step(self, iterator, sender, memory, local, metrics, inboxes, seeds, flags, scale):
+    def _step(self, iterator, sender, memory, local, metrics, inboxes, ahead, seeds, flags, scale):
         """One step of one worker.
 
         Args:
@@ -90,6 +96,7 @@ class Program:
             local: variables of layers that are the worker's own, such as states of dropout.
             metrics: variable, the states of all metrics in a row, float64.
             inboxes: of the worker on each server; none where the servers take a step now.
+            ahead: what was pulled ahead, in the step before; nothing where a step pulls its own.
             seeds: int32[buckets], of stochastic codecs.
             flags: two bool scalars: the servers have taken the last message from their inboxes;
                 the metrics begin anew.
@@ -101,8 +108,9 @@ class Program:
         """
         accepted, fresh = flags
         batch = keras.utils.unpack_x_y_sample_weight(next(iterator))
+        present = self.ahead.read(ahead) if self.ahead else None
         pulled = [server.pulled() for server in self.servers]
-        weights, before, versions = self._unpack(pulled)
+        weights, before, versions = self._unpack(present or pulled)
         version = tf.reduce_min(versions)
         metrics.assign(tf.where(fresh, self.model_step.metrics.initial, metrics.read_value()))
         gradients, moving, _ = self.model_step.gradients(
@@ -127,12 +135,14 @@ class Program:
         words = self._words(messages, parts, moving - before, row_words)
         alone = [[messages[p] for p in server.format.up.alone] for server in self.servers]
         number, steps = self._push(words, alone, inboxes, sender, healthy)
+        if self.ahead:
+            self.ahead.keep(ahead, pulled)
         _remember(memory, self.layout.join(state), steps)
         asked, answered = self.lookups.words
         facts = [
             healthy,
             number,
-            tf.add_n([answered, *(tf.size(part) for parts in pulled for part in parts)]),
+            answered + words_of(pulled),
             tf.add_n([asked, *(tf.size(words) for words in row_words)]),
             norm,
             owed,

@@ -15,7 +15,11 @@ from tfqcomm.parameter_server.embeddings import AUTO, check_rows_from, codecs, e
 from tfqcomm.parameter_server.fleet import make_fleet
 from tfqcomm.parameter_server.free_running import FreeRunning
 from tfqcomm.parameter_server.messages import memory
-from tfqcomm.parameter_server.messages.asynchronous import Asynchronous, Bounded
+from tfqcomm.parameter_server.messages.asynchronous import (
+    Asynchronous,
+    Bounded,
+    check_staleness,
+)
 from tfqcomm.parameter_server.messages.chief import ChiefCopy, make_servers
 from tfqcomm.parameter_server.messages.program import Program
 from tfqcomm.parameter_server.messages.synchronous import Synchronous
@@ -60,6 +64,9 @@ class Trainer(BaseTrainer):
         max_staleness: in mode "async", the most server steps between a pull and the message that
             came of it; at least W - 1. Workers wait for slower ones as far as needed. None for no
             bound.
+        pull_ahead: whether a worker pulls the weights of its next step while it computes this one,
+            in mode "async" without a bound. It then never waits for weights, and computes at those
+            from before its last push: for links on which transfers take most of a step.
         error_feedback, min_size, seed: with `compressor`, as in `tfqcomm.distribute`. `min_size`
             says for all optimizers without one of their own which tensors are compressed.
         cluster_resolver: names the cluster; by default TF_CONFIG does, if it is set.
@@ -135,6 +142,7 @@ class Trainer(BaseTrainer):
         weight_compressor=None,
         mode: str = "sync",
         max_staleness: int | None = None,
+        pull_ahead: bool = False,
         error_feedback: bool | str = "auto",
         min_size: int = 1024,
         seed: int = 0,
@@ -171,6 +179,7 @@ class Trainer(BaseTrainer):
         self._row_codec = codecs.get(row_codec)
         self._mode = mode
         self._max_staleness = max_staleness
+        self._pull_ahead = pull_ahead
         self._partitioner = variable_partitioner
         super().__init__(
             build_model,
@@ -185,7 +194,7 @@ class Trainer(BaseTrainer):
             timeout_seconds=timeout_seconds,
         )
         embeddings.refuse_what_needs_tables(self.model)
-        check_staleness(mode, max_staleness, len(self._cluster.workers))
+        check_staleness(mode, max_staleness, len(self._cluster.workers), pull_ahead)
 
     def export(self, path) -> None:
         """Writes the model, for use without a cluster.
@@ -250,7 +259,9 @@ class Trainer(BaseTrainer):
             1.0 if self._mode == "sync" else 1.0 / workers,
             inboxes=self._mode == "sync" or self._max_staleness is not None,
         )
-        program = Program(model, servers, pieces, tables, loss_scale, workers)
+        program = Program(
+            model, servers, pieces, tables, loss_scale, workers, pull_ahead=self._pull_ahead
+        )
         fleet = make_fleet(self._cluster, self._watch, Worker, program, servers, makers, loss_scale)
         memories = memory.Memories(fleet, program)
         meter = self._register(
@@ -264,6 +275,11 @@ class Trainer(BaseTrainer):
         if tables:
             self._ledger.tables = TableFiles(fleet, program, memories)
         return fleet, ChiefCopy(model, pieces, tables, servers), memories, meter
+
+    def _send(self):
+        super()._send()
+        for worker in self._fleet.workers:
+            worker.has_pulled = False  # what it has is not what the chief has sent
 
     def _driver(self):
         if self._mode == "sync":
@@ -281,20 +297,3 @@ class Trainer(BaseTrainer):
         if not large:
             return where, "float32"
         return where, f"pulled {self._weight_codec}, pushed {program.options.compressor}"
-
-
-def check_staleness(mode: str, max_staleness: int | None, workers: int) -> None:
-    """Refuses a bound that cannot be kept."""
-    if max_staleness is None:
-        return
-    if mode != "async":
-        raise ValueError(
-            "Argument `max_staleness` must be None with mode='sync', where nothing is stale. "
-            f"Received: max_staleness={max_staleness!r}"
-        )
-    if type(max_staleness) is not int or max_staleness < workers - 1:
-        raise ValueError(
-            f"Argument `max_staleness` must be None or an integer from {workers - 1} on: of "
-            f"{workers} messages under way the last is that stale at least. "
-            f"Received: max_staleness={max_staleness!r}"
-        )

@@ -22,6 +22,7 @@ class Worker(BaseWorker):
     Attributes:
         report: of its last step.
         number: of the last message that it was asked for.
+        has_pulled: whether it has pulled the weights of its next step, where it pulls ahead.
     """
 
     def __init__(
@@ -51,6 +52,9 @@ class Worker(BaseWorker):
             self._seeds = tf.identity(tf.constant(seeds, tf.int32, [len(seeds)]))
             number = tf.Variable(np.int64(self.number), trainable=False)
             self._sender = tf.identity(tf.constant(self.index)), number
+            self._kept = program.ahead.make() if program.ahead else []
+        self._fill = Errand(program.ahead.fill, self.device) if program.ahead else None
+        self.has_pulled = False
         self._errand = Errand(program.step, self.device)
         self._accepted = False
         super().start()
@@ -60,6 +64,9 @@ class Worker(BaseWorker):
         program = self._program
         self.number += 1
         with self.busy, naming_strange_ids():
+            if self._fill and not self.has_pulled:
+                self.pulled_words += int(self._fill(self._kept))
+                self.has_pulled = True
             vector = self._errand(
                 self._iterator,
                 self._sender,
@@ -67,6 +74,7 @@ class Worker(BaseWorker):
                 self._local,
                 self._metrics,
                 self._inboxes,
+                self._kept,
                 self._seeds,
                 (self._flags[self._accepted], self._flags[self._fresh]),
                 self._scale(),
