@@ -16,8 +16,8 @@ network, so that all ratios of a row are of one time:
     processor      the processor time of a step / that of the step alone: what compression costs a
                    worker, also on a machine that others use too
 
-Methods "ddp..." are PyTorch's, on the same Keras model: see `benchmarks.ddp`; their step alone is
-PyTorch's, too.
+Method "auto" is what a strategy chooses by itself. Methods "ddp..." are of PyTorch, on the same
+Keras model: see `benchmarks.ddp`; their step alone is of PyTorch, too.
 
 Times of different machines do not compare; the ratios do. README.md has figures measured with it.
 Prints a table in Markdown; writes all figures to a file, and a plot of the steps beside it. A line
@@ -48,6 +48,7 @@ from benchmarks import plots, workers
 BATCH = 32  # examples per worker
 LOOPBACK = "loopback"
 DENSE = "dense"
+AUTO = "auto"
 ALONE = "alone"
 DDP = ("ddp", "ddp_bf16", "ddp_fp16", "ddp_power_sgd_1", "ddp_power_sgd_4")  # benchmarks.ddp
 DDP_ALONE = "ddp_alone"
@@ -57,7 +58,7 @@ MOST_STEPS, FEWEST_STEPS = 200, 3
 FLAGS = flags.FLAGS
 flags.DEFINE_integer("workers", 2, "Worker processes on this machine.", lower_bound=2)
 flags.DEFINE_list("networks", [LOOPBACK, "100mbit", "1gbit"], "Bandwidth of each worker.")
-flags.DEFINE_list("methods", [DENSE, "block_sign", "top_k"], "Names of compressors, dense, ddp...")
+flags.DEFINE_list("methods", [DENSE, "block_sign", "top_k"], "Compressors, dense, auto, ddp.")
 flags.DEFINE_float("seconds", 8, "To time each method for, after two steps.", lower_bound=0.1)
 flags.DEFINE_list("units", [784, 3072, 3072, 1024, 10], "Of the perceptron, input and output too.")
 flags.DEFINE_string("out", "runs/network.json", "File for all figures.")
@@ -250,7 +251,7 @@ def main(_):
     for method in FLAGS.methods:
         if method in DDP and not importlib.util.find_spec("torch"):
             raise app.UsageError(f"--methods={method} needs PyTorch: pip install '.[peers]'")
-        if method not in (DENSE, *DDP):
+        if method not in (DENSE, AUTO, *DDP):
             tfqcomm.compressors.get(method)  # or its error, before anything is started
     compare()
 

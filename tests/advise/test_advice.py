@@ -79,6 +79,32 @@ def test_table_and_scaling():
     assert str(advice()).endswith(advice().sentence())
 
 
+def test_utilisation_is_the_step_alone_over_the_step():
+    links = {"slow": Link.of_network(1e8, 1e-4), "fast": Link.of_network(1e12, 0.0)}
+    lines = advice().utilisation(links, [10]).splitlines()
+    assert lines[0] == "| 2 workers | slow | fast |"
+    shares = {line.split(" | ")[0][2:]: line.rstrip(" |").split(" | ")[1:] for line in lines[2:]}
+    dense, best = (advice(1e8).rows()[i].prediction.seconds for i in (-1, 0))
+    assert float(shares["dense, every step"][0]) == pytest.approx(100 * 0.035 / dense, rel=0.01)
+    assert float(shares["the best, every step"][0]) == pytest.approx(100 * 0.035 / best, rel=0.01)
+    found = predict(COMPUTE, METHODS[0].buckets, links["slow"], 2)
+    step = 0.035 + (found.link_seconds + found.codec_seconds) / 10
+    assert float(shares["models, dense, H = 10"][0]) == pytest.approx(3.5 / step, rel=0.01)
+    assert float(shares["models, the best, H = 10"][0]) > 3.5 / step
+    assert len(lines) == 2 + 4
+
+
+def test_a_step_of_another_length_has_the_same_shares():
+    assert COMPUTE.scaled_to(0.07).forward == pytest.approx(0.020)
+    assert COMPUTE.scaled_to(0.07).seconds == pytest.approx(0.07)
+
+
+def test_map(tmp_path):
+    path = pathlib.Path(tmp_path, "map.png")
+    plot.draw_map(advice(), Link.of_network(1e15, 0.0), 1e-4, path)
+    assert path.read_bytes().startswith(b"\x89PNG")
+
+
 def test_plot(tmp_path):
     path = pathlib.Path(tmp_path, "step.png")
     plot.draw(advice(), Link.of_network(1e15, 0.0), 1e-4, path)

@@ -81,6 +81,8 @@ def test_command(capsys, tmp_path):
     assert "Measuring the step" in printed.err
     assert pathlib.Path(tmp_path, "advice.md").read_text() == printed.out
     assert pathlib.Path(tmp_path, "step.png").exists()
+    assert pathlib.Path(tmp_path, "map.png").exists()
+    assert "| models, dense, H = 128 |" in pathlib.Path(tmp_path, "advice.md").read_text()
 
 
 def test_without_matplotlib_the_command_says_so(capsys, tmp_path, monkeypatch):

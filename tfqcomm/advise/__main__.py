@@ -13,7 +13,9 @@ between its workers, all of which run this; otherwise it is what `--bandwidth` a
 behind what TensorFlow's own part takes on this machine. From that follow the bytes and the time of
 a step with each, for the workers asked for, and the best for 2 to 1,024 of them.
 
-With `--out` the tables go to advice.md there, and step.png shows the time against the bandwidth.
+With `--out` the tables go to advice.md there, one of them with the share of a step that is spent
+computing, at 50 Mbit/s to 5 Gbit/s and with models exchanged every H steps; step.png shows the time
+against the bandwidth, and map.png where which method is the fastest.
 """
 
 from __future__ import annotations
@@ -33,9 +35,10 @@ from tfqcomm.advise.advice import Advice
 from tfqcomm.advise.software import of_this_machine
 from tfqcomm.cluster import Cluster
 from tfqcomm.distribute import MultiWorkerMirroredStrategy
-from tfqcomm.launch.units import microseconds
+from tfqcomm.launch.units import bits_per_second, microseconds
 
 WORLDS = tuple(2**i for i in range(1, 11))  # 2 to 1,024
+RATES, PERIODS = ("50mbit", "200mbit", "1gbit", "5gbit"), (16, 128)  # of the utilisation
 USAGE_ERROR = 2
 
 
@@ -71,17 +74,22 @@ def main(argv: Sequence[str] | None = None) -> int:
 def _show(advice: Advice, options: argparse.Namespace) -> None:
     """Prints all there is, and writes it where the user wants it."""
     text = f"{advice}\n\n{advice.scaling(WORLDS)}"
-    print(text)
     if not options.out:
+        print(text)
         return
     out = pathlib.Path(options.out)
     out.mkdir(parents=True, exist_ok=True)
+    wait = 1e-6 * microseconds(options.latency or run.LATENCY)
+    software = advice.software or of_this_machine()
+    links = {rate: software.behind(bits_per_second(rate), wait) for rate in RATES}
+    text += f"\n\nUtilisation, %:\n\n{advice.utilisation(links, PERIODS)}"
+    print(text)
     (out / "advice.md").write_text(text + "\n")
     if plot.available():
-        wait = 1e-6 * microseconds(options.latency or run.LATENCY)
-        plot.draw(advice, advice.software or of_this_machine(), wait, out / "step.png")
+        plot.draw(advice, software, wait, out / "step.png")
+        plot.draw_map(advice, software, wait, out / "map.png")
     else:
-        print("No step.png: matplotlib is missing, which the extra `experiments` installs.")
+        print("No plots: matplotlib is missing, which the extra `experiments` installs.")
 
 
 def _function(name: str) -> Callable:
@@ -143,7 +151,7 @@ def _parser() -> argparse.ArgumentParser:
     add("--batch_size", type=int, default=32, help="examples per worker")
     add("--compressors", help="names, with commas; default: ten, from 16 bits to a thousandth")
     add("--seconds", type=float, default=1.0, help="for how long each part is timed, at about")
-    add("--out", help="directory for the tables and a plot of the time against the bandwidth")
+    add("--out", help="directory for the tables and two plots by bandwidth")
     return parser
 
 

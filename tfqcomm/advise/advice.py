@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Sequence
+import functools
+from collections.abc import Callable, Mapping, Sequence
 
 from tfqcomm.compressors.base import Compressor
 from tfqcomm.costs.prediction import Bucket, Compute, Link, Prediction, predict
@@ -133,6 +134,41 @@ class Advice:
                 cells += [f"{p.bytes_sent / 1e6:.2f}", _milliseconds(p.seconds)]
             lines.append(cells)
         return _markdown(lines)
+
+    def utilisation(self, links: Mapping[str, Link], periods: Sequence[int]) -> str:
+        """In Markdown: the step of one worker alone over the step, in %, on several links.
+
+        For dense training, for the best method on each link, and for the exchange of models every
+        H steps (`optimizers.DiLoCo`, without overlap), dense and with the fastest method.
+
+        Args:
+            links: by name.
+            periods: H, 2 or more.
+        """
+        lines = [[f"{self.workers} workers", *links], ["---", *["---:"] * len(links)]]
+        ways: dict[str, Callable[[Link], float]] = {
+            "dense, every step": lambda link: self.dense(link=link).prediction.seconds,
+            "the best, every step": lambda link: self.best(link=link).prediction.seconds,
+        }
+        for period in periods:
+            ways[f"models, dense, H = {period}"] = functools.partial(
+                self._step_between, period, [m for m in self.methods if m.compressor is None]
+            )
+            ways[f"models, the best, H = {period}"] = functools.partial(
+                self._step_between, period, self.methods
+            )
+        for name, step in ways.items():
+            shares = (self.compute.seconds / step(link) for link in links.values())
+            lines.append([name, *(f"{100 * share:.3g}" for share in shares)])
+        return _markdown(lines)
+
+    def _step_between(self, period: int, methods: Sequence[Method], link: Link) -> float:
+        """Seconds of a step on average, with an exchange after every so many."""
+        exchanges = []
+        for method in methods:
+            found = predict(self.compute, method.buckets, link, self.workers)
+            exchanges.append(found.link_seconds + found.codec_seconds)
+        return self.compute.seconds + min(exchanges) / period
 
     def __str__(self) -> str:
         c = self.compute
