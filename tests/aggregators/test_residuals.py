@@ -8,7 +8,7 @@ from tests.aggregators.processes import run_processes
 from tests.aggregators.runs import local_transport, random_messages, run
 from tests.catalogue import AggregatorCase
 from tfqcomm.aggregators import AllGatherMean, TwoPhaseMean
-from tfqcomm.aggregators.vectors import encode_with_feedback
+from tfqcomm.aggregators.error_feedback import encode_with_feedback
 from tfqcomm.compressors import BlockSign, TopK
 from tfqcomm.kernels.layout import Layout
 from tfqcomm.state.residuals import Residuals, Slot
@@ -29,17 +29,19 @@ def residuals_of(world, worker=(), owner=None):
 
 
 def test_encode_with_feedback_by_hand():
-    words, residual = encode_with_feedback(
-        TopK(0.5), tf.constant([1.0, 0.0, -2.0, 0.5]), tf.constant([0.0, 1.5, 0.0, 0.5]), seed=0
-    )
+    message, residual = tf.constant([[1.0, 0.0, -2.0, 0.5], [0.0, 1.5, 0.0, 0.5]])
+    encoded = encode_with_feedback(TopK(0.5), Layout((4,)), message, residual, seed=0)
+    words = tf.bitcast(encoded.words, tf.int32)
     np.testing.assert_array_equal(TopK(0.5).decode(words, 4), [0.0, 1.5, -2.0, 0.0])
-    np.testing.assert_array_equal(residual, [1.0, 0.0, 0.0, 1.0])
+    (left_out,) = encoded.left_out()
+    np.testing.assert_array_equal(left_out, [1.0, 0.0, 0.0, 1.0])
 
 
 def test_without_residual_there_is_no_feedback():
-    words, residual = encode_with_feedback(TopK(0.5), tf.constant([1.0, 3.0]), None, seed=0)
+    encoded = encode_with_feedback(TopK(0.5), Layout((2,)), tf.constant([1.0, 3.0]), None, seed=0)
+    words = tf.bitcast(encoded.words, tf.int32)
     np.testing.assert_array_equal(TopK(0.5).decode(words, 2), [0.0, 3.0])
-    assert residual is None
+    assert encoded.left_out() == []
 
 
 def test_a_residual_starts_at_zero_and_is_one_variable():

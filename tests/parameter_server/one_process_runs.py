@@ -18,7 +18,7 @@ import numpy as np
 import tensorflow as tf
 
 import tfqcomm
-from tfqcomm.parameter_server import LeaderTrainer, Trainer
+from tfqcomm.parameter_server import LeaderTrainer, Trainer, buckets
 from tfqcomm.parameter_server.messages import layout
 from tfqcomm.parameter_server.messages import trainer as trainer_module
 from tfqcomm.state.ledger import ledger_of
@@ -707,13 +707,14 @@ LOSSY = {
 
 
 def after_training(way: str, alone_from: int | None) -> list[np.ndarray]:
-    """Weights, and what the workers remember; None: nothing travels alone, or is kept so."""
+    """Weights, and what the workers remember; None: nothing is encoded, kept, or travels alone."""
     before = trainer_module.ALONE_FROM
-    trainer_module.ALONE_FROM, layout.ALONE_FROM = alone_from, alone_from or 1 << 30
+    trainer_module.ALONE_FROM = alone_from
+    layout.ALONE_FROM = buckets.ALONE_FROM = alone_from or 1 << 30
     try:
         trained = on_servers(wide_model, sgd, make_data(), loss="mse", **LOSSY[way])
     finally:
-        trainer_module.ALONE_FROM = layout.ALONE_FROM = before
+        trainer_module.ALONE_FROM = layout.ALONE_FROM = buckets.ALONE_FROM = before
     owed = ledger_of(trained.optimizer).residuals.total()
     return [*trained.model.get_weights(), *(owed[key] for key in sorted(owed))]
 

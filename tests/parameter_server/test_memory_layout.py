@@ -5,8 +5,7 @@ import pytest
 import tensorflow as tf
 
 from tfqcomm.parameter_server.messages.layout import MemoryLayout
-from tfqcomm.parameter_server.partition import Piece
-from tfqcomm.parameter_server.payload import ALONE_FROM
+from tfqcomm.parameter_server.partition import ALONE_FROM, Piece
 
 
 def piece(variable, size):

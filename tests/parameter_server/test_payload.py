@@ -1,5 +1,7 @@
 """What one server and its workers exchange: what travels in a row, and what alone."""
 
+import functools
+
 import numpy as np
 import pytest
 import tensorflow as tf
@@ -42,7 +44,8 @@ def test_long_tensors_that_no_codec_shortens_travel_alone(codec, alone):
     format = make(codec, codec)
     for way in (format.up, format.down):
         assert way.alone == alone
-        assert sorted([*way.encoded, *way.rest, *way.alone], key=PIECES.index) == list(PIECES)
+        encoded = [p for bucket in way.encoded for p in bucket.pieces]
+        assert sorted([*encoded, *way.rest, *way.alone], key=PIECES.index) == list(PIECES)
     assert make(codec, codec, alone_from=None).up.alone == []
 
 
@@ -75,3 +78,25 @@ def test_a_pull_holds_all_weights(down, alone_from):
 def test_a_dense_push_has_a_word_for_each_number(alone_from):
     sizes = sum(p.size for p in PIECES)
     assert make(None, None, alone_from).push_words == sizes + STATISTICS
+
+
+def ops_of_a_pull(layers):
+    """What packs and unpacks, beside shapes and each layer's own placeholder and result."""
+    pieces = tuple(piece(i, 32, 33 + i % 3) for i in range(layers))
+    codec = compressors.get("uniform_grid")
+    format = Format(pieces, STATISTICS, ExchangeOptions(None), codec)
+
+    @functools.partial(tf.function, autograph=False)
+    def pull(*values):
+        weights = dict(zip(pieces, values, strict=True))
+        words = format.pack_weights(weights, tf.zeros([STATISTICS]), tf.constant(1))
+        found = format.unpack_weights(words)[0]
+        return [found[p] for p in pieces]
+
+    graph = pull.get_concrete_function(*(tf.zeros(p.shape) for p in pieces)).graph
+    shapes = ("Reshape", "Const", "Placeholder", "Identity")
+    return sum(op.type not in shapes for op in graph.get_operations())
+
+
+def test_the_graph_of_a_pull_is_as_large_for_many_layers_as_for_few():
+    assert ops_of_a_pull(50) == ops_of_a_pull(5)

@@ -28,7 +28,7 @@ class Encoded:
 
     Attributes:
         words: int32[w] in float32.
-        finite: bool scalar, whether what was encoded is.
+        finite: bool scalar, whether what was encoded is; True where nobody asks.
         make_left_out: computes the new residual, float32[n]; None without error feedback.
     """
 
@@ -58,6 +58,8 @@ def encode_with_feedback(
     seed: tf.Tensor,
     *,
     factor: float = 1,
+    check: bool = True,
+    fuse_from: int = numerics.FUSE_FROM,
 ) -> Encoded:
     """Encodes `factor` times a bucket's `message` plus what is owed from before.
 
@@ -65,23 +67,26 @@ def encode_with_feedback(
         message: float32[layout.size].
         residual: the same, or None for no error feedback.
         seed: int32[2].
+        check: tell whether it is finite; some codecs must look at all elements for that.
+        fuse_from: elements from which on XLA compiles the kernels.
     """
     if not layout.size:
         return Encoded(tf.zeros([0]), tf.constant(True))
     given = [message] if residual is None else [message, tf.convert_to_tensor(residual)]
     static = codec, layout, float(factor)
+    kernel = functools.partial(codec.kernel, fuse_from=fuse_from)
     on_gpu = numerics.on_gpu(message)
     if residual is not None and not codec.fusable:
-        encode = codec.kernel(_encode_and_keep, layout.size, *static, on_gpu)
+        encode = kernel(_encode_and_keep, layout.size, *static, check, on_gpu)
         words, left_out, finite = encode(seed, *given)
         return Encoded(_as(tf.float32, words), finite, lambda: left_out)
-    encode = codec.kernel(_encode, layout.size, *static, on_gpu)
+    encode = kernel(_encode, layout.size, *static, check, on_gpu)
     words, finite = encode(seed, *given)
     make_left_out = None
     if residual is not None:
         # Apart from the other kernel, in which XLA would compute the words anew for every use.
-        kernel = codec.kernel(_left_out, layout.size, *static)
-        make_left_out = functools.partial(kernel, words, *given)
+        leave_out = kernel(_left_out, layout.size, *static)
+        make_left_out = functools.partial(leave_out, words, *given)
     return Encoded(_as(tf.float32, words), finite, make_left_out)
 
 
@@ -94,10 +99,10 @@ def decode_mean(codec: Compressor, layout: Layout, words: tf.Tensor):
     return codec.kernel(_decode_mean, layout.size, codec, layout)(words)
 
 
-def _encode(codec, layout, factor, floats, seed, *given):
+def _encode(codec, layout, factor, check, floats, seed, *given):
     target = target_of(factor, *given)
     words = codec.encode_bucket(target, layout, seed)
-    finite = codec.encoded_finite(target, words, layout)
+    finite = codec.encoded_finite(target, words, layout) if check else tf.constant(True)
     return _as(tf.float32, words) if floats else words, finite
 
 
@@ -106,10 +111,10 @@ def _left_out(codec, layout, factor, words, *given):
     return layout.without_padding(target_of(factor, *given) - sent)
 
 
-def _encode_and_keep(codec, layout, factor, floats, seed, *given):
+def _encode_and_keep(codec, layout, factor, check, floats, seed, *given):
     target = target_of(factor, *given)
     words, left_out = codec.encode_bucket_with_residual(target, layout, seed)
-    finite = codec.encoded_finite(target, words, layout)
+    finite = codec.encoded_finite(target, words, layout) if check else tf.constant(True)
     left_out = layout.without_padding(left_out)
     return _as(tf.float32, words) if floats else words, left_out, finite
 

@@ -162,10 +162,16 @@ class Compressor(abc.ABC):
         knows_buckets = type(self).encode_bucket is not Compressor.encode_bucket
         return self.compilable and (self.elementwise or knows_buckets)
 
-    def kernel(self, function: Callable, n: int, *static: Hashable) -> Callable:
+    def kernel(
+        self,
+        function: Callable,
+        n: int,
+        *static: Hashable,
+        fuse_from: int = numerics.FUSE_FROM,
+    ) -> Callable:
         """`numerics.fuse`, where this codec allows it: `function` of `static`, then of the rest."""
         if self.fusable:
-            return numerics.fuse(function, n, *static)
+            return numerics.fuse(function, n, *static, fuse_from=fuse_from)
         fuse = numerics.fuse_on_gpu if self.compiled_on_gpu else numerics.op_by_op
         return fuse(function, n, *static)
 

@@ -17,8 +17,8 @@ _SMALLEST_NORMAL = 2.0**-126
 _in_kernel = contextvars.ContextVar("in_kernel", default=False)
 
 
-def fuse(function: Callable, n: int, *static: Hashable) -> Callable:
-    """`function` as one XLA kernel if it works on `n` elements or more than `FUSE_FROM`.
+def fuse(function: Callable, n: int, *static: Hashable, fuse_from: int = FUSE_FROM) -> Callable:
+    """`function` as one XLA kernel if it works on `fuse_from` elements or more.
 
     Several passes over a large tensor become one. Small tensors run the same ops one by one. On a
     GPU all are compiled: there TensorFlow computes with int32 in the host's memory.
@@ -28,13 +28,14 @@ def fuse(function: Callable, n: int, *static: Hashable) -> Callable:
             only.
         n: Elements of the largest tensor it touches.
         *static: Its first arguments: codecs, layouts.
+        fuse_from: As many are worth a compile.
 
     Returns:
         A function of the other arguments.
     """
 
     def fused(*args):
-        if n >= FUSE_FROM or any(on_gpu(x) for x in args if isinstance(x, tf.Tensor)):
+        if n >= fuse_from or any(on_gpu(x) for x in args if isinstance(x, tf.Tensor)):
             return _compiled(function, static)(*args)
         return function(*static, *args)
 

@@ -10,6 +10,9 @@ import numpy as np
 import tensorflow as tf
 
 MIN_SHARD_BYTES = 4 << 20  # of the default partitioner: variables of twice this size are split
+# Elements from which on a piece is by itself: below, a transfer, a variable or a bucket of its own
+# costs more than a copy.
+ALONE_FROM = 1 << 16
 
 
 @dataclasses.dataclass(frozen=True)

@@ -3,10 +3,11 @@
 down   total, version, length of each message | messages of large weights | the rest, float32
 up                                             messages of large gradients | the rest, float32
 
-The rest: small and rank <= 1 tensors, then the moving statistics of layers. So one step takes one
-transfer per server and direction, however many layers there are. Where a `Format` says so, long
-tensors that no codec shortens travel beside it, each alone: nobody copies them into a row, and
-they go while others are still computed.
+A message is that of a bucket: of all large tensors but the longest, which have one each. The rest:
+small and rank <= 1 tensors, then the moving statistics of layers. So one step takes one transfer
+per server and direction, however many layers there are. Where a `Format` says so, long tensors that
+no codec shortens travel beside it, each alone: nobody copies them into a row, and they go while
+others are still computed.
 """
 
 from __future__ import annotations
@@ -20,28 +21,25 @@ from typing import NamedTuple
 import tensorflow as tf
 
 from tfqcomm import compressors
-from tfqcomm.aggregators import vectors
-from tfqcomm.aggregators.vectors import split_words
 from tfqcomm.compressors.base import Compressor
-from tfqcomm.compressors.identity import Identity
 from tfqcomm.kernels import wire
+from tfqcomm.parameter_server import buckets
+from tfqcomm.parameter_server.buckets import Bucket
 from tfqcomm.parameter_server.partition import Piece
 from tfqcomm.parameter_server.sparse_weights import SparseWeights
 from tfqcomm.step.options import ExchangeOptions
-
-ALONE_FROM = 1 << 16  # elements; below that a transfer of its own costs more than a copy
 
 
 class Way(NamedTuple):
     """How the pieces of a server travel in one direction.
 
     Attributes:
-        encoded: each as a message of its own, one behind the other.
+        encoded: a message for each bucket, one behind the other.
         rest: as numbers, behind these.
         alone: as they are, in a transfer each.
     """
 
-    encoded: list[Piece]
+    encoded: list[Bucket]
     rest: list[Piece]
     alone: list[Piece]
 
@@ -74,28 +72,32 @@ class Format:
     @functools.cached_property
     def up(self) -> Way:
         """What is pushed."""
-        return self._way(self.options.one_compressor.lossless)
+        return self._way(self.options.one_compressor)
 
     @functools.cached_property
     def down(self) -> Way:
         """What is pulled."""
-        return self._way(isinstance(self.weight_codec, Identity))
+        return self._way(self.weight_codec)
 
-    def _way(self, dense: bool) -> Way:
-        way = Way([], [], [])
+    def _way(self, codec: Compressor | SparseWeights) -> Way:
+        """A codec that leaves numbers as they are is not asked: it would copy them."""
+        way, encoded = Way([], [], []), []
+        numbers = isinstance(codec, Compressor) and codec.lossless
         for piece in self.pieces:
-            large = self.options.reaches(piece.shape, piece.size)
-            if self.alone_from and piece.size >= self.alone_from and (dense or not large):
-                way.alone.append(piece)
+            if not numbers and piece.size and self.options.reaches(piece.shape, piece.size):
+                encoded.append(piece)
             else:
-                (way.encoded if large else way.rest).append(piece)
-        return way
+                long = self.alone_from and piece.size >= self.alone_from
+                (way.alone if long else way.rest).append(piece)
+        if isinstance(codec, SparseWeights):  # a message's length follows the data
+            return way._replace(encoded=[buckets.alone(piece) for piece in encoded])
+        return way._replace(encoded=buckets.in_buckets(encoded, codec))
 
     @property
     def push_lengths(self) -> list[int]:
         """Words of each part of the vector that is pushed."""
         codec = self.options.one_compressor
-        return [*(codec.num_words(p.size) for p in self.up.encoded), self._rest(self.up)]
+        return [*(codec.bucket_words(b.layout) for b in self.up.encoded), self._rest(self.up)]
 
     @property
     def push_words(self) -> int:
@@ -105,15 +107,13 @@ class Format:
     @property
     def most_pull_words(self) -> int:
         """Words of the vector that is pulled, at most."""
-        codec = self.weight_codec
-        count = codec.most_words if isinstance(codec, SparseWeights) else codec.num_words
-        encoded = self.down.encoded
-        return 2 + len(encoded) + sum(count(p.size) for p in encoded) + self._rest(self.down)
+        messages = [self._most_words(bucket) for bucket in self.down.encoded]
+        return 2 + len(messages) + sum(messages) + self._rest(self.down)
 
     @property
     def pulls_alike(self) -> bool:
         """Whether all pulls have the same number of words."""
-        return not (self.large and isinstance(self.weight_codec, SparseWeights))
+        return not (self.down.encoded and isinstance(self.weight_codec, SparseWeights))
 
     @property
     def dense_words(self) -> int:
@@ -133,8 +133,8 @@ class Format:
         """
         seed = tf.cast(version, tf.int32)
         parts = [
-            self._encode(tf.reshape(values[p], [-1]), tf.stack([_crc(p.name), seed]))
-            for p in self.down.encoded
+            self._encode(bucket, bucket.pack(values), tf.stack([_crc(bucket.name), seed]))
+            for bucket in self.down.encoded
         ]
         lengths = [tf.size(part) for part in parts]
         parts.append(pack_rest(self.down, values, statistics))
@@ -145,27 +145,33 @@ class Format:
     def unpack_weights(self, words) -> tuple[dict[Piece, tf.Tensor], tf.Tensor, tf.Tensor]:
         """Inverse of `pack_weights`: tensors in the pieces' shapes, statistics and version."""
         start = 2 + len(self.down.encoded)
-        values = {}
-        for index, piece in enumerate(self.down.encoded):
+        values: dict[Piece, tf.Tensor] = {}
+        for index, bucket in enumerate(self.down.encoded):
             stop = start + words[2 + index]
-            part = words[start:stop]
-            values[piece] = tf.reshape(self._decode(part, piece.size), piece.shape)
+            values |= bucket.unpack(self._decode(bucket, words[start:stop]))
             start = stop
         rest = tf.ensure_shape(words[start:], [self._rest(self.down)])
         dense, statistics = unpack_rest(self.down, wire.words_to_floats(rest))
         return values | dense, statistics, words[1]
 
-    def _encode(self, vector, seed) -> tf.Tensor:
+    def _most_words(self, bucket) -> int:
         codec = self.weight_codec
         if isinstance(codec, SparseWeights):
-            return codec.encode(vector, seed)
-        return vectors.encode(codec, vector, seed)
+            return codec.most_words(bucket.size)
+        return codec.bucket_words(bucket.layout)
 
-    def _decode(self, words, size) -> tf.Tensor:
+    def _encode(self, bucket, x, seed) -> tf.Tensor:
         codec = self.weight_codec
         if isinstance(codec, SparseWeights):
-            return codec.decode(words, size)
-        return vectors.decode(codec, tf.ensure_shape(words, [codec.num_words(size)]), size)
+            return codec.encode(x, seed)
+        return buckets.encode(codec, bucket, x, seed)
+
+    def _decode(self, bucket, words) -> tf.Tensor:
+        codec = self.weight_codec
+        if isinstance(codec, SparseWeights):
+            return codec.decode(words, bucket.size)
+        words = tf.ensure_shape(words, [self._most_words(bucket)])
+        return buckets.decode(codec, bucket, words)
 
 
 def pack_rest(way: Way, values: dict[Piece, tf.Tensor], statistics) -> tf.Tensor:
@@ -177,7 +183,7 @@ def pack_rest(way: Way, values: dict[Piece, tf.Tensor], statistics) -> tf.Tensor
 def unpack_rest(way: Way, floats) -> tuple[dict[Piece, tf.Tensor], tf.Tensor]:
     """Inverse of `pack_rest`, after `wire.words_to_floats`."""
     sizes = [p.size for p in way.rest]
-    flat, statistics = split_words(floats[: sum(sizes)], sizes), floats[sum(sizes) :]
+    *flat, statistics = tf.split(floats, [*sizes, floats.shape[0] - sum(sizes)])
     return {p: tf.reshape(v, p.shape) for p, v in zip(way.rest, flat, strict=True)}, statistics
 
 
@@ -202,14 +208,7 @@ def _crc(text: str) -> int:
     return zlib.crc32(text.encode()) & 0x7FFFFFFF
 
 
-def gradient_seeds(pieces: Sequence[Piece], options: ExchangeOptions, worker: int) -> list[int]:
-    """One number for each of all large pieces: the first half of a stochastic codec's seed.
-
-    A tensor in one piece draws what it would draw in an all-reduce.
-    """
+def gradient_seeds(buckets: Sequence[Bucket], options: ExchangeOptions, worker: int) -> list[int]:
+    """One number for each of all buckets: the first half of a stochastic codec's seed."""
     sender = "all" if options.one_compressor.linear else f"worker{worker}"
-    place = {v: i for i, v in enumerate(dict.fromkeys(p.variable for p in pieces))}
-    return [
-        _crc(f"{options.seed}/{place[p.variable]}/{sender}" + (f"/{p.start}" if p.start else ""))
-        for p in pieces
-    ]
+    return [_crc(f"{options.seed}/{bucket.name}/{sender}") for bucket in buckets]

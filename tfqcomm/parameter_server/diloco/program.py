@@ -110,10 +110,11 @@ class DiLoCoProgram:
             format = server.formats[fragment]
             own = {p: tf.cast(weights[p.variable].read_value(), tf.float32) for p in format.pieces}
             values = {p: anchors[p.variable].read_value() - own[p] for p in format.pieces}
-            firsts = gradient_seeds(format.large, format.options, worker=0)
+            encoded = format.up.encoded
+            firsts = gradient_seeds(encoded, format.options, worker=0)
             seeds = {
-                p: tf.stack([first ^ (sender * 0x5BD1E995), number])
-                for p, first in zip(format.large, firsts, strict=True)
+                bucket: tf.stack([first ^ (sender * 0x5BD1E995), number])
+                for bucket, first in zip(encoded, firsts, strict=True)
             }
             words = pack(format, values, seeds)
             server.keep(words, inbox)

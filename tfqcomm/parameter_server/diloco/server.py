@@ -13,10 +13,9 @@ from collections.abc import Collection, Sequence
 import numpy as np
 import tensorflow as tf
 
-from tfqcomm.aggregators import vectors
-from tfqcomm.aggregators.vectors import split_words
 from tfqcomm.kernels import wire
 from tfqcomm.optimizers.local.global_weights import outer_step
+from tfqcomm.parameter_server.buckets import Bucket, decode, encode
 from tfqcomm.parameter_server.cluster import Errand, Graphs, on
 from tfqcomm.parameter_server.diloco.merge import merged
 from tfqcomm.parameter_server.partition import Piece
@@ -109,7 +108,7 @@ class DiLoCoServer:
         with tf.device(self.device):
             flat = [tf.reshape(self.weights[p].read_value(), [-1]) for p in pieces]
             vector = tf.concat(flat, 0)
-        parts = split_words(vector, [p.size for p in pieces])
+        parts = tf.split(vector, [p.size for p in pieces])
         return {p: tf.reshape(part, p.shape) for p, part in zip(pieces, parts, strict=True)}
 
     def _merge(self, weights, fragment):
@@ -134,27 +133,26 @@ class DiLoCoServer:
         return tf.cond(finite, move, lambda: tf.constant(False))
 
 
-def pack(format: Format, values: dict[Piece, tf.Tensor], seeds: dict[Piece, tf.Tensor]):
+def pack(format: Format, values: dict[Piece, tf.Tensor], seeds: dict[Bucket, tf.Tensor]):
     """The words of an answer: int32[sum of `push_lengths`].
 
     Args:
         values: float32 differences.
-        seeds: int32[2] of each large piece, for stochastic codecs.
+        seeds: int32[2] of each bucket, for stochastic codecs.
     """
-    codec = format.options.one_compressor
-    large = [vectors.encode(codec, tf.reshape(values[p], [-1]), seeds[p]) for p in format.large]
-    return tf.concat([*large, pack_rest(format.up, values, tf.zeros([0]))], 0)
+    codec, way = format.options.one_compressor, format.up
+    messages = [encode(codec, bucket, bucket.pack(values), seeds[bucket]) for bucket in way.encoded]
+    return tf.concat([*messages, pack_rest(way, values, tf.zeros([0]))], 0)
 
 
 def unpack(format: Format, words: tf.Tensor) -> dict[Piece, tf.Tensor]:
     """Inverse of `pack`, as far as the codec has one."""
     codec = format.options.one_compressor
-    *large, rest = split_words(words, format.push_lengths)
+    *messages, rest = tf.split(words, format.push_lengths)
     values, _ = unpack_rest(format.up, wire.words_to_floats(rest))
-    return values | {
-        p: tf.reshape(vectors.decode(codec, part, p.size), p.shape)
-        for p, part in zip(format.large, large, strict=True)
-    }
+    for bucket, message in zip(format.up.encoded, messages, strict=True):
+        values |= bucket.unpack(decode(codec, bucket, message))
+    return values
 
 
 def _variable(value) -> tf.Variable:

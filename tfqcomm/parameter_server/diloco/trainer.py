@@ -237,8 +237,8 @@ class DiLoCoTrainer(BaseTrainer):
         codecs: dict[int, str] = {}
         for format in (format for server in servers for format in server.formats):
             codec = str(format.options.one_compressor)
-            codecs |= {p.variable: codec for p in format.large}
             codecs |= {p.variable: "float32" for p in format.up.rest}
+            codecs |= {p.variable: codec for p in format.large}
         return [
             Route(v.path, tuple(v.shape), "asked for, merged, taken", codecs[place])
             for place, v in enumerate(self.model.trainable_variables)

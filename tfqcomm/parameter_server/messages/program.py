@@ -17,7 +17,7 @@ from collections.abc import Sequence
 import keras
 import tensorflow as tf
 
-from tfqcomm.aggregators.vectors import encode_with_feedback
+from tfqcomm.parameter_server.buckets import Bucket, encode_with_feedback
 from tfqcomm.parameter_server.cluster import Graphs
 from tfqcomm.parameter_server.embeddings import Lookups, Table
 from tfqcomm.parameter_server.gradients import all_finite, clip, dense, norm_and_health
@@ -45,6 +45,7 @@ class Program:
 
     Attributes:
         ahead: how a worker keeps what it pulls for its next step; None if each step pulls its own.
+        buckets: of all servers, in which messages are encoded.
         layout: of a worker's memory.
         model_step: its forward and backward pass.
     """
@@ -71,17 +72,17 @@ class Program:
         self.lookups = Lookups(tables, [server.rows for server in servers])
         self.model_step = ModelStep(model, self.lookups)
         self.large = [p for p in pieces if p in {q for s in servers for q in s.format.large}]
+        self.buckets = [bucket for server in servers for bucket in server.format.up.encoded]
         self.layout = self._lay_out_memory()
         self.step = Graphs(self._step, kind_of=lambda iterator, *_: str(iterator.element_spec))
 
     def _lay_out_memory(self) -> MemoryLayout:
-        first_values: dict[tuple[Piece, str], float] = {}
-        keeps = self.options.error_feedback and not self.options.one_compressor.lossless
+        first_values: dict[tuple[Piece | Bucket, str], float] = {}
+        slots = dict(self.half.worker_slots) if self.half else {}
         for piece in self.pieces:
-            slots = dict(self.half.worker_slots) if self.half else {}
-            if keeps and piece in self.large:
-                slots["residual"] = 0.0
             first_values |= {(piece, name): value for name, value in slots.items()}
+        if self.options.error_feedback:
+            first_values |= {(bucket, "residual"): 0.0 for bucket in self.buckets}
         return MemoryLayout(first_values)
 
     def _step(self, iterator, sender, memory, local, metrics, inboxes, ahead, seeds, flags, scale):
@@ -96,7 +97,7 @@ class Program:
             metrics: variable, the states of all metrics in a row, float64.
             inboxes: of the worker on each server; none where the servers take a step now.
             ahead: what was pulled ahead, in the step before; nothing where a step pulls its own.
-            seeds: int32[large pieces], of stochastic codecs.
+            seeds: int32[buckets], of stochastic codecs.
             flags: two bool scalars: the servers have taken the last message from their inboxes;
                 the metrics begin anew.
             scale: float32 scalar, of the loss.
@@ -176,7 +177,7 @@ class Program:
         return [
             tf.concat(
                 [
-                    *(parts[piece] for piece in server.format.up.encoded),
+                    *(parts[bucket] for bucket in server.format.up.encoded),
                     pack_rest(server.format.up, messages, part),
                     rows,
                 ],
@@ -218,25 +219,24 @@ class Program:
         return messages, state
 
     def _encode(self, messages, state, memory, seeds, version):
-        """The words of all large pieces, and the memory with what they have left out."""
+        """The words of all buckets, and the memory with what they have left out."""
         parts, state = {}, dict(state)
-        alone = {piece for server in self.servers for piece in server.format.up.alone}
-        for index, piece in enumerate(self.large):
-            if piece in alone:
-                continue
-            parts[piece], left_out = encode_with_feedback(
-                self.options.compressor,
-                tf.reshape(messages[piece], [-1]),
-                self.layout.slot(memory, (piece, "residual")),
+        for index, bucket in enumerate(self.buckets):
+            parts[bucket], left_out = encode_with_feedback(
+                self.options.one_compressor,
+                bucket,
+                bucket.pack(messages),
+                self.layout.slot(memory, (bucket, "residual")),
                 tf.stack([seeds[index], version]),
             )
             if left_out is None:
                 continue
-            state[piece, "residual"] = left_out
+            state[bucket, "residual"] = left_out
             if self.half is not None:
-                slots = {name: state[piece, name] for name in self.half.worker_slots}
-                sent = self.half.worker_sent(slots, tf.reshape(left_out, piece.shape))
-                state |= {(piece, name): value for name, value in sent.items()}
+                for piece, rest in bucket.unpack(left_out).items():
+                    slots = {name: state[piece, name] for name in self.half.worker_slots}
+                    sent = self.half.worker_sent(slots, rest)
+                    state |= {(piece, name): value for name, value in sent.items()}
         return parts, state
 
 

@@ -19,8 +19,8 @@ import numpy as np
 import tensorflow as tf
 
 from tfqcomm import _tf_private
-from tfqcomm.aggregators.vectors import decode_mean, mean_of, split_words
-from tfqcomm.compressors.identity import Identity
+from tfqcomm.kernels import wire
+from tfqcomm.parameter_server.buckets import decode_mean, mean_of
 from tfqcomm.parameter_server.cluster import Errand, Graphs, on
 from tfqcomm.parameter_server.embeddings import ServerRows
 from tfqcomm.parameter_server.optimizers import server_optimizer, server_variable, slots_of
@@ -225,14 +225,11 @@ class Server:
             alone: of each piece that travelled so the float32 tensors of all workers.
         """
         way = self.format.up
-        *messages, rest = split_words(words, self.format.push_lengths)
-        compressor = self.format.options.compressor
-        means = {
-            piece: tf.reshape(decode_mean(compressor, message, piece.size), piece.shape)
-            for piece, message in zip(way.encoded, messages, strict=True)
-        }
-        dense, statistics = unpack_rest(way, decode_mean(Identity(), rest, rest.shape[-1]))
-        means |= dense
+        *messages, rest = tf.split(words, self.format.push_lengths, axis=1)
+        codec, rest = self.format.options.one_compressor, wire.words_to_floats(rest)
+        means, statistics = unpack_rest(way, mean_of(tf.unstack(rest)))
+        for bucket, message in zip(way.encoded, messages, strict=True):
+            means |= bucket.unpack(decode_mean(codec, bucket, message))
         means |= {p: mean_of(values) for p, values in zip(way.alone, alone, strict=True)}
         share = self._share
         return [

@@ -25,8 +25,8 @@ from tfqcomm.parameter_server.messages.program import Program
 from tfqcomm.parameter_server.messages.synchronous import Synchronous
 from tfqcomm.parameter_server.messages.table_files import TableFiles
 from tfqcomm.parameter_server.messages.worker import Worker
-from tfqcomm.parameter_server.partition import Piece, partition
-from tfqcomm.parameter_server.payload import ALONE_FROM, Format, weight_codec
+from tfqcomm.parameter_server.partition import ALONE_FROM, Piece, partition
+from tfqcomm.parameter_server.payload import Format, weight_codec
 from tfqcomm.state.traffic import Route
 
 MODES = ("sync", "async")

@@ -41,7 +41,7 @@ class Worker(BaseWorker):
 
     def start(self) -> None:
         program, layout = self._program, self._program.layout
-        seeds = gradient_seeds(program.large, program.options, self.index)
+        seeds = gradient_seeds(program.buckets, program.options, self.index)
         self._inboxes = [server.inboxes[self.index] for server in program.servers if server.inboxes]
         with on(self.device):
             memories = 2 if self._inboxes else 1
