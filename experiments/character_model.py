@@ -84,6 +84,7 @@ SETTINGS = [  # recorded in results.json
     flags.DEFINE_integer("limit_examples", None, "Only the first windows of both splits.", 1),
     flags.DEFINE_integer("seed", 0, "Of the weights and the data's order.", 0),
     flags.DEFINE_float("inner_rate", None, "Learning rate; default: that of each method.", 0.0),
+    flags.DEFINE_bool("cosine", False, "Whether it falls to zero, along a cosine."),
 ]
 flags.DEFINE_list("methods", "adam,diloco,sparse_loco", f"Of {', '.join(METHODS)}.")
 flags.DEFINE_string("out", "runs/characters", "Directory for results.json and test_loss.png.")
@@ -129,6 +130,12 @@ def load() -> data.Dataset:
     return dataset.first(FLAGS.limit_examples) if FLAGS.limit_examples else dataset
 
 
+def inner(rate: float) -> keras.optimizers.Optimizer:
+    """Adam with the learning rate that the flags say."""
+    schedule = keras.optimizers.schedules.CosineDecay(rate, FLAGS.steps)
+    return keras.optimizers.Adam(schedule if FLAGS.cosine else rate)
+
+
 def run(method: Method, devices: Sequence[str], dataset: data.Dataset) -> dict:
     """Trains with a method; returns what results.json says of it."""
     rate = method.rate if FLAGS.inner_rate is None else FLAGS.inner_rate
@@ -138,7 +145,7 @@ def run(method: Method, devices: Sequence[str], dataset: data.Dataset) -> dict:
         strategy = training.mirrored_strategy(devices)
     model = training.compiled(
         functools.partial(models.character_cnn, CHARACTERS),
-        lambda: method.optimizer(keras.optimizers.Adam(rate), FLAGS.every),
+        lambda: method.optimizer(inner(rate), FLAGS.every),
         strategy,
         FLAGS.seed,
     )
