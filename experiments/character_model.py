@@ -11,9 +11,12 @@ itself exchanges gradients in every step.
 
 SparseLoCo's paper (arXiv 2508.15706) has it below DiLoCo's loss, for H from 15 to 250 at 512M
 parameters. Asked for here: a loss of at most DiLoCo's for at most 1/50 of its bytes per exchange,
-with 224,256 parameters. Each method has an inner learning rate of its own, the best of three or
-more with seed 0; `--inner_rate` sets another. `--methods` also knows SparseLoCo and DiLoCo with one
-thing changed.
+with 224,256 parameters. Measured, seed 0: 50.4 times fewer bytes; 1.57 nats against 1.48 with H =
+15, 1.86 against 1.50 with H = 50. 2 to 4 minutes a method on one shared core.
+
+DiLoCo and SparseLoCo have the best inner rates of those tried with seed 0 and H = 15, Adam has
+DiLoCo's; `--inner_rate` sets another.
+`--methods` also knows DiLoCo and SparseLoCo with one thing changed.
 """
 
 from __future__ import annotations
@@ -78,7 +81,7 @@ FLAGS = flags.FLAGS
 SETTINGS = [  # recorded in results.json
     flags.DEFINE_integer("workers", 8, "Logical devices.", 2),
     flags.DEFINE_integer("every", 15, "Steps between two exchanges of local methods.", 1),
-    flags.DEFINE_integer("steps", 1200, "In all, a multiple of --look.", 1),
+    flags.DEFINE_integer("steps", 900, "In all, a multiple of --look.", 1),
     flags.DEFINE_integer("look", 300, "Steps between two tests, a multiple of --every.", 1),
     flags.DEFINE_integer("batch", 2, "Windows per step and worker.", 1),
     flags.DEFINE_integer("limit_examples", None, "Only the first windows of both splits.", 1),
