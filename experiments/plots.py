@@ -66,6 +66,26 @@ def plot_frontier(path: str, runs: Mapping[str, Sequence[Mapping[str, float]]], 
     _save(figure, path, title)
 
 
+def plot_test_loss(
+    path: str, runs: Mapping[str, Sequence[Mapping[str, float]]], title: str
+) -> None:
+    """Plots the test loss against what one worker has sent.
+
+    Args:
+        path: of the PNG file.
+        runs: for each method's name its records, as `training.train` returns them.
+        title: of the figure.
+    """
+    figure = Figure(figsize=(7, 4.2))
+    axes = figure.subplots()
+    for name, epochs in runs.items():
+        total = np.cumsum([epoch["bytes_sent"] for epoch in epochs]) / 1e6
+        axes.plot(total, [epoch["test_loss"] for epoch in epochs], marker="o", label=name)
+    axes.set(xlabel="bytes sent by one worker [MB]", ylabel="test loss", xscale="log")
+    axes.legend(fontsize="small")
+    _save(figure, path, title)
+
+
 def plot_speedup(path: str, runs: Sequence[Mapping[str, float]], title: str) -> None:
     """Plots iterations to the target loss against the number of workers, and linear speed-up.
 

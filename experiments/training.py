@@ -75,7 +75,7 @@ def is_chief(strategy: tf.distribute.Strategy) -> bool:
 
 
 class Scorer:
-    """Mean loss and accuracy on fixed examples, without dropout.
+    """Mean loss and accuracy on fixed examples, without dropout; of texts, over all positions.
 
     They are computed from this process' own copy of the weights: nothing is sent, and no example is
     left out or counted twice, whatever the number of replicas.
@@ -90,7 +90,7 @@ class Scorer:
             return tf.reduce_sum(losses), tf.reduce_sum(tf.cast(hits, tf.float32))
 
         self._sums = sums
-        self._count = len(x)
+        self._count = y.size
         self._batches = [
             (tf.constant(x[i : i + batch]), tf.constant(y[i : i + batch]))
             for i in range(0, len(x), batch)

@@ -1,5 +1,6 @@
 """Networks of the papers and of the examples, in plain Keras."""
 
+from models.character_cnn import character_cnn
 from models.comp_ams_cifar_cnn import comp_ams_cifar_cnn
 from models.comp_ams_imdb_lstm import comp_ams_imdb_lstm
 from models.comp_ams_mnist_cnn import comp_ams_mnist_cnn
@@ -13,6 +14,7 @@ from models.softmax_regression import softmax_regression
 from models.vgg16_bn import vgg16_bn
 
 __all__ = [
+    "character_cnn",
     "comp_ams_cifar_cnn",
     "comp_ams_imdb_lstm",
     "comp_ams_mnist_cnn",

@@ -231,6 +231,36 @@ def test_a_comparison_that_succeeds_looks_like_one(tmp_path):
     assert lines[-1].startswith("Wrote report.md, ")
 
 
+@pytest.mark.slow
+def test_character_model(tmp_path):
+    """Both send what their formulas say, and what is sent reaches the weights."""
+    printed = run(
+        "experiments.character_model",
+        "--workers=4",
+        "--every=5",
+        "--steps=40",
+        "--look=20",
+        "--limit_examples=400",
+        f"--out={tmp_path}",
+    )
+    runs = json.loads((tmp_path / "results.json").read_text())["runs"]
+    assert [*runs] == ["adam", "diloco", "sparse_loco"]
+    n = 224_256
+    assert [found["exchanges"] for found in runs.values()] == [40, 8, 8]
+    for name in ("adam", "diloco"):
+        assert runs[name]["bytes_per_exchange"] == pytest.approx(2 * 3 / 4 * 4 * n, rel=1e-3)
+    kept = n // 64  # positions in 8 bits, levels in 2; a table of 4 floats for each of 4 matrices
+    message = 10 * kept / 8 + 4 * 16
+    assert runs["sparse_loco"]["bytes_per_exchange"] == pytest.approx(3 * message, rel=0.01)
+    for name, found in runs.items():
+        first, last = found["epochs"]
+        assert last["test_loss"] < first["test_loss"] < 4.5, name  # log(96) is 4.56
+        assert last["test_accuracy"] > 0.15, name
+    assert re.search(r"scikit-learn [\d.]+: \d,\d{3},\d{3} characters", printed)
+    assert "| sparse_loco |" in printed
+    assert (tmp_path / "test_loss.png").stat().st_size > 10_000
+
+
 def leader_sgd(out: pathlib.Path, *arguments: str) -> dict:
     """Runs Leader SGD and returns the runs of its results."""
     run("experiments.leader_sgd", f"--out={out}", *arguments)

@@ -11,6 +11,7 @@ import tensorflow as tf
 import models
 
 COUNTS = {  # of trained parameters
+    "character_cnn": 96 * 32 + 8 * 32 * 256 + 2 * 256 * 256 + 256 * 96,
     "comp_ams_cifar_cnn": 541_094,  # COMP-AMS, Section 5
     "comp_ams_imdb_lstm": 2000 * 32 + 4 * (32 + 64 + 1) * 64 + 65 * 64 + 65 * 2,
     "comp_ams_mnist_cnn": 21_840,  # COMP-AMS, Section 5
@@ -36,7 +37,9 @@ def test_parameter_count(name):
     model = build()
     assert sum(math.prod(v.shape) for v in model.trainable_variables) == COUNTS[name]
     assert re.search(rf"\b{COUNTS[name]:,} parameters", build.__doc__)
-    assert model.output_shape == (None, 2 if name in TWO_CLASSES else 10)
+    texts = (None, None, 96)
+    classes = (None, 2 if name in TWO_CLASSES else 10)
+    assert model.output_shape == (texts if name == "character_cnn" else classes)
 
 
 @pytest.mark.parametrize("name", models.__all__)
@@ -112,3 +115,12 @@ def test_lstm_embeds_with_a_dense_gradient():
     gradient = tape.gradient(loss, model.trainable_variables[0].value)
     assert isinstance(gradient, tf.Tensor) and gradient.shape == (2000, 32)
     assert np.flatnonzero(np.any(gradient, axis=1)).tolist() == [3]
+
+
+def test_character_cnn_sees_the_last_16_characters_and_none_to_come():
+    model = models.character_cnn()
+    texts = np.random.default_rng(0).integers(0, 96, [1, 40]).astype(np.int32)
+    changed = texts.copy()
+    changed[0, 20] = (texts[0, 20] + 1) % 96
+    differs = np.any(model(texts).numpy() != model(changed).numpy(), axis=-1)[0]
+    assert np.flatnonzero(differs).tolist() == [*range(20, 36)]
