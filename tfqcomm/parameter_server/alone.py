@@ -5,7 +5,7 @@ from __future__ import annotations
 import abc
 import functools
 import weakref
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 
 import keras
 import numpy as np
@@ -77,6 +77,22 @@ class Pace:
         """Before a step: that of the schedule, if there is one."""
         if self._rate_at is not None:
             worker.learning_rate = self._rate_at(self._fleet.applied // len(self._fleet.workers))
+
+
+def pass_rate_on(
+    optimizer: keras.optimizers.Optimizer, workers: Iterable[LocalWorker]
+) -> float | None:
+    """Gives workers the learning rate that a callback may have set.
+
+    Returns:
+        It; None with a schedule: that each worker follows at its own `Pace`, in its own thread.
+    """
+    if not isinstance(optimizer.learning_rate, keras.Variable):
+        return None
+    rate = float(optimizer.learning_rate)
+    for worker in workers:
+        worker.learning_rate = rate
+    return rate
 
 
 class MeanStates(abc.ABC):

@@ -10,7 +10,7 @@ import keras
 import numpy as np
 
 from tfqcomm import _tf_private
-from tfqcomm.parameter_server.alone import MeanStates, each
+from tfqcomm.parameter_server.alone import MeanStates, each, pass_rate_on
 from tfqcomm.parameter_server.diloco.rounds import Rounds
 from tfqcomm.parameter_server.diloco.server import DiLoCoServer
 from tfqcomm.parameter_server.diloco.worker import DiLoCoWorker
@@ -71,13 +71,8 @@ class GlobalCopy:
         self._optimizer.inner.iterations.assign(self._optimizer.iterations)
 
     def send_learning_rate(self, last: float | None) -> float | None:
-        """Passes on what a callback may have set; None with a schedule, which learners follow."""
-        if not isinstance(self._optimizer.learning_rate, keras.Variable):
-            return None
-        rate = float(self._optimizer.learning_rate)
-        for worker in self._fleet.workers:
-            worker.learning_rate = rate
-        return rate
+        """Passes on what a callback may have set."""
+        return pass_rate_on(self._optimizer, self._fleet.workers)
 
     def load(self, weights: Mapping[int, np.ndarray], momenta: Mapping[int, np.ndarray]) -> None:
         """Gives the chief what was saved, to be sent; by variable."""

@@ -8,7 +8,7 @@ import keras
 import numpy as np
 
 from tfqcomm import _tf_private
-from tfqcomm.parameter_server.alone import MeanStates, each
+from tfqcomm.parameter_server.alone import MeanStates, each, pass_rate_on
 from tfqcomm.parameter_server.flat import assign_flat, flat_values
 from tfqcomm.parameter_server.fleet import Fleet
 from tfqcomm.parameter_server.leader.worker import LeaderWorker
@@ -47,12 +47,9 @@ class ChiefAverage:
                 variable.assign(variable.constraint(variable))
         assign_flat(self._statistics, moving)
 
-    def send_learning_rate(self, last: float | None) -> float:
+    def send_learning_rate(self, last: float | None) -> float | None:
         """Passes on what a callback may have set."""
-        rate = float(self._optimizer.learning_rate)
-        for worker in self._fleet.workers:
-            worker.learning_rate = rate
-        return rate
+        return pass_rate_on(self._optimizer, self._fleet.workers)
 
 
 class Momenta(MeanStates):
