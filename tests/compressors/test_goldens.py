@@ -35,8 +35,9 @@ BLOCKS[[1, 65535, 65536, 131071, 131072]] = 1, -2, 3, -4, 5
 # Adds up to 14 without rounding, whatever the order of additions.
 EVEN = np.float32([0.5, -1.5, 0.0, -0.0, 3.0, -9.0, 0.0])
 
-# A matrix of rank one, [1 2 2]^T [3 4 0], row by row.
-RANK_ONE = np.float32([3, 4, 0, 6, 8, 0, 6, 8, 0])
+# A matrix of rank one, [1 2 2]^T [3 4 -2], row by row. No column of zeros: a product of matrices
+# gives 0.0 for it or -0.0, as the processor adds.
+RANK_ONE = np.float32([3, 4, -2, 6, 8, -4, 6, 8, -4])
 
 SMALL_SEED = 0x1_23456789  # low word first
 
@@ -105,12 +106,12 @@ GOLDENS = [  # compressor, input, seed, payload
     # Means -7/2 (one of three is -0.0) and 7/8; those of the blocks, -3/4, -9, 1/4, 3/2.
     (TwoMeans(), EVEN, 0, "c0600000 3f600000 54000000"),
     (TwoMeans(block=4), EVEN, 0, "bf400000 c1100000 3e800000 3fc00000 54000000"),
-    # Scale 8; -1/3, -2/3, -2/3, of length 1; -3 [3 4 0] / 8, that is -9/8, -12/8, 0.
+    # Scale 8; -1/3, -2/3, -2/3, of length 1; -3 [3 4 -2] / 8, that is -9/8, -12/8, 6/8.
     (
         PowerSGD(1),
         RANK_ONE,
         SMALL_SEED,
-        "41000000 beaaaaab bf2aaaab bf2aaaab bf900000 bfc00000 00000000",
+        "41000000 beaaaaab bf2aaaab bf2aaaab bf900000 bfc00000 3f400000",
     ),
     # Two factors of four columns would be longer.
     (PowerSGD(4), EVEN, 0, "3f000000 bfc00000 00000000 80000000 40400000 c1100000 00000000"),
