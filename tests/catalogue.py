@@ -280,12 +280,13 @@ def _slow(case: CompressorCase) -> CompressorCase:
 COMPRESSORS = [
     CompressorCase(compressors.Identity(), words=lambda n: n, contraction=lambda n: 0.0),
     CompressorCase(compressors.Float16(), words=_halves, contraction=lambda n: 2.0**-22),
-    CompressorCase(compressors.BFloat16(), words=_halves, contraction=lambda n: 2.0**-16),
+    _slow(CompressorCase(compressors.BFloat16(), words=_halves, contraction=lambda n: 2.0**-16)),
     _top_k(0.01),
     _slow(_top_k(0.3)),
-    _top_k(1.0),
+    _slow(_top_k(1.0)),
     _slow(_top_k(0.01, "bfloat16")),
-    _top_k(0.01, "int8", idempotent=False),  # values that round to 0 make room for others
+    # Values that round to 0 make room for others.
+    _slow(_top_k(0.01, "int8", idempotent=False)),
     _top_k(0.3, "int4", idempotent=False),
     _top_k(0.01, "table2"),
     _top_k(0.05, "bfloat16", support="shared"),
@@ -295,7 +296,7 @@ COMPRESSORS = [
     _random_k(0.01),
     _slow(_random_k(1.0)),
     _random_k(0.3, scaled=True),
-    _block_sign(),
+    _slow(_block_sign()),
     _block_sign(1000),
     _ternary(2.5),
     _slow(_ternary(None)),
@@ -303,15 +304,15 @@ COMPRESSORS = [
     _qsgd(4, 512),
     _slow(_qsgd(2, 100)),
     _slow(_qsgd(8, None)),
-    _log_grid(0),
+    _slow(_log_grid(0)),
     _slow(_log_grid(1)),
     _log_grid(6),
     _uniform_grid(8, "absmax"),
     _slow(_uniform_grid(3, "absmax")),
-    _uniform_grid(8, "fixed"),
+    _slow(_uniform_grid(8, "fixed")),
     _slow(_uniform_grid(2, "fixed")),
     _threshold_quantizer("scaled"),
-    _threshold_quantizer("optimal"),
+    _slow(_threshold_quantizer("optimal")),
     _slow(_threshold_quantizer(0.25)),
     _block_int8(256),
     _slow(_block_int8(1000)),
@@ -350,9 +351,18 @@ def _fits(name: str, how: str) -> bool:
 SCHEDULES = _schedules()
 
 
-def over_compressors(*, only: Callable[[compressors.Compressor], bool] = lambda _: True):
-    """Decorator: runs a test once per catalogued compressor, as its argument `case`."""
-    return _over([case for case in COMPRESSORS if only(case.compressor)])
+def over_compressors(
+    *, only: Callable[[compressors.Compressor], bool] = lambda _: True, settings: bool = True
+):
+    """Decorator: runs a test once per catalogued compressor, as its argument `case`.
+
+    Args:
+        only: which ones.
+        settings: False for what does not depend on the settings of a compressor: then those that
+            run by default are all.
+    """
+    cases = [case for case in COMPRESSORS if settings or not case.slow]
+    return _over([case for case in cases if only(case.compressor)])
 
 
 @dataclasses.dataclass(frozen=True)
@@ -443,7 +453,7 @@ class OptimizerCase:
     name: str
     make: Callable[..., keras.optimizers.Optimizer]
     strategy_compressor: str | None = None
-    slow: bool = False
+    slow: bool = dataclasses.field(default=False, compare=False)
 
     def __str__(self) -> str:
         return self.name
@@ -508,9 +518,19 @@ OPTIMIZERS = [
 ]
 
 
-def over_optimizers():
-    """Decorator: runs a test once per catalogued optimizer, as its argument `case`."""
-    return _over(OPTIMIZERS)
+FEW = ("QAdam", "OneBitAdam", "Adam")  # of each kind one: a worker's half, a switch, Keras' own
+
+
+def over_optimizers(*, few: bool = False):
+    """Decorator: runs a test once per catalogued optimizer, as its argument `case`.
+
+    Args:
+        few: by default with one optimizer of each kind alone, for what is much the same with all.
+    """
+    cases = OPTIMIZERS
+    if few:
+        cases = [dataclasses.replace(case, slow=case.name not in FEW) for case in cases]
+    return _over(cases)
 
 
 def _over(cases):

@@ -20,16 +20,15 @@ PARAMETERS = 785 * 64 + 65 * 64 + 65 * 10
 
 def test_figures(tmp_path):
     out = tmp_path / "parameter_server.json"
-    flags = ["--networks=loopback,50mbit", "--methods=tensorflow,async_dense,async_quantized"]
+    flags = ["--networks=loopback,50mbit", "--methods=tensorflow,async_quantized"]
     done = subprocess.run(
         [*COMMAND, *flags, f"--out={out}"], cwd=ROOT, capture_output=True, text=True, timeout=500
     )
     assert done.returncode == 0, done.stderr
     rows = {(r["network"], r["method"]): r for r in json.loads(out.read_text())["rows"]}
-    assert len(rows) == 6
-    for method in ("tensorflow", "async_dense"):  # once down and once up
-        assert rows["loopback", method]["bytes"] == pytest.approx(8 * PARAMETERS, rel=0.1)
-    dense, quantized = (rows["loopback", f"async_{name}"] for name in ("dense", "quantized"))
+    assert len(rows) == 4
+    dense, quantized = (rows["loopback", name] for name in ("tensorflow", "async_quantized"))
+    assert dense["bytes"] == pytest.approx(8 * PARAMETERS, rel=0.1)  # once down and once up
     assert quantized["bytes"] < dense["bytes"] / 4
     assert dense["parameters"] == PARAMETERS
     theirs, ours = (rows["50mbit", name] for name in ("tensorflow", "async_quantized"))
@@ -37,7 +36,7 @@ def test_figures(tmp_path):
     assert theirs["bytes"] is None and theirs["ratio"] == 1
     assert out.with_suffix(".png").read_bytes().startswith(b"\x89PNG")
     lines = [line for line in done.stdout.splitlines() if line.startswith("|")]
-    assert len(lines) == 2 + 6
+    assert len(lines) == 2 + 4
     assert all(line.count("|") == 7 for line in lines)
 
 

@@ -130,6 +130,7 @@ def test_validation_and_the_end_of_an_epoch_see_the_average(optimizer, world):
             np.testing.assert_array_equal(a, b)
 
 
+@pytest.mark.slow
 def test_looking_does_not_change_the_training():
     results = []
     for callbacks in ([], [AverageReplicas()]):

@@ -179,10 +179,10 @@ def test_a_partial_file_alone_is_ignored(tmp_path, strategy):
 @pytest.mark.parametrize(
     "before, after",
     [
-        ((2, "all_gather"), (1, "all_gather")),
+        pytest.param((2, "all_gather"), (1, "all_gather"), marks=pytest.mark.slow),
         ((2, "all_gather"), (4, "two_phase")),
         pytest.param((4, "two_phase"), (2, "all_gather"), marks=pytest.mark.slow),
-        ((2, "two_phase"), (3, "two_phase")),
+        pytest.param((2, "two_phase"), (3, "two_phase"), marks=pytest.mark.slow),
     ],
 )
 def test_debt_is_conserved_on_other_numbers_of_replicas(tmp_path, strategy, before, after):

@@ -1,6 +1,7 @@
 """The laws every compressor obeys, each one test over the catalogue."""
 
 import dataclasses
+import functools
 import itertools
 from typing import ClassVar
 
@@ -13,7 +14,7 @@ from tfqcomm import compressors
 from tfqcomm.kernels import numerics, wire
 from tfqcomm.step import ExchangeOptions
 
-SIZES = (0, 1, 2, 31, 32, 33, 1000, 65535, 65536, 65537, 100003)
+SIZES = (0, 1, 2, 31, 32, 33, 1000, 65535, 65536, 65537)
 TENSORS = {  # name -> float32[n]; none has an infinity or NaN
     "normal": lambda n: np.random.default_rng(n).normal(size=n),
     "zeros": lambda n: np.zeros(n),
@@ -34,6 +35,20 @@ def tensor(name, n):
 
 def round_trip(compressor, x, seed=0):
     return compressor.decode(compressor.encode(x, seed), len(x)).numpy()
+
+
+@functools.cache
+def rounds(compressor, n):
+    """A function of float32[n] and seeds: what arrives with each, float32[seeds, n]."""
+
+    def round_trip_with(x, seed):
+        return compressor.decode(compressor.encode(x, tf.stack([seed, 0])), n)
+
+    @tf.function(autograph=False)
+    def of_all(x, seeds):
+        return tf.map_fn(lambda seed: round_trip_with(x, seed), seeds, tf.float32)
+
+    return of_all
 
 
 def squared(x):
@@ -76,7 +91,8 @@ def test_contraction_in_expectation(case):
     assert case.in_expectation == (case.variance is None)
     for name, n in itertools.product(("normal", "mostly zeros", "constant"), (1, 2, 31, 1000)):
         x = tensor(name, n)
-        errors = [squared(round_trip(case.compressor, x, seed) - x) for seed in range(200)]
+        received = rounds(case.compressor, n)(x, tf.range(200)).numpy()
+        errors = [squared(one - x) for one in received]
         standard_error = np.std(errors) / np.sqrt(len(errors))
         excess = np.mean(errors) - (case.contraction or case.variance)(n) * squared(x)
         if case.in_expectation and name == "normal":
@@ -89,11 +105,10 @@ def test_unbiased(case):
     """The mean error over seeds, seen from twenty random directions, vanishes."""
     for name, n in itertools.product(("normal", "mostly zeros", "constant"), (1, 2, 33, 1000)):
         x = tensor(name, n)
-        seeds = range(400)
-        errors = np.stack([round_trip(case.compressor, x, seed) - x for seed in seeds])
+        errors = rounds(case.compressor, n)(x, tf.range(400)).numpy() - x
         directions = np.random.default_rng(n).normal(size=[n, 20])
         seen = errors.astype(np.float64) @ directions
-        standard_error = seen.std(axis=0) / np.sqrt(len(seeds))
+        standard_error = seen.std(axis=0) / np.sqrt(len(seen))
         # The last term: probabilities are multiples of 2^-16, and sums are float32.
         slack = 2.0**-16 * np.abs(x).max() * np.abs(directions).sum(axis=0)
         assert (abs(seen.mean(axis=0)) <= 5 * standard_error + slack).all(), (name, n)
@@ -129,7 +144,7 @@ def test_decoded_vectors_are_fixed_points(case):
 @over_compressors()
 def test_non_finite_input_does_not_crash(case):
     """The aggregator skips such steps; a codec has only to get through."""
-    for bad, n in itertools.product((np.nan, -np.nan, np.inf, -np.inf), (1, 33, 40000, 65537)):
+    for bad, n in itertools.product((np.nan, -np.nan, np.inf, -np.inf), (1, 33, 65535, 65537)):
         one, every = tensor("normal", n), np.full(n, bad, np.float32)
         one[n // 2] = bad
         for x in (one, every):
@@ -139,7 +154,7 @@ def test_non_finite_input_does_not_crash(case):
 @over_compressors(only=lambda c: c.deterministic)
 def test_non_finite_input_stays_visible(case):
     for bad in (np.nan, np.inf, -np.inf):
-        x = tensor("normal", 70000)
+        x = tensor("normal", 65537)
         x[12345] = bad
         assert not np.isfinite(round_trip(case.compressor, x)).all(), bad
 
@@ -204,7 +219,7 @@ def test_error_feedback_does_not_diverge(case):
     assert norms.max() <= bound + 1e-6 * largest
 
 
-@over_compressors()
+@over_compressors(settings=False)
 def test_without_feedback_messages_are_unbiased_where_scaling_makes_them_so(case):
     codec = ExchangeOptions(case.compressor, error_feedback=False).codec
     if isinstance(case.compressor, compressors.RandomK):
@@ -213,7 +228,7 @@ def test_without_feedback_messages_are_unbiased_where_scaling_makes_them_so(case
         assert codec == case.compressor
 
 
-@over_compressors()
+@over_compressors(settings=False)
 def test_same_seed_same_words(case):
     x = tensor("normal", 1000)
     words = case.compressor.encode(x, 11).numpy()
@@ -223,7 +238,7 @@ def test_same_seed_same_words(case):
     assert (words == other).all() == case.compressor.deterministic
 
 
-@over_compressors()
+@over_compressors(settings=False)
 def test_seeds_of_any_size(case):
     x = tensor("normal", 100)
     for seed in (-1, 2**31, 2**63 + 5, np.int64(-(2**40))):
@@ -232,7 +247,7 @@ def test_seeds_of_any_size(case):
 
 @over_compressors()
 def test_words_and_length_are_all_a_receiver_needs(case):
-    x = tensor("normal", 70000)
+    x = tensor("normal", 65537)
     words = case.compressor.encode(x, 5).numpy()
     receiver = compressors.deserialize(compressors.serialize(case.compressor))
     np.testing.assert_array_equal(
@@ -276,7 +291,7 @@ def test_large_tensors_are_fused_to_the_same_result(case, monkeypatch):
     np.testing.assert_allclose(fused, plain, rtol=1e-5)
 
 
-@over_compressors()
+@over_compressors(settings=False)
 def test_inside_functions_and_branches(case):
     x = tensor("normal", 1000)
     expected = round_trip(case.compressor, x, seed=4)
@@ -293,7 +308,7 @@ def test_inside_functions_and_branches(case):
     np.testing.assert_array_equal(step(x, seed, tf.constant(False)), -expected)
 
 
-@over_compressors()
+@over_compressors(settings=False)
 def test_replicas_agree_with_a_single_process(case, mirrored_strategy):
     check_replicas(mirrored_strategy(2), case.compressor, n=1000)
 
@@ -324,7 +339,7 @@ def check_replicas(strategy, codec, n):
         np.testing.assert_array_equal(decoded[rank], codec.decode(alone, n))
 
 
-@over_compressors()
+@over_compressors(settings=False)
 def test_other_floats_are_cast(case):
     for dtype in ("float16", "bfloat16", "float64"):
         x = tf.cast(tensor("normal", 100), dtype)
@@ -373,7 +388,7 @@ def test_a_broken_codec_is_reported_where_it_breaks():
         Short().encode(tf.zeros([5]))
 
 
-@over_compressors()
+@over_compressors(settings=False)
 def test_argument_errors(case):
     codec = case.compressor
     with pytest.raises(ValueError, match="Argument `x` must be a vector .* Received: x with sh"):

@@ -108,17 +108,10 @@ def test_a_worker_whose_script_ends_is_named_to_those_who_wait():
 
 
 @pytest.mark.multi_process
-def test_a_long_run_keeps_its_threads_and_its_memory():
-    for found in run_workers(functions.many_steps, args={"steps": 600}, timeout=200):
-        assert abs(found["threads"]) <= 5
-        assert found["kilobytes a step"] < 3  # a new key alone would be 2 for each collective
-        assert found["collectives a step"] == 2  # with five metrics; one is the payload
-
-
-@pytest.mark.multi_process
 @pytest.mark.slow
 @pytest.mark.timeout(900)
 def test_thousands_of_steps_keep_their_threads_and_their_memory():
     for found in run_workers(functions.many_steps, args={"steps": 8000}, timeout=800):
         assert abs(found["threads"]) <= 5
-        assert found["kilobytes a step"] < 1
+        assert found["kilobytes a step"] < 1  # a new key alone would be 2 for each collective
+        assert found["collectives a step"] == 2  # with five metrics; one is the payload

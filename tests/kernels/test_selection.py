@@ -1,5 +1,7 @@
 """The largest entries of each segment, against a stable sort of each."""
 
+import functools
+
 import numpy as np
 import pytest
 import tensorflow as tf
@@ -111,9 +113,15 @@ def test_the_graph_has_the_same_size_for_any_number_of_segments():
     assert ops([1000] * 2) == ops([1000] * 200) == ops([100, 1900] * 100)
 
 
+@functools.cache
+def largest_of_any_number():
+    """Traced once for all patterns."""
+    return tf.function(selection.largest_of_any_number)
+
+
 @pytest.mark.parametrize("name", PATTERNS)
 def test_a_number_that_is_known_at_run_time(name):
-    select = tf.function(selection.largest_of_any_number)
+    select = largest_of_any_number()
     for n in (1, 7, 1000, 40_009):
         x = PATTERNS[name](n).astype(np.float32)
         for k in {1, -(-n // 100), -(-n // 4), n}:

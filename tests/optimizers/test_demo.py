@@ -129,6 +129,7 @@ def compiled():
     return model
 
 
+@pytest.mark.slow
 def test_a_run_that_was_interrupted_goes_on_to_the_bit(tmp_path):
     """The momenta are residuals, and a backup has them."""
     x = np.random.default_rng(0).normal(size=[96, 6]).astype("float32")

@@ -319,6 +319,7 @@ def test_a_run_that_was_interrupted_goes_on_to_the_bit(fragments, tmp_path):
         np.testing.assert_array_equal(ledger_of(again.optimizer).state()[name], value, name)
 
 
+@pytest.mark.slow
 def test_every_slot_is_kept_also_under_a_schedule_which_is_no_variable():
     found = []
     for rate in (0.02, keras.optimizers.schedules.CosineDecay(0.02, 100)):
@@ -455,6 +456,7 @@ def test_average_replicas_shows_the_global_weights(world):
     assert not np.array_equal(watcher.at_the_end[0][0], weights[0])
 
 
+@pytest.mark.slow
 def test_looking_does_not_change_the_training():
     results = []
     for callbacks in ([], [AverageReplicas()]):

@@ -265,6 +265,7 @@ def test_a_run_that_was_interrupted_goes_on_to_the_bit(warm_up, tmp_path):
             np.testing.assert_array_equal(a, b)
 
 
+@pytest.mark.slow
 def test_a_saved_model_does_not_warm_up_again(tmp_path):
     model = compiled(world=1, warm_up="auto", beta_2=0.5)
     fit(model, 2)

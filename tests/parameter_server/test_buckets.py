@@ -69,8 +69,14 @@ def test_a_bucket_says_what_its_pieces_would(case):
             np.testing.assert_allclose(value, tf.reshape(alone, piece.shape), rtol=1e-6)
 
 
-@ALL_CODECS
-@pytest.mark.parametrize("shapes", [SHAPES, COMPILED, [(LONG,)]], ids=["short", "many", "long"])
+@pytest.mark.parametrize(
+    ("case", "shapes"),
+    slow_unless(  # those that come together are most of a model
+        lambda case, shapes: not case.slow and shapes == COMPILED,
+        [(case, shapes) for case in CASES for shapes in (SHAPES, COMPILED, [(LONG,)])],
+    ),
+    ids=str,
+)
 def test_what_is_sent_and_what_is_left_out_are_all_there_was(case, shapes):
     codec, seed = case.compressor, tf.constant([3, 4])
     pieces = pieces_of(shapes)
