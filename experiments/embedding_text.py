@@ -31,12 +31,14 @@ RUNS = {
     "dense": {"embedding_rows_from": None},
     "rows": {"embedding_rows_from": 1},
     "int8": {"embedding_rows_from": 1, "row_codec": "int8"},
+    "feedback": {"embedding_rows_from": 1, "row_codec": "int8", "row_feedback": "all"},
+    "slots": {"embedding_rows_from": 1, "row_codec": "int8", "row_feedback": 4096},
 }
 
 FLAGS = flags.FLAGS
 SETTINGS = [  # recorded in results.json
     flags.DEFINE_enum("dataset", "sentences", ["sentences", "imdb_reviews"], "Data set."),
-    flags.DEFINE_list("runs", list(RUNS), "Their names."),
+    flags.DEFINE_list("runs", ["dense", "rows", "int8"], f"Of {', '.join(RUNS)}."),
     flags.DEFINE_enum("optimizer", "adam", ["adam", "adagrad"], "Of all weights."),
     flags.DEFINE_float("learning_rate", 3e-3, "Its step size.", 0.0),
     flags.DEFINE_float("beta_1", 0.9, "Decay of Adam's first moment.", 0.0, 1.0),
