@@ -25,7 +25,8 @@ class Worker:
         self.kept = self.feedback.make(waiting)
         several = [tf.TensorSpec([None], tf.int64), tf.TensorSpec([None, WIDTH])]
         flags = [tf.TensorSpec([], tf.bool)] * 2
-        self.step = tf.function(self._step, [*several, *flags], autograph=False)
+        step = tf.function(self._step, [*several, *flags], autograph=False)
+        self.step = step.get_concrete_function()
 
     def push(self, rows, accepted=True, taken=True):
         """Rows by id, all entries of one alike, as a float each; returns what is sent likewise."""
