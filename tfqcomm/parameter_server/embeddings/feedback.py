@@ -104,7 +104,7 @@ class RowFeedback:
         return sums
 
     def left_out(self, pushed: Pushed, sent: Pushed) -> LeftOut:
-        """What rows are owed from now on, if the servers take this message.
+        """What encoding has left out of rows: they are owed it, if the servers take this message.
 
         Args:
             pushed: as `add` returns it.
@@ -114,8 +114,7 @@ class RowFeedback:
         for table in self._tables:
             ids = [_ids(part, pushed[part][0]) for part in table.parts]
             rows = [pushed[part][1] - sent[part][1] for part in table.parts]
-            slots = self.slots[table.variable]
-            found[table.variable] = _one_a_slot(tf.concat(ids, 0), tf.concat(rows, 0), slots)
+            found[table.variable] = tf.concat(ids, 0), tf.concat(rows, 0)
         return found
 
     def remember(self, kept: Kept, left_out: LeftOut, taken) -> None:
@@ -125,10 +124,11 @@ class RowFeedback:
             taken: bool scalar, that they have.
         """
         for table, (owners, rows, *pending) in zip(self._tables, kept, strict=True):
+            message = _one_a_slot(*left_out[table.variable], self.slots[table.variable])
             if pending:
-                _assign(pending, left_out[table.variable])
+                _assign(pending, message)
             else:
-                _write(owners, rows, left_out[table.variable], taken)
+                _write(owners, rows, message, taken)
 
 
 def _nobody(slots: int) -> tf.Tensor:

@@ -6,7 +6,8 @@
 One graph serves all workers: what differs between them, variables and data, is an argument. What a
 worker has computed counts once the servers have taken its message. Where its graph ends with their
 steps, it knows; where messages wait in inboxes, it keeps its memory twice: until the next step what
-it has computed is pending, and is forgotten if they have not. So is what it owes to rows.
+it has computed is pending, and is forgotten if they have not. What it owes to rows it keeps once,
+and what the last message left out is pending likewise.
 """
 
 from __future__ import annotations
