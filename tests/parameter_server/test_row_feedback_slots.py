@@ -108,7 +108,7 @@ def test_where_messages_wait_a_slot_changes_when_the_message_was_accepted():
 def test_forgets_also_what_is_pending(waiting):
     worker = Worker(4, waiting)
     for _ in range(2):
-        worker.push({3: 0.5})
+        worker.push({3: 0.25})
     assert worker.owed
     worker.feedback.forget(worker.kept)
     assert worker.owed == {}
