@@ -166,3 +166,52 @@ def table_after_each_step(name: str, table, ids, targets) -> list[np.ndarray]:
             state[slot][rows] = value
         tables.append(table.copy())
     return tables
+
+
+# ------------------------------------------------------------------- SGD with a residual per row
+
+
+def coded(codec: str, rows) -> np.ndarray:
+    """What arrives of float32 rows."""
+    if codec == "bfloat16":
+        bits = rows.view(np.uint32)
+        even = (bits >> 16) & 1
+        return ((bits + 0x7FFF + even) & np.uint32(0xFFFF0000)).view(np.float32)
+    scale = np.abs(rows).max(1, keepdims=True)
+    levels = np.round(np.float32(127) * (rows / np.where(scale == 0, np.inf, scale)))
+    return scale * (levels.astype(np.float32) / np.float32(127))
+
+
+def tables_with_feedback(table, ids, targets, codec: str, slots, rate: float):
+    """As `table_after_each_step`, by SGD on encoded rows; and what each worker owes which id.
+
+    Rounds in which somebody's gradient is not finite do not count. All numbers are float32: what
+    is rounded then is the same to the bit.
+
+    Args:
+        slots: of each worker; "all": as many as rows; None: no feedback.
+    """
+    workers, tables = range(ids.shape[1]), []
+    count = len(table) if slots in ("all", None) else slots
+    owed: list[dict[int, tuple[int, np.ndarray]]] = [{} for _ in workers]  # slot -> id, row
+    for ids_of_step, targets_of_step in zip(ids, targets, strict=True):
+        total, after = np.zeros_like(table), []
+        for own_ids, target, mine in zip(ids_of_step, targets_of_step, owed, strict=True):
+            pushed = np.zeros_like(table)
+            pulled = coded(codec, table)
+            np.add.at(pushed, own_ids, 2 * (pulled[own_ids] - target) / np.float32(target.size))
+            for row, value in mine.values():
+                if row in own_ids and slots is not None:
+                    pushed[row] += value
+            sent = coded(codec, pushed)
+            total += sent
+            changed = {
+                row % count: (int(row), pushed[row] - sent[row])
+                for row in sorted(np.unique(own_ids), reverse=True)  # the smallest id stays
+            }
+            after.append(mine | changed)
+        if np.isfinite(total).all():
+            table = table - np.float32(rate) * (total / np.float32(len(workers)))
+            owed = after
+        tables.append(table)
+    return tables, [dict(mine.values()) for mine in owed]

@@ -57,6 +57,22 @@ class StepOfItsOwn(optimizers.CompAMS):
         ),
         ({"min_size": -1}, r"`min_size` must be a non-negative integer."),
         (
+            {"row_codec": "int8", "row_feedback": 0},
+            r"`row_feedback` must be 'all', None or a positive integer.*row_feedback=0",
+        ),
+        (
+            {"row_codec": "int8", "row_feedback": True},
+            r"`row_feedback` must be 'all', None or a positive integer.*row_feedback=True",
+        ),
+        (
+            {"row_codec": "int8", "row_feedback": "auto"},
+            r"`row_feedback` must be 'all', None or a positive integer.*row_feedback='auto'",
+        ),
+        (
+            {"row_feedback": "all"},
+            r"`row_feedback` must be None with row_codec='float32', which leaves nothing out",
+        ),
+        (
             {"weight_compressor": "zip"},
             r"`weight_compressor` must be None, `SparseWeights\(\)`.*weight_compressor='zip'",
         ),

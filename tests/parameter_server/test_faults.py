@@ -110,14 +110,17 @@ def test_no_row_counts_a_message_twice_of_workers_that_are_killed(mode):
         faults=kills,
     )
     share = 1.0 if mode == "sync" else 0.5
-    first, second = result["rows"][:5], result["rows"][5:]
-    assert first == [-share * result["taken"][0]] * 5  # each server: one step, one change of each
-    assert second == [-share * result["taken"][1]] * 5
+    for server, rows in enumerate((result["rows"][:5], result["rows"][5:])):
+        moved = share * result["taken"][server]
+        assert (rows[:, 0] == -moved).all()  # each server: one step, one change of each
+        # Of the others 8e-4 is left out of a message: it counts, but for what is owed in the end,
+        # and was when a worker was killed.
+        np.testing.assert_allclose(rows[:, 1], -0.3 * moved, atol=(2 + kills) / 254)
     assert abs(result["taken"][1] - result["taken"][0]) <= (kills if mode == "async" else 0)
     assert result["iterations"] == result["taken"][0]
     messages = sum(worker["messages"] for worker in result["workers"])
     pushed = sum(worker["bytes_pushed"] for worker in result["workers"])
-    rows = 10 * 3 * 4  # of a message: each is asked for, named and sent
+    rows = 10 * 4 * 4  # of a message: each is asked for, named and sent, in two words
     assert pushed >= messages * rows
     if mode == "async":
         assert messages == result["iterations"] == 40 * result["epochs"]

@@ -1,5 +1,6 @@
 """Embedding tables whose rows alone travel: a worker pulls and pushes those of its batch."""
 
+from tfqcomm.parameter_server.embeddings.feedback import RowFeedback, check_feedback
 from tfqcomm.parameter_server.embeddings.lookups import Lookups, naming_strange_ids
 from tfqcomm.parameter_server.embeddings.named import rows
 from tfqcomm.parameter_server.embeddings.payload import RowFormat
@@ -20,11 +21,13 @@ from tfqcomm.parameter_server.embeddings.tables import (
 __all__ = [
     "AUTO",
     "Lookups",
+    "RowFeedback",
     "RowFormat",
     "ServerRows",
     "Shard",
     "Stored",
     "Table",
+    "check_feedback",
     "check_rows_from",
     "elsewhere",
     "find_tables",

@@ -20,21 +20,23 @@ _LARGEST = 127
 class RowCodec:
     """A stateless codec of rows; unlike a `Compressor` it takes any number of them.
 
-    Without error feedback in either direction: a residual per row would be a table on every
-    worker, and what a rare row is owed would wait until it is looked up again. What it would buy
-    is measured in docs/parameter_servers.md: of 8 bits nothing.
+    Without error feedback on the way down; on the way up with it where `RowFeedback` is asked for,
+    by default without: a residual per row is a table on every worker, and what a rare row is owed
+    waits until it is looked up again. What it buys is measured in docs/parameter_servers.md.
 
     Attributes:
         name: what `row_codec` calls it.
         num_words: d -> w.
         encode: float32[r, d] -> int32[r, w].
         decode: int32[r, w] and d -> float32[r, d].
+        lossless: whether nothing is left out.
     """
 
     name: str
     num_words: Callable[[int], int]
     encode: Callable[[tf.Tensor], tf.Tensor]
     decode: Callable[[tf.Tensor, int], tf.Tensor]
+    lossless: bool = False
 
 
 def get(name: str) -> RowCodec:
@@ -88,7 +90,11 @@ _CODECS = {
     codec.name: codec
     for codec in (
         RowCodec(
-            "float32", lambda d: d, wire.floats_to_words, lambda w, d: wire.words_to_floats(w)
+            "float32",
+            lambda d: d,
+            wire.floats_to_words,
+            lambda w, d: wire.words_to_floats(w),
+            lossless=True,
         ),
         RowCodec("bfloat16", lambda d: -(-d // 2), _encode_bfloat16, _decode_bfloat16),
         RowCodec("int8", lambda d: 1 + -(-d // 4), _encode_int8, _decode_int8),

@@ -78,6 +78,13 @@ class Memories:
                     memory[place] = piece.cut(value).ravel()
             fleet.attempt(worker, lambda w=worker, m=memory: setattr(w, "memory", m))
 
+    def forget_rows(self) -> None:
+        """What rows are owed is in no backup, and would be of a later moment."""
+        fleet = self._fleet()
+        if fleet is not None:
+            for worker in fleet.workers:
+                fleet.attempt(worker, worker.forget_rows)
+
     def residual_norm(self) -> float:
         """Of the first worker's residuals, after its last message."""
         fleet = self._fleet()
@@ -111,8 +118,8 @@ def _warn_of_residuals(values: Mapping[tuple[str, int], np.ndarray], program: Pr
     ]
     if names:
         warnings.warn(
-            f"What compression has left out of {', '.join(names)} is dropped: rows travel without "
-            "error feedback. Give the trainer `embedding_rows_from=None` to go on with it.",
+            f"What compression has left out of {', '.join(names)} is dropped: rows do not take it "
+            "over. Give the trainer `embedding_rows_from=None` to go on with it.",
             stacklevel=2,
         )
 
@@ -133,7 +140,8 @@ class Residuals:
         return {str(variable): value.ravel() for (_, variable), value in mean.items()}
 
     def load_total(self, total: Mapping[str, np.ndarray]) -> None:
-        """Gives all workers a saved `total()`."""
+        """Gives all workers a saved `total()`; what they owe to rows is forgotten."""
+        self._memories.forget_rows()
         self._memories.load({("residual", int(key)): value for key, value in total.items()})
 
 

@@ -6,7 +6,8 @@
 One graph serves all workers: what differs between them, variables and data, is an argument. What a
 worker has computed counts once the servers have taken its message. Where its graph ends with their
 steps, it knows; where messages wait in inboxes, it keeps its memory twice: until the next step what
-it has computed is pending, and is forgotten if they have not.
+it has computed is pending, and is forgotten if they have not. What it owes to rows it keeps once,
+and what the last message left out is pending likewise.
 """
 
 from __future__ import annotations
@@ -19,7 +20,7 @@ import tensorflow as tf
 
 from tfqcomm.parameter_server.buckets import Bucket, encode_with_feedback
 from tfqcomm.parameter_server.cluster import Graphs
-from tfqcomm.parameter_server.embeddings import Lookups, Table
+from tfqcomm.parameter_server.embeddings import Lookups, RowFeedback, Table
 from tfqcomm.parameter_server.gradients import all_finite, clip, dense, norm_and_health
 from tfqcomm.parameter_server.loss_scale import LossScale
 from tfqcomm.parameter_server.messages.ahead import Ahead, words_of
@@ -42,12 +43,14 @@ class Program:
         loss_scale: by which losses are multiplied.
         workers: how many there are.
         pull_ahead: whether a step pulls what the next one computes with.
+        row_feedback: slots per table of what a worker owes to rows; see `RowFeedback`.
 
     Attributes:
         ahead: how a worker keeps what it pulls for its next step; None if each step pulls its own.
         buckets: of all servers, in which messages are encoded.
         layout: of a worker's memory.
         model_step: its forward and backward pass.
+        row_feedback: how a worker keeps what it owes to rows.
     """
 
     def __init__(
@@ -60,6 +63,7 @@ class Program:
         workers: int,
         *,
         pull_ahead: bool,
+        row_feedback: int | str | None,
     ):
         self.workers = workers
         self.optimizer = inner(model.optimizer)
@@ -70,6 +74,7 @@ class Program:
         self.options = servers[0].format.options
         self.half = worker_half(self.optimizer)
         self.lookups = Lookups(tables, [server.rows for server in servers])
+        self.row_feedback = RowFeedback(tables, row_feedback)
         self.model_step = ModelStep(model, self.lookups)
         self.large = [p for p in pieces if p in {q for s in servers for q in s.format.large}]
         self.buckets = [bucket for server in servers for bucket in server.format.up.encoded]
@@ -85,7 +90,9 @@ class Program:
             first_values |= {(bucket, "residual"): 0.0 for bucket in self.buckets}
         return MemoryLayout(first_values)
 
-    def _step(self, iterator, sender, memory, local, metrics, inboxes, ahead, seeds, flags, scale):
+    def _step(
+        self, iterator, sender, memory, owed, local, metrics, inboxes, ahead, seeds, flags, scale
+    ):
         """One step of one worker.
 
         Args:
@@ -93,6 +100,7 @@ class Program:
             sender: its index, int32, and a variable, int64: the number of its last message.
             memory: variables, as `layout` divides it: as of the last message that was accepted,
                 and, where there are inboxes, pending.
+            owed: to rows of tables, as `row_feedback` keeps it.
             local: variables of layers that are the worker's own, such as states of dropout.
             metrics: variable, the states of all metrics in a row, float64.
             inboxes: of the worker on each server; none where the servers take a step now.
@@ -126,18 +134,21 @@ class Program:
         messages, state = self._messages(gradients, base, version)
         parts, state = self._encode(messages, state, base, seeds, version)
         found = [*messages.values(), *(values for _, values in rows.values())]
+        row_words, left_out = self._encode_rows(rows, owed, accepted)
         residuals = [value for (_, name), value in state.items() if name == "residual"]
+        residuals += [values for _, values in left_out.values()]
         slots = [value for (_, name), value in state.items() if name != "residual"]
         norm, sound = norm_and_health(found)
-        owed, kept = norm_and_health(residuals)
+        residual_norm, kept = norm_and_health(residuals)
         healthy = tf.reduce_all([*finite, sound, kept, norm_and_health(slots)[1]])
-        row_words = [server.rows.format.pack(rows) for server in self.servers]
         words = self._words(messages, parts, moving - before, row_words)
         alone = [[messages[p] for p in server.format.up.alone] for server in self.servers]
         number, steps = self._push(words, alone, inboxes, sender, healthy)
         if self.ahead:
             self.ahead.keep(ahead, pulled)
-        _remember(memory, self.layout.join(state), steps)
+        taken = tf.reduce_any(tf.stack(steps) >= 0)
+        _remember(memory, self.layout.join(state), taken)
+        self.row_feedback.remember(owed, left_out, taken)
         asked, answered = self.lookups.words
         facts = [
             healthy,
@@ -145,7 +156,7 @@ class Program:
             answered + words_of(pulled),
             tf.add_n([asked, *(tf.size(words) for words in row_words)]),
             norm,
-            owed,
+            residual_norm,
             *tf.unstack(versions),
         ]
         facts = tf.stack([tf.cast(fact, tf.float64) for fact in facts])
@@ -169,6 +180,19 @@ class Program:
         for server in self.servers:
             pieces = server.format.pieces
             server.untouched = frozenset(p for p in pieces if not connected[p.variable])
+
+    def _encode_rows(self, rows, owed, accepted):
+        """For each server the words of its rows; and what they have left out, by table."""
+        self.row_feedback.settle(owed, accepted)
+        rows = self.row_feedback.add(owed, rows)
+        formats = [server.rows.format for server in self.servers]
+        words = [format.pack(rows) for format in formats]
+        if not self.row_feedback.slots:
+            return words, {}
+        sent = {}
+        for format, own in zip(formats, words, strict=True):
+            sent |= format.unpack(own)
+        return words, self.row_feedback.left_out(rows, sent)
 
     def _words(self, messages, parts, change, row_words) -> list[tf.Tensor]:
         """What each server gets; a change of statistics that is not finite is left out."""
@@ -251,12 +275,11 @@ def _settled(memory, accepted) -> list[tf.Tensor]:
     return base
 
 
-def _remember(memory, values, steps) -> None:
+def _remember(memory, values, taken) -> None:
     """At once where the servers took the message, or as pending where that is not known yet."""
     if len(memory) > 1:
         for pending, value in zip(memory[1], values, strict=True):
             pending.assign(value)
         return
-    taken = tf.reduce_any(tf.stack(steps) >= 0)
     for variable, value in zip(memory[0], values, strict=True):
         tf.cond(taken, functools.partial(variable.assign, value), variable.read_value)

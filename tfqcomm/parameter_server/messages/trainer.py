@@ -22,12 +22,12 @@ from tfqcomm.parameter_server.messages.asynchronous import (
 )
 from tfqcomm.parameter_server.messages.chief import ChiefCopy, make_servers
 from tfqcomm.parameter_server.messages.program import Program
+from tfqcomm.parameter_server.messages.routes import routes
 from tfqcomm.parameter_server.messages.synchronous import Synchronous
 from tfqcomm.parameter_server.messages.table_files import TableFiles
 from tfqcomm.parameter_server.messages.worker import Worker
-from tfqcomm.parameter_server.partition import ALONE_FROM, Piece, partition
+from tfqcomm.parameter_server.partition import ALONE_FROM, partition
 from tfqcomm.parameter_server.payload import Format, weight_codec
-from tfqcomm.state.traffic import Route
 
 MODES = ("sync", "async")
 
@@ -81,6 +81,10 @@ class Trainer(BaseTrainer):
             optimizer, regularizer and constraint allow it. `rows` names others.
         row_codec: how these rows travel, both ways: "float32", "bfloat16", or "int8" with a scale
             per row.
+        row_feedback: error feedback of rows that are pushed: what the codec leaves out of a row is
+            added when this worker pushes the row again. How many slots a worker keeps for that in
+            each table, of 4 bytes an element and 8 more: "all" for one per row; else a row has slot
+            id % slots, and what another row was owed there is dropped. None: no feedback.
         timeout_seconds: how long a worker or a parameter server that is waited for may answer
             nothing at all, as a stopped process or a frozen machine does, before that is an error
             that names it. A step may take longer: a task that computes still answers. None: for
@@ -105,8 +109,9 @@ class Trainer(BaseTrainer):
     Embeddings: a table is spread over all servers, in ranges of rows. A step changes the rows that
     its batches touch, and leaves others and what the optimizer keeps of them alone ("lazy"): SGD,
     Adagrad, Adam, AdamW, RMSprop, CompAMS, QAdam, QCMDAdagrad, QRDAAdagrad; others are refused.
-    Rows are encoded without error feedback: what is owed to a row would be a table on each worker,
-    and be paid when the row is touched again. QAdam's moments of rows live on the servers. In mode
+    Rows are encoded without error feedback unless `row_feedback` says so: what is owed to them
+    would be a table on each worker, and is paid when a row is touched again. It is in no backup,
+    and lost with its worker. QAdam's moments of rows live on the servers. In mode
     "async" rows are as new as the moment they are pulled. An id that a table does not have is a
     ValueError that names it. From its creation on such a table lives on the servers alone: what
     reads its variable in `model` fetches it, what assigns it sends it, and evaluation on the chief
@@ -152,6 +157,7 @@ class Trainer(BaseTrainer):
         variable_partitioner: Callable | None = None,
         embedding_rows_from: int | str | None = AUTO,
         row_codec: str = "float32",
+        row_feedback: int | str | None = None,
         timeout_seconds: float | None = 60.0,
     ):
         checks.one_of("mode", mode, MODES)
@@ -177,6 +183,8 @@ class Trainer(BaseTrainer):
         self._rows_from = embedding_rows_from
         self._made_there = embeddings.to_be_made(optimizer, embedding_rows_from)
         self._row_codec = codecs.get(row_codec)
+        embeddings.check_feedback(row_feedback, self._row_codec)
+        self._row_feedback = row_feedback
         self._mode = mode
         self._max_staleness = max_staleness
         self._pull_ahead = pull_ahead
@@ -243,8 +251,6 @@ class Trainer(BaseTrainer):
             {i: reason for i, reason in enumerate(reasons) if reason},
             {table.variable for table in tables},
         )
-        parts = [part for table in tables for part in table.parts]
-        everything = sorted([*pieces, *parts], key=lambda piece: (piece.variable, piece.start))
         options = optimizers.options_of(self.optimizer, 1, **self._arguments)
         large = sum(p.size for p in pieces if options.reaches(p.shape, p.size))
         options = optimizers.options_of(self.optimizer, large, **self._arguments)
@@ -260,15 +266,19 @@ class Trainer(BaseTrainer):
             inboxes=self._mode == "sync" or self._max_staleness is not None,
         )
         program = Program(
-            model, servers, pieces, tables, loss_scale, workers, pull_ahead=self._pull_ahead
+            model,
+            servers,
+            pieces,
+            tables,
+            loss_scale,
+            workers,
+            pull_ahead=self._pull_ahead,
+            row_feedback=self._row_feedback,
         )
         fleet = make_fleet(self._cluster, self._watch, Worker, program, servers, makers, loss_scale)
         memories = memory.Memories(fleet, program)
         meter = self._register(
-            [
-                Route(v.path, tuple(v.shape), *self._route(program, everything, index))
-                for index, v in enumerate(model.trainable_variables)
-            ],
+            routes(program),
             residuals=memory.Residuals(memories),
             worker_state=memory.WorkerState(memories),
         )
@@ -287,13 +297,3 @@ class Trainer(BaseTrainer):
         if self._max_staleness is None:
             return FreeRunning(self._fleet, Asynchronous(self._fleet))
         return FreeRunning(self._fleet, Bounded(self._fleet, self._max_staleness))
-
-    def _route(self, program: Program, pieces: list[Piece], variable: int) -> tuple[str, str]:
-        large = any(p.variable == variable for p in program.large)
-        servers = sorted({p.server for p in pieces if p.variable == variable})
-        where = f"parameter server {', '.join(map(str, servers))}"
-        if variable in program.lookups.tables:
-            return where, f"rows of each batch, {self._row_codec.name}"
-        if not large:
-            return where, "float32"
-        return where, f"pulled {self._weight_codec}, pushed {program.options.compressor}"

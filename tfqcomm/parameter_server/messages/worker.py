@@ -49,6 +49,7 @@ class Worker(BaseWorker):
                 [tf.Variable(part, trainable=False) for part in layout.divide(layout.initial)]
                 for _ in range(memories)
             ]
+            self._owed = program.row_feedback.make(waiting=bool(self._inboxes))
             self._seeds = tf.identity(tf.constant(seeds, tf.int32, [len(seeds)]))
             number = tf.Variable(np.int64(self.number), trainable=False)
             self._sender = tf.identity(tf.constant(self.index)), number
@@ -71,6 +72,7 @@ class Worker(BaseWorker):
                 self._iterator,
                 self._sender,
                 self._memory,
+                self._owed,
                 self._local,
                 self._metrics,
                 self._inboxes,
@@ -112,6 +114,11 @@ class Worker(BaseWorker):
     def accept(self) -> None:
         """The servers have taken the last message: what it left out is owed from now on."""
         self._accepted = True
+
+    def forget_rows(self) -> None:
+        """Owes nothing to rows any more."""
+        with self.busy, on(self.device):
+            self._program.row_feedback.forget(self._owed)
 
     @property
     def memory(self) -> np.ndarray:
