@@ -16,7 +16,7 @@ import keras
 import pytest
 import tensorflow as tf
 
-from tests import network
+from tests import network, rungs
 
 NUM_DEVICES = 4
 
@@ -25,6 +25,12 @@ tf.config.set_logical_device_configuration(
     tf.config.list_physical_devices("CPU")[0],
     [tf.config.LogicalDeviceConfiguration()] * NUM_DEVICES,
 )
+
+
+@pytest.hookimpl(tryfirst=True)  # before `-m` looks at the marks
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """The default run takes a third of the parameters of most tests."""
+    rungs.sample(items)
 
 
 def pytest_runtest_setup(item: pytest.Item) -> None:

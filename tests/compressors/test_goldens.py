@@ -132,6 +132,7 @@ def words_of(hexadecimal: str) -> np.ndarray:
     return np.array([int(word, 16) for word in hexadecimal.split()], np.uint32).view(np.int32)
 
 
+@pytest.mark.every
 @pytest.mark.parametrize(
     ("codec", "x", "seed", "payload"), GOLDENS, ids=lambda value: str(value)[:40]
 )

@@ -88,7 +88,7 @@ def test_messages_are_those_of_a_reference(rates):
 
 @pytest.mark.parametrize(
     "codec",
-    slow_unless(lambda c: c != "block_sign", ["block_sign", AdaptiveTopK(0.1), PowerSGD(2)]),
+    slow_unless(lambda c: c == PowerSGD(2), ["block_sign", AdaptiveTopK(0.1), PowerSGD(2)]),
     ids=str,
 )
 def test_every_kind_of_exchange_waits(codec):
