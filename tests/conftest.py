@@ -29,8 +29,9 @@ tf.config.set_logical_device_configuration(
 
 @pytest.hookimpl(tryfirst=True)  # before `-m` looks at the marks
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """The default run takes a third of the parameters of most tests."""
+    """By default a third of the parameters of most tests; in the slow run, groups."""
     rungs.sample(items)
+    rungs.group(items)
 
 
 def pytest_runtest_setup(item: pytest.Item) -> None:
