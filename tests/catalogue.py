@@ -453,7 +453,7 @@ class OptimizerCase:
     name: str
     make: Callable[..., keras.optimizers.Optimizer]
     strategy_compressor: str | None = None
-    slow: bool = dataclasses.field(default=False, compare=False)
+    slow: bool = False
 
     def __str__(self) -> str:
         return self.name
@@ -518,19 +518,9 @@ OPTIMIZERS = [
 ]
 
 
-FEW = ("QAdam", "OneBitAdam", "Adam")  # of each kind one: a worker's half, a switch, Keras' own
-
-
-def over_optimizers(*, few: bool = False):
-    """Decorator: runs a test once per catalogued optimizer, as its argument `case`.
-
-    Args:
-        few: by default with one optimizer of each kind alone, for what is much the same with all.
-    """
-    cases = OPTIMIZERS
-    if few:
-        cases = [dataclasses.replace(case, slow=case.name not in FEW) for case in cases]
-    return _over(cases)
+def over_optimizers():
+    """Decorator: runs a test once per catalogued optimizer, as its argument `case`."""
+    return _over(OPTIMIZERS)
 
 
 def _over(cases):

@@ -33,12 +33,12 @@ def sample(items: Sequence[pytest.Item]) -> None:
     catalogue meets some tests of its file. All run by default of a test that is marked `every`, and
     where there are no more than two that are not slow anyway.
     """
-    tests: dict[tuple[str, str], list[pytest.Item]] = {}
+    tests: dict[str, list[pytest.Item]] = {}
     for item in items:
         exempt = any(item.get_closest_marker(name) for name in ("slow", "network", "gpu", "every"))
         if item.path.parent.name in SAMPLED and not exempt:
-            tests.setdefault((str(item.path), item.name.split("[")[0]), []).append(item)
-    for (_, name), parameters in tests.items():
+            tests.setdefault(item.nodeid.split("[")[0], []).append(item)
+    for name, parameters in tests.items():
         if len(parameters) < STRIDE:
             continue
         for index, item in enumerate(parameters):

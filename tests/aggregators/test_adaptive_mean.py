@@ -7,7 +7,6 @@ import tensorflow as tf
 from tests.aggregators.processes import run_processes
 from tests.aggregators.runs import local_transport, random_messages
 from tests.catalogue import elias_fano
-from tests.rungs import slow_unless
 from tfqcomm.aggregators import AdaptiveMean
 from tfqcomm.aggregators.budget import Budget
 from tfqcomm.compressors import AdaptiveTopK
@@ -51,7 +50,7 @@ def largest(x, k):
     return np.where(np.isin(np.arange(len(x)), kept), x, np.float32(0))
 
 
-@pytest.mark.parametrize("world", slow_unless(lambda world: world == 3, [1, 2, 3]))
+@pytest.mark.parametrize("world", [1, 2, 3])
 @pytest.mark.parametrize("rule", ["fixed", "norm", "norm_ef", "threshold"])
 @pytest.mark.parametrize("error_feedback", [True, False])
 def test_mean_is_that_of_a_numpy_loop(world, rule, error_feedback):

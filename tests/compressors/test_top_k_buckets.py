@@ -6,7 +6,6 @@ import tensorflow as tf
 
 from tests.catalogue import elias_fano, kept
 from tests.compressors.test_top_k import rng
-from tests.rungs import slow_unless
 from tfqcomm.aggregators import error_feedback
 from tfqcomm.compressors import TopK
 from tfqcomm.kernels import kept_values, numerics
@@ -16,7 +15,6 @@ SEED = tf.constant([1, 2])
 SIZES = (5000, 1, 64, 70_001, 3, 512, 2047)
 LARGE = (numerics.FUSE_FROM, 33, 70_001, 1, 4096)  # kernels are fused
 VALUE_DTYPES = tuple(kept_values.FORMATS)
-SOME_DTYPES = ("float32", "int4")
 
 
 def bucket_of(sizes, seed=0):
@@ -43,13 +41,8 @@ def payloads(codec, layout, world):
     return tf.stack(words), [codec.decode_bucket(w, layout).numpy() for w in words]
 
 
-@pytest.mark.parametrize(
-    ("value_dtype", "sizes"),
-    slow_unless(
-        lambda value_dtype, sizes: sizes == SIZES or value_dtype in SOME_DTYPES,
-        [(value_dtype, sizes) for value_dtype in VALUE_DTYPES for sizes in (SIZES, LARGE)],
-    ),
-)
+@pytest.mark.parametrize("value_dtype", VALUE_DTYPES)
+@pytest.mark.parametrize("sizes", [SIZES, LARGE], ids=["small", "large"])
 def test_a_bucket_decodes_to_what_its_tensors_do(value_dtype, sizes):
     codec, layout = TopK(0.01, value_dtype=value_dtype), Layout(sizes)
     x = bucket_of(sizes)
@@ -178,9 +171,7 @@ def test_the_graph_has_the_same_size_for_any_number_of_tensors(value_dtype):
     assert ops((20_000,) * 2) == ops((200,) * 200)  # as many elements, and as many kept
 
 
-@pytest.mark.parametrize(
-    "value_dtype", slow_unless(lambda value_dtype: value_dtype in SOME_DTYPES, VALUE_DTYPES)
-)
+@pytest.mark.parametrize("value_dtype", VALUE_DTYPES)
 def test_one_kernel_for_a_gpu_makes_the_same_words(value_dtype, monkeypatch):
     """Run on the CPU by XLA: so workers with and without a GPU understand each other."""
     codec, layout = TopK(0.01, value_dtype=value_dtype), Layout(SIZES)

@@ -6,7 +6,6 @@ import pytest
 import tensorflow as tf
 
 from tests.replicas import assert_replicas_equal, compressing, copies, plain
-from tests.rungs import slow_unless
 from tfqcomm.optimizers import CompAMS
 from tfqcomm.state import moving_statistics as statistics
 from tfqcomm.state.ledger import ledger_of
@@ -42,7 +41,7 @@ def moving(batches, world):
     return means.mean(axis=0), variances.mean(axis=0)
 
 
-@pytest.mark.parametrize("world", slow_unless(lambda world: world == 3, [2, 3]))
+@pytest.mark.parametrize("world", [2, 3])
 @pytest.mark.parametrize("optimizer", [CompAMS, keras.optimizers.SGD])
 def test_statistics_are_the_average_of_independent_ones(world, optimizer):
     strategy = plain(world) if optimizer is CompAMS else compressing(world, "top_k")

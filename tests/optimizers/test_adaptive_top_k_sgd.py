@@ -7,7 +7,6 @@ import pytest
 from tests.catalogue import elias_fano
 from tests.optimizers.reference import AdaptiveTopKReference
 from tests.replicas import apply_gradients, assert_replicas_equal, build, plain, random_gradients
-from tests.rungs import slow_unless
 from tfqcomm.optimizers import AdaptiveTopKSGD
 from tfqcomm.state.ledger import ledger_of
 
@@ -64,7 +63,7 @@ MOMENTUM = {
 }
 
 
-@pytest.mark.parametrize("world", slow_unless(lambda world: world == 3, [1, 3]))
+@pytest.mark.parametrize("world", [1, 3])
 @pytest.mark.parametrize(
     ("rule", "momentum"),
     [("fixed", "heavy ball"), ("norm", "heavy ball"), ("norm", "nesterov"), ("norm_ef", "none")],
@@ -142,10 +141,7 @@ def test_three_steps_of_momentum_correction_by_hand():
 
 @pytest.mark.parametrize(
     ("rule", "momentum"),
-    slow_unless(
-        lambda rule, _: rule in ("norm", "threshold"),
-        [("fixed", "none"), ("norm", "heavy ball"), ("norm_ef", "nesterov"), ("threshold", "none")],
-    ),
+    [("fixed", "none"), ("norm", "heavy ball"), ("norm_ef", "nesterov"), ("threshold", "none")],
 )
 def test_with_all_entries_it_is_dense_sgd_to_the_bit(rule, momentum):
     gradients, options = gradients_of(30, 2), MOMENTUM[momentum]

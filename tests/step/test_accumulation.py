@@ -14,7 +14,6 @@ from tests.replicas import (
     plain,
     random_gradients,
 )
-from tests.rungs import slow_unless
 from tests.step.error_feedback_reference import means_of_messages, sgd
 from tfqcomm.callbacks import BackupAndRestore
 from tfqcomm.compressors import AdaptiveTopK, PowerSGD, TopK
@@ -52,9 +51,7 @@ def run(optimizer, gradients, compressor="identity", **options):
     return strategy, optimizer, variables, history
 
 
-@pytest.mark.parametrize(
-    "name", slow_unless(lambda name: name in ("SGD", "QAdam", "OneBitAdam"), [*OPTIMIZERS])
-)
+@pytest.mark.parametrize("name", OPTIMIZERS)
 def test_steps_are_those_of_larger_batches(name, monkeypatch):
     gradients = random_gradients(EXCHANGES * BATCHES, 2, SHAPES)
     _, optimizer, _, found = run(OPTIMIZERS[name], gradients, accumulate=BATCHES)
@@ -86,11 +83,7 @@ def test_messages_are_those_of_a_reference(rates):
         np.testing.assert_allclose(values[1::2], sgd(variable.numpy(), mean, rates), atol=2e-5)
 
 
-@pytest.mark.parametrize(
-    "codec",
-    slow_unless(lambda c: c == PowerSGD(2), ["block_sign", AdaptiveTopK(0.1), PowerSGD(2)]),
-    ids=str,
-)
+@pytest.mark.parametrize("codec", ["block_sign", AdaptiveTopK(0.1), PowerSGD(2)], ids=str)
 def test_every_kind_of_exchange_waits(codec):
     gradients = random_gradients(12, 2, SHAPES)
     make = OPTIMIZERS["SGD"]

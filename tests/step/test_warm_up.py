@@ -11,7 +11,6 @@ from tests.replicas import (
     compressing,
     random_gradients,
 )
-from tests.rungs import slow_unless
 from tests.step.error_feedback_reference import means_of_messages, sgd
 from tfqcomm.callbacks import BackupAndRestore
 from tfqcomm.compressors import AdaptiveTopK, BlockSign, PowerSGD, Ternary, TopK
@@ -70,9 +69,7 @@ def test_steps_are_those_of_a_reference(codec):
     )
 
 
-@pytest.mark.parametrize(
-    "codec", slow_unless(lambda codec: codec in (CODECS[0], CODECS[2], CODECS[-1]), CODECS), ids=str
-)
+@pytest.mark.parametrize("codec", CODECS, ids=str)
 def test_every_codec_begins_when_the_warm_up_is_over(codec):
     """With what it would be from there on alone, and not with residuals of before."""
     gradients = random_gradients(STEPS, 2, SHAPES)
