@@ -17,17 +17,18 @@ import os
 import pathlib
 import pickle
 import signal
-import subprocess
 import sys
 import tempfile
 import time
 from collections.abc import Callable, Mapping
 from typing import Any
 
+from tests import processes
+from tests.multi_process_worker import work
 from tests.network import Network, Traffic
+from tests.processes import ROOT
 from tfqcomm.launch import cluster_of, reserve_ports, task_environment
 
-ROOT = pathlib.Path(__file__).parent.parent
 PORT = 2222  # in a namespace of its own, where all are free
 POLL_SECONDS = 0.05
 TAIL_LINES = 60  # of each worker's output in an error
@@ -105,16 +106,15 @@ class Workers:
         self._network = network
         self._undo = contextlib.ExitStack()
         self._directory = pathlib.Path(self._undo.enter_context(tempfile.TemporaryDirectory()))
-        self._arguments = [function, str(devices), str(self._directory / "arguments")]
-        pathlib.Path(self._arguments[-1]).write_bytes(pickle.dumps(args))
+        self._arguments = [function, devices, args]
         self._before = network.traffic() if network else []
         cluster = cluster_of(self._addresses(count))
-        path = os.pathsep.join([str(ROOT), *filter(None, sys.path)])
+        path = os.pathsep.join([str(ROOT), *filter(None, sys.path)])  # for what a worker starts
         self._environments = [
             {**os.environ, "PYTHONPATH": path, **task_environment(cluster, "worker", i), **env}
             for i in range(count)
         ]
-        self._processes: list[subprocess.Popen | None] = [None] * count
+        self._processes: list[processes.Process | None] = [None] * count
         self._killed: set[int] = set()
         self._undo.callback(self._kill_all)
         try:
@@ -133,7 +133,7 @@ class Workers:
     def kill(self, i: int, number: int = signal.SIGKILL) -> None:
         """Kills worker i and waits for its end. Its result is None, unless it is restarted."""
         self._killed.add(i)
-        _end(self._processes[i], number)
+        self._processes[i].kill(number)
 
     def restart(self, i: int) -> None:
         """Starts worker i again, under its old address. Its output goes on in the same place."""
@@ -148,7 +148,8 @@ class Workers:
 
     def output(self, i: int) -> str:
         """Returns all that worker i has printed."""
-        return (self._directory / f"output{i}").read_text(errors="replace")
+        path = self._directory / f"output{i}"
+        return path.read_text(errors="replace") if path.exists() else ""
 
     def traffic(self) -> list[Traffic]:
         """Returns what each worker has sent and received since the workers were started."""
@@ -171,18 +172,13 @@ class Workers:
         ]
 
     def _start(self, i: int) -> None:
-        worker = [sys.executable, "-m", "tests.multi_process_worker", *self._arguments]
-        command = [*worker, str(self._result(i))]
-        with open(self._directory / f"output{i}", "ab") as output:
-            self._processes[i] = subprocess.Popen(
-                self._network.command(i, command) if self._network else command,
-                env=self._environments[i],
-                cwd=ROOT,
-                stdin=subprocess.PIPE,  # The worker ends when it is closed.
-                stdout=output,
-                stderr=subprocess.STDOUT,
-                start_new_session=True,
-            )
+        self._processes[i] = processes.start(
+            work,
+            [*self._arguments, self._result(i)],
+            environment=self._environments[i],
+            output=self._directory / f"output{i}",
+            namespace=self._network.namespaces[i] if self._network else None,
+        )
 
     def _wait_until(self, reached: Callable[[], bool], timeout: float, what: str) -> None:
         deadline = time.monotonic() + timeout
@@ -221,15 +217,7 @@ class Workers:
 
     def _kill_all(self) -> None:
         for process in filter(None, self._processes):
-            _end(process, signal.SIGKILL)
-
-
-def _end(process: subprocess.Popen, number: int) -> None:
-    """Ends a worker and what it has started."""
-    with contextlib.suppress(ProcessLookupError):
-        os.killpg(process.pid, number)
-    process.wait()
-    process.stdin.close()
+            process.kill()
 
 
 def _name_of(function: str | Callable) -> str:

@@ -76,7 +76,9 @@ def test_a_worker_can_be_killed_and_restarted(tmp_path):
 @pytest.mark.multi_process
 def test_workers_end_with_a_killed_parent(tmp_path):
     script = """
+        import multiprocessing
         from tests.multi_process import start_workers
+        multiprocessing.set_forkserver_preload([])  # else the first process waits for TensorFlow
         from tests import multi_process_functions as functions
         running = start_workers(functions.sleep, args={"seconds": 60})
         running.wait_for_output(0, "asleep")

@@ -9,14 +9,11 @@ with ServerProcesses(workers=2, parameter_servers=2) as cluster:
 from __future__ import annotations
 
 import contextlib
-import functools
 import os
 import signal
-import subprocess
-import sys
 
-from tests.multi_process import ROOT
-from tfqcomm.launch import cluster_of, die_with_parent, reserve_ports, task_environment
+from tests import processes
+from tfqcomm.launch import cluster_of, reserve_ports, task_environment
 
 
 class ServerProcesses:
@@ -28,7 +25,7 @@ class ServerProcesses:
         ports = [self._undo.enter_context(port) for port in reserve_ports(count)]
         addresses = [f"127.0.0.1:{port.getsockname()[1]}" for port in ports]
         self._cluster = cluster_of(addresses, parameter_servers)
-        self._processes: dict[tuple[str, int], subprocess.Popen] = {}
+        self._processes: dict[tuple[str, int], processes.Process] = {}
         self._undo.callback(self._kill_all)
 
     def __enter__(self) -> ServerProcesses:
@@ -48,29 +45,18 @@ class ServerProcesses:
     def start(self, job: str, index: int) -> None:
         """Starts a task, perhaps again."""
         environment = {**os.environ, **task_environment(self._cluster, job, index)}
-        self._processes[job, index] = subprocess.Popen(
-            [sys.executable, "-m", "tfqcomm.launch", "--serve"],
-            env=environment,
-            cwd=ROOT,
-            stdin=subprocess.DEVNULL,
-            stdout=subprocess.DEVNULL,
-            stderr=subprocess.DEVNULL,
-            start_new_session=True,
-            preexec_fn=functools.partial(die_with_parent, os.getpid()),
+        self._processes[job, index] = processes.start(
+            processes.run_module, ["tfqcomm.launch", "--serve"], environment=environment
         )
 
     def kill(self, job: str, index: int) -> None:
         """Kills a task as an out-of-memory killer would."""
-        process = self._processes[job, index]
-        os.killpg(process.pid, signal.SIGKILL)
-        process.wait()
+        self._processes[job, index].kill()
 
     def stop(self, job: str, index: int) -> None:
         """Lets a task hang."""
-        os.killpg(self._processes[job, index].pid, signal.SIGSTOP)
+        self._processes[job, index].send_signal(signal.SIGSTOP)
 
     def _kill_all(self) -> None:
         for process in self._processes.values():
-            with contextlib.suppress(ProcessLookupError):
-                os.killpg(process.pid, signal.SIGKILL)
-            process.wait()
+            process.kill()
