@@ -1,4 +1,4 @@
-"""What the process of one worker of `tests.multi_process` does: runs the function, pickles its result."""
+"""What one worker of `tests.multi_process` does: runs the function and pickles its result."""
 
 from __future__ import annotations
 

@@ -3,10 +3,12 @@
     process = start(function, arguments, environment={...}, output=path)
     process.kill()
 
+    done = run("benchmarks.codecs", "--budget=0.1")
+
 The import takes five to ten seconds of a core, in each of the three to six processes of a cluster.
-What forked processes share, they share before anything ran in TensorFlow: no device, no thread, no
-connection. They also hash strings alike; processes that do not are in the tests of the launcher, the
-examples and the experiments, which start interpreters of their own.
+Nothing has run in TensorFlow before: each process has devices, threads, connections of its own.
+It hashes strings as the others do, though. Those that do not are in the tests of the launcher, the
+examples and the experiments: `tfqcomm.launch` starts interpreters of their own.
 """
 
 from __future__ import annotations
@@ -19,7 +21,9 @@ import os
 import pathlib
 import runpy
 import signal
+import subprocess
 import sys
+import tempfile
 import threading
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
@@ -47,6 +51,11 @@ class Process:
         """Returns the exit code, negative for a signal, or None while it runs."""
         return self._process.exitcode
 
+    def wait(self, timeout: float) -> bool:
+        """Waits for the end, and returns whether it came in time."""
+        self._process.join(timeout)
+        return self.poll() is not None
+
     def send_signal(self, number: int) -> None:
         """Sends a signal to the process and to what it has started; none if it is gone."""
         for send in (os.killpg, os.kill):  # It may not lead its group yet.
@@ -65,6 +74,7 @@ def start(
     *,
     environment: Mapping[str, str],
     output: pathlib.Path | str = os.devnull,
+    errors: pathlib.Path | str | None = None,
     namespace: str | None = None,
 ) -> Process:
     """Starts `target(*arguments)` in a process of its own, in the root of the repository.
@@ -73,30 +83,60 @@ def start(
         target: Function at the top level of a module.
         arguments: What is pickled and given to it.
         environment: All environment variables of the process.
-        output: File to append standard output and error to.
+        output: File to append standard output to.
+        errors: The same for standard error. None: with the output.
         namespace: Path of the network namespace to run in. None: this process' own.
     """
-    arguments = (target, arguments, dict(environment), str(output), namespace)
+    files = str(output), str(errors or output)
+    arguments = target, arguments, dict(environment), files, namespace
     process = _context.Process(target=_run, args=arguments, daemon=True)
     process.start()
     return Process(process)
 
 
-def run_module(module: str, *argv: str) -> None:
-    """What `python -m module *argv` does, as a target."""
-    sys.argv = [module, *argv]
+def run(
+    module: str,
+    *arguments: str,
+    environment: Mapping[str, str] | None = None,
+    timeout: float = 280,
+) -> subprocess.CompletedProcess[str]:
+    """Runs `python -m module *arguments` and returns its exit code, output and errors.
+
+    Raises:
+        subprocess.TimeoutExpired: After `timeout` seconds, with what was printed until then.
+    """
+    command = [module, *arguments]
+    with tempfile.TemporaryDirectory() as directory:
+        output, errors = (pathlib.Path(directory, name) for name in ("output", "errors"))
+        process = start(
+            run_module,
+            command,
+            environment=os.environ if environment is None else environment,
+            output=output,
+            errors=errors,
+        )
+        ended = process.wait(timeout)
+        process.kill()
+        printed = [file.read_text(errors="replace") for file in (output, errors)]
+    if not ended:
+        raise subprocess.TimeoutExpired(command, timeout, *printed)
+    return subprocess.CompletedProcess(command, process.poll(), *printed)
+
+
+def run_module(module: str, *arguments: str) -> None:
+    """What `python -m module *arguments` does, as a target."""
+    sys.argv = [module, *arguments]
     runpy.run_module(module, run_name="__main__", alter_sys=True)
 
 
-def _run(target, arguments, environment, output, namespace) -> None:
+def _run(target, arguments, environment, files, namespace) -> None:
     os.setsid()
     _end_with_parent()
     os.chdir(ROOT)
     os.environ.clear()
     os.environ.update(environment)
-    file = os.open(output, os.O_WRONLY | os.O_APPEND | os.O_CREAT)
-    for standard in (1, 2):
-        os.dup2(file, standard)
+    for standard, file in enumerate(files, 1):
+        os.dup2(os.open(file, os.O_WRONLY | os.O_APPEND | os.O_CREAT), standard)
     if namespace is not None:
         _enter(namespace)
     if "numpy" in sys.modules:

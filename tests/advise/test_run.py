@@ -2,13 +2,11 @@
 
 import pathlib
 import re
-import subprocess
-import sys
 
 import keras
 import pytest
 
-from tests.multi_process import ROOT
+from tests import processes
 from tfqcomm import advise
 from tfqcomm.advise import __main__ as command
 from tfqcomm.advise import plot, run
@@ -110,15 +108,9 @@ def test_models_that_are_none(capsys, model, message):
 @pytest.mark.slow
 @pytest.mark.multi_process
 def test_workers_measure_their_link():
-    launcher = [sys.executable, "-m", "tfqcomm.launch", "--workers=2"]
+    launcher = ["tfqcomm.launch", "--workers=2", "-m", "tfqcomm.advise"]
     flags = [f"--model={NAME}", "--seconds=0.01", "--compressors=block_sign"]
-    done = subprocess.run(
-        [*launcher, "-m", "tfqcomm.advise", *flags],
-        cwd=ROOT,
-        capture_output=True,
-        text=True,
-        timeout=240,
-    )
+    done = processes.run(*launcher, *flags)
     assert done.returncode == 0, done.stdout + done.stderr
     assert "[worker 0] Link: measured between 2 workers: " in done.stdout
     assert "| 2 workers | schedule |" in done.stdout

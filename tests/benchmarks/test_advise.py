@@ -1,12 +1,10 @@
 """The benchmark of predictions: what it reports, on a model that is done in no time."""
 
 import json
-import subprocess
-import sys
 
 import pytest
 
-from tests.multi_process import ROOT
+from tests.processes import run
 
 pytestmark = [pytest.mark.network, pytest.mark.slow, pytest.mark.multi_process]
 
@@ -14,13 +12,7 @@ pytestmark = [pytest.mark.network, pytest.mark.slow, pytest.mark.multi_process]
 def test_figures(tmp_path):
     out = tmp_path / "advise.json"
     flags = ["--units=784,256,10", "--networks=20mbit", "--methods=dense,block_sign"]
-    done = subprocess.run(
-        [sys.executable, "-m", "benchmarks.advise", *flags, "--seconds=0.5", f"--out={out}"],
-        cwd=ROOT,
-        capture_output=True,
-        text=True,
-        timeout=280,
-    )
+    done = run("benchmarks.advise", *flags, "--seconds=0.5", f"--out={out}")
     assert done.returncode == 0, done.stderr
     rows = {row["method"]: row for row in json.loads(out.read_text())["rows"]}
     assert rows.keys() == {"dense", "block_sign"}

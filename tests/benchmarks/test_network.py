@@ -10,20 +10,18 @@ import time
 
 import pytest
 
-from tests.multi_process import ROOT
+from tests.processes import ROOT, run
 from tests.test_launch_network import namespaces_in_use
 
 pytestmark = [pytest.mark.network, pytest.mark.slow, pytest.mark.multi_process]
-COMMAND = [sys.executable, "-m", "benchmarks.network", "--units=784,256,10"]
+COMMAND = ["benchmarks.network", "--units=784,256,10"]
 PARAMETERS = 785 * 256 + 257 * 10
 
 
 def test_figures(tmp_path):
     out = tmp_path / "network.json"
     flags = ["--networks=loopback,20mbit", "--methods=dense,block_sign", "--seconds=0.5"]
-    done = subprocess.run(
-        [*COMMAND, *flags, f"--out={out}"], cwd=ROOT, capture_output=True, text=True, timeout=280
-    )
+    done = run(*COMMAND, *flags, f"--out={out}")
     assert done.returncode == 0, done.stderr
     rows = {(r["network"], r["method"]): r for r in json.loads(out.read_text())["rows"]}
     assert len(rows) == 4
@@ -48,7 +46,7 @@ def test_nothing_is_left_when_it_is_interrupted(tmp_path, number):
     others, mark = namespaces_in_use(), f"TMPDIR={tmp_path}"
     flags = ["--networks=20mbit", "--methods=dense", "--seconds=60", f"--out={tmp_path}/x.json"]
     with subprocess.Popen(
-        [*COMMAND, *flags],
+        [sys.executable, "-m", *COMMAND, *flags],
         cwd=ROOT,
         env={**os.environ, "TMPDIR": str(tmp_path)},
         stdout=subprocess.DEVNULL,
@@ -72,9 +70,7 @@ def test_the_same_model_under_ddp(tmp_path):
     pytest.importorskip("torch")  # the extra `peers`
     out = tmp_path / "network.json"
     flags = ["--networks=50mbit", "--methods=dense,ddp,ddp_power_sgd_1", "--seconds=0.5"]
-    done = subprocess.run(
-        [*COMMAND, *flags, f"--out={out}"], cwd=ROOT, capture_output=True, text=True, timeout=280
-    )
+    done = run(*COMMAND, *flags, f"--out={out}")
     assert done.returncode == 0, done.stderr
     rows = {r["method"]: r for r in json.loads(out.read_text())["rows"]}
     assert {r["parameters"] for r in rows.values()} == {PARAMETERS}
@@ -91,6 +87,6 @@ def test_mistakes_are_found_before_anything_is_started():
     ):
         if "PyTorch" in message and importlib.util.find_spec("torch"):
             continue
-        done = subprocess.run([*COMMAND, flag], cwd=ROOT, capture_output=True, text=True)
+        done = run(*COMMAND, flag)
         assert done.returncode != 0
         assert message in done.stdout + done.stderr

@@ -1,12 +1,10 @@
 """The benchmark of parameter servers: what it reports, on a model that is done in no time."""
 
 import json
-import subprocess
-import sys
 
 import pytest
 
-from tests.multi_process import ROOT
+from tests.processes import run
 
 pytestmark = [
     pytest.mark.network,
@@ -14,16 +12,14 @@ pytestmark = [
     pytest.mark.multi_process,
     pytest.mark.timeout(600),
 ]
-COMMAND = [sys.executable, "-m", "benchmarks.parameter_server", "--hidden=64", "--seconds=0.5"]
+COMMAND = ["benchmarks.parameter_server", "--hidden=64", "--seconds=0.5"]
 PARAMETERS = 785 * 64 + 65 * 64 + 65 * 10
 
 
 def test_figures(tmp_path):
     out = tmp_path / "parameter_server.json"
     flags = ["--networks=loopback,50mbit", "--methods=tensorflow,async_quantized"]
-    done = subprocess.run(
-        [*COMMAND, *flags, f"--out={out}"], cwd=ROOT, capture_output=True, text=True, timeout=500
-    )
+    done = run(*COMMAND, *flags, f"--out={out}", timeout=500)
     assert done.returncode == 0, done.stderr
     rows = {(r["network"], r["method"]): r for r in json.loads(out.read_text())["rows"]}
     assert len(rows) == 4
@@ -41,9 +37,7 @@ def test_figures(tmp_path):
 
 
 def test_methods_that_do_not_exist_are_named():
-    done = subprocess.run(
-        [*COMMAND, "--methods=other"], cwd=ROOT, capture_output=True, text=True, timeout=100
-    )
+    done = run(*COMMAND, "--methods=other")
     assert done.returncode != 0
     assert "--methods must be of" in done.stdout + done.stderr
     assert "Received: other" in done.stdout + done.stderr

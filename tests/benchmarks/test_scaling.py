@@ -1,22 +1,17 @@
 """Bytes are those of the formulas, and the command of the README writes what it says."""
 
 import json
-import pathlib
-import subprocess
-import sys
 
 import pytest
 
-ROOT = pathlib.Path(__file__).parent.parent.parent
+from tests.processes import run
 
 
 @pytest.mark.slow
 def test_bytes_are_those_of_the_formulas(tmp_path):
     out = tmp_path / "scaling.json"
-    command = [sys.executable, "-m", "benchmarks.scaling", "--units=784,128,10", "--workers=2,3"]
-    done = subprocess.run(
-        [*command, f"--out={out}"], cwd=ROOT, capture_output=True, text=True, timeout=280
-    )
+    flags = ["--units=784,128,10", "--workers=2,3"]
+    done = run("benchmarks.scaling", *flags, f"--out={out}")
     assert done.returncode == 0, done.stderr[-3000:]
     rows = json.loads(out.read_text())
     assert len(rows) == 7 * 2

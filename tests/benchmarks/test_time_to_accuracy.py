@@ -1,26 +1,18 @@
 """The benchmark of training times: all workers end together, once the target is reached."""
 
 import json
-import subprocess
-import sys
 
 import pytest
 
-from tests.multi_process import ROOT
+from tests.processes import run
 
 pytestmark = [pytest.mark.network, pytest.mark.slow, pytest.mark.multi_process]
-COMMAND = [sys.executable, "-m", "benchmarks.time_to_accuracy", "--workers=2", "--units=128"]
+COMMAND = ["benchmarks.time_to_accuracy", "--workers=2", "--units=128"]
 
 
 def test_the_target_is_reached_in_fewer_bytes(tmp_path):
     out = tmp_path / "times.json"
-    done = subprocess.run(
-        [*COMMAND, "--methods=dense,diloco", "--target=0.8", f"--out={out}"],
-        cwd=ROOT,
-        capture_output=True,
-        text=True,
-        timeout=280,
-    )
+    done = run(*COMMAND, "--methods=dense,diloco", "--target=0.8", f"--out={out}")
     assert done.returncode == 0, done.stderr
     dense, diloco = json.loads(out.read_text())["rows"]
     for row in (dense, diloco):
@@ -33,11 +25,6 @@ def test_the_target_is_reached_in_fewer_bytes(tmp_path):
 
 
 def test_an_unknown_method_is_named(tmp_path):
-    done = subprocess.run(
-        [*COMMAND, "--methods=none", f"--out={tmp_path}/x"],
-        cwd=ROOT,
-        capture_output=True,
-        text=True,
-    )
+    done = run(*COMMAND, "--methods=none", f"--out={tmp_path}/x")
     assert done.returncode != 0
     assert "--methods must be among" in done.stdout + done.stderr

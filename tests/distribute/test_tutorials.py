@@ -3,29 +3,17 @@
 from __future__ import annotations
 
 import json
-import os
-import subprocess
-import sys
 
 import pytest
 
-from tests.multi_process import ROOT
+from tests.processes import run
 
 pytestmark = [pytest.mark.slow, pytest.mark.multi_process]
 
 
 def run_on_two_workers(script, *arguments):
     """What each of the two workers reports."""
-    command = [sys.executable, "-m", "tfqcomm.launch", "--workers=2", "-m", script]
-    done = subprocess.run(
-        [*command, *map(str, arguments)],
-        cwd=ROOT,
-        env={**os.environ, "PYTHONPATH": str(ROOT)},
-        capture_output=True,
-        text=True,
-        timeout=240,
-        check=False,
-    )
+    done = run("tfqcomm.launch", "--workers=2", "-m", script, *map(str, arguments))
     assert done.returncode == 0, done.stdout + done.stderr
     reports = {
         line.split("]")[0]: json.loads(line.split("REPORT ")[1])

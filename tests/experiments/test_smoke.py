@@ -9,6 +9,7 @@ import sys
 
 import pytest
 
+from tests import processes
 from tests.catalogue import elias_fano
 
 ROOT = pathlib.Path(__file__).parent.parent.parent
@@ -16,14 +17,7 @@ ROOT = pathlib.Path(__file__).parent.parent.parent
 
 def run(module: str, *arguments: str) -> str:
     """Runs an experiment as a user does; returns what it printed."""
-    done = subprocess.run(
-        [sys.executable, "-m", module, *arguments],
-        cwd=ROOT,
-        env={**os.environ, "PYTHONUNBUFFERED": "1"},
-        capture_output=True,
-        text=True,
-        timeout=280,
-    )
+    done = processes.run(module, *arguments)
     assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-6000:]
     return done.stdout
 
