@@ -387,6 +387,8 @@ class AggregatorCase:
         return f"{self.aggregator.__name__}-{self.compressor}"
 
 
+# Every codec in an all-gather, and one of each kind where an owner encodes again: there all of them
+# meet tests/aggregators/test_properties.py.
 AGGREGATORS = [
     AggregatorCase(aggregators.PlainMean, compressors.Identity(), 1e-6),
     AggregatorCase(aggregators.DenseMean, compressors.Float16(), 4e-3),
@@ -394,11 +396,7 @@ AGGREGATORS = [
     AggregatorCase(aggregators.DenseMean, compressors.RandomK(0.3), 1e-6),
     AggregatorCase(aggregators.AllGatherMean, compressors.Float16(), slow=True),
     AggregatorCase(aggregators.AllGatherMean, compressors.TopK(0.01)),
-    AggregatorCase(
-        aggregators.AllGatherMean, compressors.TopK(0.3, value_dtype="bfloat16"), slow=True
-    ),
     AggregatorCase(aggregators.AllGatherMean, compressors.RandomK(0.3)),
-    AggregatorCase(aggregators.AllGatherMean, compressors.BlockSign(), slow=True),
     AggregatorCase(aggregators.AllGatherMean, compressors.BlockSign(block=1000)),
     AggregatorCase(aggregators.AllGatherMean, compressors.Ternary(), slow=True),
     AggregatorCase(aggregators.AllGatherMean, compressors.QSGD(8), slow=True),
@@ -422,16 +420,10 @@ AGGREGATORS = [
     ),
     AggregatorCase(aggregators.TwoPhaseMean, compressors.BFloat16(), slow=True),
     AggregatorCase(aggregators.TwoPhaseMean, compressors.TopK(0.3)),
-    AggregatorCase(aggregators.TwoPhaseMean, compressors.RandomK(0.3), slow=True),
-    AggregatorCase(aggregators.TwoPhaseMean, compressors.BlockSign(), slow=True),
     AggregatorCase(aggregators.TwoPhaseMean, compressors.BlockSign(block=1000)),
-    AggregatorCase(aggregators.TwoPhaseMean, compressors.Ternary(), slow=True),
     AggregatorCase(aggregators.TwoPhaseMean, compressors.LogGrid()),
     AggregatorCase(aggregators.TwoPhaseMean, compressors.ThresholdQuantizer(), slow=True),
     AggregatorCase(aggregators.TwoPhaseMean, compressors.BlockInt8()),
-    AggregatorCase(aggregators.TwoPhaseMean, compressors.Float8(), slow=True),
-    AggregatorCase(aggregators.TwoPhaseMean, compressors.NaturalCompression(), slow=True),
-    AggregatorCase(aggregators.TwoPhaseMean, compressors.TwoMeans(), slow=True),
 ]
 
 
