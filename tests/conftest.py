@@ -49,9 +49,13 @@ def imported():
 
 @pytest.fixture(scope="module", autouse=True)
 def collected():
-    """Frees the graphs of a file at its end: thousands at once took a later test two minutes."""
+    """Frees the graphs of a file at its end: thousands at once took a later test two minutes.
+
+    What is left over is of no interest to later collections.
+    """
     yield
     gc.collect()
+    gc.freeze()
 
 
 @pytest.fixture(autouse=True)
