@@ -30,7 +30,7 @@ tf.config.set_logical_device_configuration(
 
 @pytest.hookimpl(tryfirst=True)  # before `-m` looks at the marks
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """By default a third of the parameters of most tests; in the slow run, groups."""
+    """By default a quarter of the parameters of most tests; in the slow run, groups."""
     rungs.sample(items)
     rungs.group(items)
 

@@ -23,15 +23,15 @@ def slow_unless(quick: Callable[..., bool], values: Sequence) -> list:
 
 
 SAMPLED = ("aggregators", "compressors", "distribute", "kernels", "optimizers", "step")
-STRIDE = 3
+STRIDE = 4
 
 
 def sample(items: Sequence[pytest.Item]) -> None:
-    """Marks two thirds of the parameters of a test slow, where tests trace graph after graph.
+    """Marks three of four parameters of a test slow, where tests trace graph after graph.
 
-    Which third runs by default depends on the test's name, so that every codec and optimizer of a
-    catalogue meets some tests of its file. All run by default of a test that is marked `every`, and
-    where there are no more than two that are not slow anyway.
+    Which one of four runs by default depends on the test's name, so that every codec and optimizer
+    of a catalogue meets some tests of its file. All run by default of a test that is marked
+    `every`, and where there are no more than three that are not slow anyway.
     """
     tests: dict[str, list[pytest.Item]] = {}
     for item in items:

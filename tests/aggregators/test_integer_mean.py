@@ -142,6 +142,7 @@ def test_a_step_by_hand():
     assert result.aggregates[0].bytes_sent == 2 * 4 + 8 * 4  # two scales; 1 + 7 words, W = 2
 
 
+@pytest.mark.slow
 def test_unbiased_and_independent_among_replicas():
     """Mean and variance over seeds: E = mean x_i, Var = sum s |x_i| - x_i^2 over W^2."""
     world, steps = 4, 200
@@ -178,6 +179,7 @@ def test_conservation_over_many_steps():
     np.testing.assert_allclose(left, right, atol=2e-4)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("clip", "low", "high"), [(2.0, 1, 2), (2.5, 8, 30)])
 def test_how_much_error_feedback_adds_up(clip, low, high):
     """As the docstring of `Ternary` says: norms of residuals in those of normal messages."""

@@ -332,6 +332,7 @@ def test_all_zeros_stop_nothing(alternate):
         assert np.abs(result.means[-1][tensor]).max() > 0.1
 
 
+@pytest.mark.slow
 @BOTH
 def test_zeros_after_something_send_what_is_owed(alternate):
     """All of it: the factors change from step to step."""

@@ -130,6 +130,7 @@ def test_a_step_by_hand():
     np.testing.assert_array_equal(found.left_out[1], [0, 0, 0, 1, 0, 2, 0, 3])
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("value_dtype", ["float32", "bfloat16"])
 def test_kernels_for_a_gpu_do_the_same(value_dtype, monkeypatch):
     codec = TopK(0.1, value_dtype=value_dtype, support="shared")

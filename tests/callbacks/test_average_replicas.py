@@ -73,6 +73,7 @@ def assert_all_are_the_mean(shown, own):
             np.testing.assert_array_equal(replica[i], shown[0][i])
 
 
+@pytest.mark.slow
 def test_a_replica_that_has_gone_wrong_takes_what_the_others_have():
     strategy = plain(3)
     model = compiled(strategy)
@@ -180,6 +181,7 @@ def test_early_stopping_restores_an_average():
     assert loss == pytest.approx(min(history["val_loss"]), rel=1e-5)
 
 
+@pytest.mark.slow
 def test_outside_of_fit_it_leaves_no_trace():
     strategy = plain(2)
     model = compiled(strategy)

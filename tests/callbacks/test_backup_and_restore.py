@@ -199,6 +199,7 @@ def test_debt_is_conserved_on_other_numbers_of_replicas(tmp_path, strategy, befo
         np.testing.assert_allclose(one, two, rtol=0, atol=1e-6)
 
 
+@pytest.mark.slow
 def test_debt_is_restored_whatever_the_layers_are_called(tmp_path, strategy):
     """A notebook's cell, run again: `dense` is now `dense_2`."""
     model = functions.train_and_crash(strategy(2), tmp_path)
@@ -208,6 +209,7 @@ def test_debt_is_restored_whatever_the_layers_are_called(tmp_path, strategy):
         np.testing.assert_allclose(one, two, rtol=0, atol=1e-6)
 
 
+@pytest.mark.slow
 def test_model_with_two_optimizers(tmp_path, strategy):
     def make():
         keras.backend.clear_session(free_memory=False)
@@ -231,6 +233,7 @@ def test_model_with_two_optimizers(tmp_path, strategy):
         assert optimizer.iterations.numpy() == 18
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "container", slow_unless(lambda container: container is dict, [None, list, dict])
 )
@@ -268,6 +271,7 @@ def test_optimizers_that_are_built_in_the_first_step_resume_where_they_were(
     assert (again.optimizer.iterations.numpy(), second_again.iterations.numpy()) == (12, 12)
 
 
+@pytest.mark.slow
 def test_a_fit_after_the_resumed_one_trains(tmp_path, strategy):
     model = functions.compiled(strategy(2))
     with pytest.raises(functions.Interrupted):
@@ -278,6 +282,7 @@ def test_a_fit_after_the_resumed_one_trains(tmp_path, strategy):
     assert again.fit(x, y, batch_size=functions.BATCH, epochs=2, verbose=0).epoch == [0, 1]
 
 
+@pytest.mark.slow
 def test_what_is_owed_is_paid_where_nothing_is_compressed_any_more(tmp_path, strategy):
     """Half of the entries sent to 4 replicas cost more than all: they travel dense, unfed."""
     half = {"compressor": TopK(0.5), "schedule": "auto", "min_size": 0}
@@ -293,6 +298,7 @@ def test_what_is_owed_is_paid_where_nothing_is_compressed_any_more(tmp_path, str
         np.testing.assert_allclose(weight, right, rtol=0, atol=1e-6)
 
 
+@pytest.mark.slow
 def test_what_is_owed_stays_in_a_backup_until_it_is_paid(tmp_path, strategy):
     """A backup before the first step held nothing of what had just been restored."""
     functions.train_and_crash(strategy(2), tmp_path)
@@ -360,6 +366,7 @@ def test_backups_of_earlier_versions_go_on_loading(tmp_path, mirrored_strategy, 
     }
 
 
+@pytest.mark.slow
 def test_the_centre_of_elastic_averaging_is_kept(tmp_path, mirrored_strategy):
     """A restored run began with a new one, the mean of the replicas."""
 
@@ -387,6 +394,7 @@ def left_by_two_workers(tmp_path_factory):
     return directories, results
 
 
+@pytest.mark.slow
 @pytest.mark.multi_process
 @pytest.mark.timeout(600)
 @pytest.mark.parametrize("schedule", ["all_gather", "two_phase"])

@@ -152,6 +152,7 @@ def test_fit_twice_counts_each_epoch_once(strategy):
     assert [record["bytes_sent"] for record in logger.history] == [3 * bytes_per_step(2)] * 2
 
 
+@pytest.mark.slow
 def test_several_steps_per_execution(strategy):
     logger = TrafficLogger(verbose=0)
     fit(strategy(2), logger, steps_per_execution=2)
@@ -159,6 +160,7 @@ def test_several_steps_per_execution(strategy):
     assert logger.history[0]["bytes_sent"] == 3 * bytes_per_step(2)
 
 
+@pytest.mark.slow
 def test_two_optimizers_are_added_up(strategy):
     logger = TrafficLogger(verbose=0)
     place = strategy(2)

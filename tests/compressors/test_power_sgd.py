@@ -128,6 +128,7 @@ def test_digits_are_learnt_as_without_compression():
         assert_replicas_equal(strategy, model.weights + model.optimizer.variables)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("alternate", [False, True])
 def test_xla_compiles_it_without_a_strategy(alternate):
     codec = PowerSGD(2, alternate=alternate)

@@ -171,6 +171,7 @@ def test_the_graph_has_the_same_size_for_any_number_of_tensors(value_dtype):
     assert ops((20_000,) * 2) == ops((200,) * 200)  # as many elements, and as many kept
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("value_dtype", VALUE_DTYPES)
 def test_one_kernel_for_a_gpu_makes_the_same_words(value_dtype, monkeypatch):
     """Run on the CPU by XLA: so workers with and without a GPU understand each other."""

@@ -37,8 +37,14 @@ SLOW = [  # jobs that the default run leaves out, and the tests of their results
     *(f"train {c}" for c in functions.CONFIGS if c not in ("dense", "top_k")),
     "ragged_embedding alone",
     "embedding_model",
+    "batch_normalization",
+    "overflow top_k",
     "overflow comp_ams",
     "save top_k",
+    "save comp_ams",
+    "several_steps",
+    "single_steps",
+    "other_names",
 ]
 
 
@@ -185,6 +191,7 @@ def test_fit_validate_evaluate_and_predict(two, in_one_process, data):
 # ------------------------------------------------------------------------------------ special cases
 
 
+@pytest.mark.slow
 def test_batch_normalization_predicts_alike_everywhere(two, in_one_process):
     found = two["batch_normalization"]
     expected = in_one_process("batch_normalization", 2)
@@ -242,10 +249,12 @@ def test_custom_loop_and_a_users_own_all_reduce(two, in_one_process):
     assert_same(weights(found), in_one_process("custom_loop", 2)["weights"][0])
 
 
+@pytest.mark.slow
 def test_several_steps_per_execution_are_as_many_single_ones(two):
     assert_same(weights(two["several_steps"]), weights(two["single_steps"]))
 
 
+@pytest.mark.slow
 def test_workers_may_have_other_automatic_names(two):
     found = two["other_names"]
     assert found[0]["names"] != found[1]["names"]
@@ -298,6 +307,7 @@ def test_saved_by_the_chief_and_loaded_in_plain_keras(two, directory):
     assert end["loss"][-1] < end["loss"][0]
 
 
+@pytest.mark.slow
 def test_saved_by_the_chief_with_an_optimizer_of_this_package(two, directory):
     predictions = two["save comp_ams"]
     np.testing.assert_array_equal(*predictions)

@@ -141,6 +141,7 @@ class InContainers(TwoOptimizers):
         return self.held["first"], self.held["others"][0]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "kind", [TwoOptimizers, pytest.param(InContainers, marks=pytest.mark.slow)]
 )
@@ -153,6 +154,7 @@ def test_a_model_with_several_optimizers_counts_as_well(kind):
     assert_replicas_equal(strategy, model.variables)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("dtype", ["bfloat16", "float64"])
 def test_statistics_of_other_types_do_not_drift_apart_or_lose_digits(dtype):
     """Those of bfloat16 were not averaged at all, and those of float64 rounded to float32."""
@@ -186,6 +188,7 @@ def train_by_hand(strategy, call, optimizer, variables, x):
         step(tf.constant(batch))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("affine", [True, False])
 def test_a_loop_of_ones_own_averages_statistics_as_fit_does(affine):
     """They were never averaged there: only `fit` said which model it trains."""
@@ -244,6 +247,7 @@ def test_a_layer_adapted_before_the_scope_does_not_end_in_an_index_error():
     np.testing.assert_equal([v.numpy() for v in adapted.variables], before)
 
 
+@pytest.mark.slow
 def test_the_state_of_a_stateful_rnn_stays_with_its_replica():
     """It belongs to the sequences that the replica is reading; Keras calls it no weight."""
     strategy = compressing(2, "top_k")

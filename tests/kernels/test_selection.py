@@ -53,6 +53,7 @@ def test_equals_a_stable_sort_of_each_segment(name, ratio):
         check(joined(sizes, patterns), sizes, kept_of(sizes, ratio))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", SIZES)
 def test_compiled_for_a_gpu_it_is_the_same(name, monkeypatch):
     """By sorting, in one kernel; here XLA makes it for the CPU."""

@@ -99,6 +99,7 @@ def test_logistic_regression_is_a_softmax_of_two():
     np.testing.assert_allclose(tf.nn.softmax(model(features))[:, 1:], expected, rtol=1e-5)
 
 
+@pytest.mark.slow
 def test_lstm_skips_padding():
     model = models.comp_ams_imdb_lstm()
     words = np.random.default_rng(0).integers(1, 2000, 500).astype(np.int32)
@@ -107,6 +108,7 @@ def test_lstm_skips_padding():
     np.testing.assert_allclose(model(at_end), model(at_start), rtol=1e-5)
 
 
+@pytest.mark.slow
 def test_lstm_embeds_with_a_dense_gradient():
     model = models.comp_ams_imdb_lstm()
     words = np.full([1, 500], 3, np.int32)

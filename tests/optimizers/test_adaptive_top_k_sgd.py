@@ -76,6 +76,7 @@ def test_hundred_steps_are_those_of_the_reference(world, rule, momentum):
     assert len(set(result[-1].history)) > (1 if rule == "fixed" else 10)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("world", "rule"), [(1, "norm"), (2, "fixed"), (3, "norm")])
 def test_momentum_correction_forgets_what_was_sent(world, rule):
     gradients = gradients_of(100, world)
@@ -88,6 +89,7 @@ def test_momentum_correction_forgets_what_was_sent(world, rule):
     assert (momenta == 0).sum() == result[-1].history[-1]
 
 
+@pytest.mark.slow
 def test_without_error_feedback_the_rest_is_lost():
     gradients = gradients_of(50, 2)
     result = run(2, gradients, budget=0.1, total_steps=50, error_feedback=False)
@@ -139,6 +141,7 @@ def test_three_steps_of_momentum_correction_by_hand():
     np.testing.assert_array_equal(state.mean()["momentum/0"], [0, -0.25, 0])
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("rule", "momentum"),
     [("fixed", "none"), ("norm", "heavy ball"), ("norm_ef", "nesterov"), ("threshold", "none")],

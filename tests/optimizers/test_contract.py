@@ -135,6 +135,7 @@ def test_custom_loop_equals_fit(case):
     assert_weights_close(model, expected)
 
 
+@pytest.mark.slow
 @over_optimizers()
 @pytest.mark.parametrize(
     "options",
@@ -215,6 +216,7 @@ def test_what_compile_is_given_by_position_is_checked_as_well():
 OWN = [case for case in OPTIMIZERS if case.strategy_compressor is None]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "case",
     [pytest.param(c, marks=[] if c.name == "QAdam" else [pytest.mark.slow]) for c in OWN],

@@ -330,6 +330,7 @@ def test_every_slot_is_kept_also_under_a_schedule_which_is_no_variable():
     assert sum(name.startswith("worker/inner") for name in found[0]) == 2 * 4  # m and v of each
 
 
+@pytest.mark.slow
 def test_another_number_of_replicas_owes_the_same_and_starts_from_the_same_weights():
     """And with another number of fragments, that are made of other parts of the variables."""
     model = compiled(world=2)
@@ -364,6 +365,7 @@ def test_what_the_inner_optimizer_remembers_is_each_replicas_own():
 # ----------------------------------------------------------------------------------------- in `fit`
 
 
+@pytest.mark.slow
 def test_neither_an_exchange_nor_a_new_epoch_traces_again(monkeypatch):
     traced = []
     step = DiLoCo.distributed_step
@@ -443,6 +445,7 @@ class Watcher(keras.callbacks.Callback):
             self.begun = copies(self.model.distribute_strategy, self.model.trainable_variables)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("world", [1, 2])
 def test_average_replicas_shows_the_global_weights(world):
     model = compiled(world)

@@ -448,6 +448,7 @@ def test_fit_learns_and_everybody_leads():
     assert not any(np.array_equal(first[0], other[0]) for other in others)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "options",
     slow_unless(

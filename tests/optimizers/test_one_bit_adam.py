@@ -293,6 +293,7 @@ def test_the_switch_is_logged_once(monkeypatch):
     assert "over after 5 steps; from now on momenta travel as BlockSign(block=None)" in line
 
 
+@pytest.mark.slow
 def test_a_warm_up_that_outlasts_the_run_is_warned_of_once(monkeypatch):
     lines = logged(monkeypatch, "warning")
     model = compiled(warm_up=1000)

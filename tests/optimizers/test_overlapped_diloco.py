@@ -127,6 +127,7 @@ def test_sparse_messages_may_be_merged_later_too():
     np.testing.assert_allclose(found[0], found[1], atol=1e-6)
 
 
+@pytest.mark.slow
 def test_a_round_that_is_lost_brings_all_back_to_the_global_weights():
     """Also the replica that has gone wrong, of which nothing may be merged."""
     strategy = plain(2)
@@ -154,6 +155,7 @@ def interrupted(make, tmp_path, before=1, after=3):
     return expected, functions.fit(make(), after, BackupAndRestore(tmp_path))
 
 
+@pytest.mark.slow
 def test_a_run_that_was_interrupted_before_it_merged_goes_on_to_the_bit(tmp_path):
     """Eight steps an epoch: sent with step 5, merged with step 9."""
     make = functools.partial(functions.compiled, plain(), 5, overlap=4, merge=0.5, **CODEC)
@@ -166,6 +168,7 @@ def test_a_run_that_was_interrupted_before_it_merged_goes_on_to_the_bit(tmp_path
         np.testing.assert_array_equal(ledger_of(again.optimizer).state()[name], value, name)
 
 
+@pytest.mark.slow
 def test_another_number_of_replicas_merges_the_same_mean():
     """Sent by two with step 5, merged by four with step 9."""
     make = functools.partial(functions.compiled, every=5, overlap=4)

@@ -166,6 +166,7 @@ def test_nothing_is_lost(world):
         np.testing.assert_allclose(arrived, expected.sent, atol=2e-5)
 
 
+@pytest.mark.slow
 def test_identity_is_the_mean_of_local_adams():
     """And not Adam of the mean gradient."""
     world = 3

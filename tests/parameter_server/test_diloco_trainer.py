@@ -30,6 +30,7 @@ def results():
     return result
 
 
+@pytest.mark.slow
 @pytest.mark.multi_process
 @pytest.mark.timeout(600)
 class TestFit:

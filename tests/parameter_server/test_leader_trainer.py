@@ -33,6 +33,7 @@ def fitted():
     return results()["fit"]
 
 
+@pytest.mark.slow
 @pytest.mark.multi_process
 @pytest.mark.timeout(600)
 class TestFit:

@@ -236,6 +236,7 @@ def test_moving_statistics_come_together_with_the_exchange():
     assert not np.array_equal(first[0], second[0])
 
 
+@pytest.mark.slow
 def test_without_a_strategy_and_compiled_by_xla():
     for compile_options in ({}, {"jit_compile": True}, {"run_eagerly": True}):
         weights = []

@@ -98,6 +98,7 @@ def test_a_rate_of_zero_leaves_open_what_a_residual_is_worth():
         np.testing.assert_allclose(values, sgd(before, mean, rates), atol=2e-5)
 
 
+@pytest.mark.slow
 def test_a_step_that_is_skipped_scales_nothing_twice():
     gradients = random_gradients(STEPS, 2, SHAPES)
     bad = [np.insert(g, 8, np.nan, axis=0) for g in gradients]

@@ -137,6 +137,7 @@ def test_a_run_that_was_interrupted_goes_on_with_its_count(begun, tmp_path):
         np.testing.assert_array_equal(a, b)
 
 
+@pytest.mark.slow
 def test_optimizers_of_this_package_warm_up_too():
     """`CompAMS` as its strategy's would; the exchanges of `DiLoCo` by its steps."""
 
