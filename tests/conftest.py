@@ -30,9 +30,13 @@ tf.config.set_logical_device_configuration(
 
 @pytest.hookimpl(tryfirst=True)  # before `-m` looks at the marks
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """By default a quarter of the parameters of most tests; in the slow run, groups."""
+    """By default a quarter of the parameters of most tests."""
     rungs.sample(items)
-    rungs.group(items)
+
+
+def pytest_itemcollected(item: pytest.Item) -> None:
+    """In the slow run, groups: xdist reads them before any `pytest_collection_modifyitems` here."""
+    rungs.group(item)
 
 
 def pytest_runtest_setup(item: pytest.Item) -> None:

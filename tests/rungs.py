@@ -49,12 +49,11 @@ def sample(items: Sequence[pytest.Item]) -> None:
 FOR_A_FILE = ("callbacks", "distribute", "parameter_server")
 
 
-def group(items: Sequence[pytest.Item]) -> None:
+def group(item: pytest.Item) -> None:
     """Keeps tests that look at one result in one process, with `--dist=loadgroup`.
 
     What workers or servers have found takes minutes, and is asked for by the tests of a file.
     """
-    for item in items:
-        cached = any(hasattr(value, "cache_info") for value in vars(item.module).values())
-        if cached or item.path.parent.name in FOR_A_FILE:
-            item.add_marker(pytest.mark.xdist_group(item.path.name))
+    cached = any(hasattr(value, "cache_info") for value in vars(item.module).values())
+    if cached or item.path.parent.name in FOR_A_FILE:
+        item.add_marker(pytest.mark.xdist_group(item.path.name))
