@@ -61,7 +61,7 @@ test: $(INSTALLED)
 	$(VENV_PYTHON) -m pytest --numprocesses=auto --maxprocesses=4 --dist=loadfile --durations=25 $(PYTEST_ARGS)
 
 test-slow: $(INSTALLED)
-	$(VENV_PYTHON) -m pytest -m "(slow or network) and not gpu" --numprocesses=2 --dist=loadgroup --durations=25 $(PYTEST_ARGS)
+	$(VENV_PYTHON) -m pytest -m "(slow or network) and not gpu" --numprocesses=2 --dist=loadfile --durations=25 $(PYTEST_ARGS)
 
 $(OLDEST_INSTALLED): setup.cfg
 	@echo "Installing into $(OLDEST): about 3 GB, mostly TensorFlow; only this once."

@@ -34,11 +34,6 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     rungs.sample(items)
 
 
-def pytest_itemcollected(item: pytest.Item) -> None:
-    """In the slow run, groups: xdist reads them before any `pytest_collection_modifyitems` here."""
-    rungs.group(item)
-
-
 def pytest_runtest_setup(item: pytest.Item) -> None:
     """Skips the network rung, saying why, where namespaces cannot be made."""
     if item.get_closest_marker("network") is not None and not network.available():

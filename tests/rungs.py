@@ -44,16 +44,3 @@ def sample(items: Sequence[pytest.Item]) -> None:
         for index, item in enumerate(parameters):
             if (index + zlib.crc32(name.encode())) % STRIDE:
                 item.add_marker(pytest.mark.slow)
-
-
-FOR_A_FILE = ("callbacks", "distribute", "parameter_server")
-
-
-def group(item: pytest.Item) -> None:
-    """Keeps tests that look at one result in one process, with `--dist=loadgroup`.
-
-    What workers or servers have found takes minutes, and is asked for by the tests of a file.
-    """
-    cached = any(hasattr(value, "cache_info") for value in vars(item.module).values())
-    if cached or item.path.parent.name in FOR_A_FILE:
-        item.add_marker(pytest.mark.xdist_group(item.path.name))
