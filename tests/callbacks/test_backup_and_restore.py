@@ -397,9 +397,8 @@ def left_by_two_workers(tmp_path_factory):
 @pytest.mark.slow
 @pytest.mark.multi_process
 @pytest.mark.timeout(600)
-@pytest.mark.parametrize("schedule", ["all_gather", "two_phase"])
 @pytest.mark.parametrize(
-    "replicas", [2, *(pytest.param(n, marks=pytest.mark.slow) for n in (1, 4))]
+    ("replicas", "schedule"), [(2, "all_gather"), (1, "two_phase"), (4, "two_phase")]
 )
 def test_two_workers_crash_and_others_go_on(left_by_two_workers, strategy, schedule, replicas):
     directories, results = left_by_two_workers
