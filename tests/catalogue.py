@@ -427,9 +427,13 @@ AGGREGATORS = [
 ]
 
 
-def over_aggregators():
-    """Decorator: runs a test once per catalogued aggregator, as its argument `case`."""
-    return _over(AGGREGATORS)
+def over_aggregators(*, settings: bool = True):
+    """Decorator: runs a test once per catalogued aggregator, as its argument `case`.
+
+    Args:
+        settings: as of `over_compressors`.
+    """
+    return _over([case for case in AGGREGATORS if settings or not case.slow])
 
 
 @dataclasses.dataclass(frozen=True)
@@ -510,9 +514,13 @@ OPTIMIZERS = [
 ]
 
 
-def over_optimizers():
-    """Decorator: runs a test once per catalogued optimizer, as its argument `case`."""
-    return _over(OPTIMIZERS)
+def over_optimizers(*, settings: bool = True):
+    """Decorator: runs a test once per catalogued optimizer, as its argument `case`.
+
+    Args:
+        settings: as of `over_compressors`.
+    """
+    return _over([case for case in OPTIMIZERS if settings or not case.slow])
 
 
 def _over(cases):

@@ -76,7 +76,7 @@ def test_nothing_is_lost(case):
             close(left, right, max(case.tolerance, 1e-6), np.abs(inputs).max(initial=0))
 
 
-@over_aggregators()
+@over_aggregators(settings=False)
 def test_without_error_feedback_nothing_is_kept(case):
     messages = random_messages(SMALL, world=3, steps=2)
     result = run(case, messages, error_feedback=False)
@@ -90,7 +90,7 @@ def test_without_error_feedback_nothing_is_kept(case):
             close(mean, right, case.tolerance)
 
 
-@over_aggregators()
+@over_aggregators(settings=False)
 def test_all_processes_hold_the_same_and_that_of_one_process(case):
     messages = random_messages(SMALL, world=4, steps=2)
 
@@ -109,7 +109,7 @@ def test_all_processes_hold_the_same_and_that_of_one_process(case):
             close(owed[name], right, 1e-6)
 
 
-@over_aggregators()
+@over_aggregators(settings=False)
 def test_one_sick_replica_is_known_and_assigns_nothing(case):
     (messages,) = random_messages(SMALL, world=3, steps=1)
     transport = local_transport(3)

@@ -124,14 +124,14 @@ def test_only_lossless_codecs_lose_nothing(case):
     assert returned or not case.compressor.lossless
 
 
-@over_compressors()
+@over_compressors(settings=False)
 def test_zeros_decode_to_zeros(case):
     for n in SIZES:
         for name in ("zeros", "negative zeros"):
             assert not round_trip(case.compressor, tensor(name, n)).any(), (name, n)
 
 
-@over_compressors()
+@over_compressors(settings=False)
 def test_decoded_vectors_are_fixed_points(case):
     fixed = []
     for n, name in itertools.product(SIZES, ("heavy tail", "normal")):
@@ -141,7 +141,7 @@ def test_decoded_vectors_are_fixed_points(case):
     assert all(fixed) == case.idempotent, fixed
 
 
-@over_compressors()
+@over_compressors(settings=False)
 def test_non_finite_input_does_not_crash(case):
     """The aggregator skips such steps; a codec has only to get through."""
     for bad, n in itertools.product((np.nan, -np.nan, np.inf, -np.inf), (1, 33, 65535, 65537)):
@@ -278,7 +278,7 @@ def test_other_codecs_declare_nothing_about_sums(case):
     assert case.compressor.header_words == 0
 
 
-@over_compressors()
+@over_compressors(settings=False)
 def test_large_tensors_are_fused_to_the_same_result(case, monkeypatch):
     """From `FUSE_FROM` elements on XLA compiles the kernels."""
     n = numerics.FUSE_FROM + 37

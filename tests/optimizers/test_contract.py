@@ -81,7 +81,7 @@ def test_fit_learns_and_counts(case):
     assert 0 < traffic.bytes_sent < traffic.dense_bytes
 
 
-@over_optimizers()
+@over_optimizers(settings=False)
 def test_fit_without_a_strategy(case):
     model = compiled(case, plain())
     history = fit(model)
@@ -113,7 +113,7 @@ def test_saved_model_loads_in_plain_keras_and_goes_on(case, tmp_path):
 
 
 @pytest.mark.slow
-@over_optimizers()
+@over_optimizers(settings=False)
 def test_custom_loop_equals_fit(case):
     _, expected, _ = fitted(case)
     strategy = strategy_of(case)
@@ -136,7 +136,7 @@ def test_custom_loop_equals_fit(case):
 
 
 @pytest.mark.slow
-@over_optimizers()
+@over_optimizers(settings=False)
 @pytest.mark.parametrize(
     "options",
     slow_unless(
@@ -182,7 +182,7 @@ def test_not_a_number_on_one_replica_skips_the_step_on_all(case):
         np.testing.assert_allclose(a[2], b[1], atol=1e-6)
 
 
-@over_optimizers()
+@over_optimizers(settings=False)
 def test_xla_is_refused(case):
     model = compiled(case, strategy_of(case), jit_compile=True)
     with pytest.raises(ValueError, match="cannot be compiled by XLA.*`model.compile.*jit_compile"):
@@ -236,7 +236,7 @@ def test_one_device_without_a_strategy_may_be_compiled(case):
     assert model.optimizer.iterations.numpy() == BATCHES * EPOCHS
 
 
-@over_optimizers()
+@over_optimizers(settings=False)
 @pytest.mark.parametrize(
     "options",
     [
@@ -254,7 +254,7 @@ def test_what_a_strategy_cannot_do_is_refused(case, options):
         fit(model)
 
 
-@over_optimizers()
+@over_optimizers(settings=False)
 def test_apply_outside_of_a_replica_is_refused(case):
     strategy = strategy_of(case)
     optimizer, variables = build(strategy, case.make, [(3,)])
@@ -300,7 +300,7 @@ def test_one_replica_has_the_moving_averages_and_constraints_of_keras(cls):
         np.testing.assert_allclose(mine, right, atol=1e-6)
 
 
-@over_optimizers()
+@over_optimizers(settings=False)
 def test_moving_average_of_the_weights(case):
     """`use_ema`: the averages of all steps, which `fit` puts into the model at its end."""
     strategy = strategy_of(case)
