@@ -28,10 +28,22 @@ tf.config.set_logical_device_configuration(
 )
 
 
+def pytest_addoption(parser: pytest.Parser) -> None:
+    """The parameters that no rung runs."""
+    parser.addoption(
+        "--all-parameters",
+        action="store_true",
+        help="also run the parameters that the slow rung leaves out (tests/rungs.py)",
+    )
+
+
 @pytest.hookimpl(tryfirst=True)  # before `-m` looks at the marks
-def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """By default a quarter of the parameters of most tests."""
-    rungs.sample(items)
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    """By default a quarter of the parameters of most tests, and in the slow rung another."""
+    left_out = set(rungs.sample(items))
+    if left_out and not config.getoption("all_parameters"):
+        config.hook.pytest_deselected(items=[item for item in items if item in left_out])
+        items[:] = [item for item in items if item not in left_out]
 
 
 def pytest_runtest_setup(item: pytest.Item) -> None:

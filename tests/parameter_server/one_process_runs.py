@@ -495,18 +495,13 @@ def shared():
 
 
 LAYERS = {  # between the features and a Dense(1)
-    "batch normalization": lambda: [keras.layers.BatchNormalization()],
     "convolutions": lambda: [
         keras.layers.Reshape([FEATURES, 1]),
-        keras.layers.Conv1D(4, 3),
+        keras.layers.Conv1D(4, 2),
         keras.layers.BatchNormalization(),
+        keras.layers.SeparableConv1D(4, 2),
         keras.layers.MaxPooling1D(),
         keras.layers.Flatten(),
-    ],
-    "separable convolutions": lambda: [
-        keras.layers.Reshape([FEATURES, 1]),
-        keras.layers.SeparableConv1D(4, 3),
-        keras.layers.GlobalAveragePooling1D(),
     ],
     "recurrent layers": lambda: [
         keras.layers.Reshape([FEATURES, 1]),
@@ -526,19 +521,17 @@ LAYERS = {  # between the features and a Dense(1)
         keras.layers.GaussianDropout(0.1, seed=2),
         keras.layers.AlphaDropout(0.1, seed=3),
     ],
-    "group normalization": lambda: [
+    "normalizations, a counter and an activation with weights": lambda: [
+        normalization(),
+        Counter(),
         keras.layers.Dense(8),
         keras.layers.GroupNormalization(2),
         keras.layers.UnitNormalization(),
+        keras.layers.PReLU(),
     ],
-    "activations with weights": lambda: [keras.layers.Dense(8), keras.layers.PReLU()],
     "shared layers": shared,
-    "an adapted normalization": lambda: [normalization()],
-    "a counter": lambda: [Counter()],
-    "a model within a model": lambda: [
-        keras.Sequential([keras.layers.Dense(8), keras.layers.BatchNormalization()])
-    ],
-    "a frozen layer": lambda: [
+    "a model within a model, and frozen layers": lambda: [
+        keras.Sequential([keras.layers.Dense(8), keras.layers.BatchNormalization()]),
         keras.layers.Dense(8, trainable=False),
         keras.layers.BatchNormalization(trainable=False),
     ],
