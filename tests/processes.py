@@ -15,6 +15,7 @@ from __future__ import annotations
 
 import contextlib
 import ctypes
+import gc
 import multiprocessing
 import multiprocessing.connection
 import os
@@ -132,6 +133,7 @@ def run_module(module: str, *arguments: str) -> None:
 def _run(target, arguments, environment, files, namespace) -> None:
     os.setsid()
     _end_with_parent()
+    gc.freeze()  # What was imported lives as long as the process.
     os.chdir(ROOT)
     os.environ.clear()
     os.environ.update(environment)
