@@ -34,7 +34,7 @@ help:
 	@echo "                [DATASET=digits|mnist] [DATA_DIR=dir] [OUT=$(OUT)] [ARGS='--flag=...']"
 	@echo "                [BANDWIDTH=100mbit] [LATENCY=5ms] a slow network between them (Linux, root)"
 	@echo "make test       the tests, without the slow ones [PYTEST_ARGS='-k top_k']"
-	@echo "make test-slow  the slow tests and those that need network namespaces"
+	@echo "make test-slow  the slow tests and those that need network namespaces [PART=1/4]"
 	@echo "make test-oldest  a part of the tests on the oldest TensorFlow and Keras that are allowed"
 	@echo "make test-gpu   the laws, training and the codecs' speed on GPUs, where there are any"
 	@echo "make lint       ruff check, ruff format --check, and mypy for the package; make format repairs"
@@ -61,7 +61,8 @@ test: $(INSTALLED)
 	$(VENV_PYTHON) -m pytest --numprocesses=auto --maxprocesses=4 --dist=loadfile --durations=25 $(PYTEST_ARGS)
 
 test-slow: $(INSTALLED)
-	$(VENV_PYTHON) -m pytest -m "(slow or network) and not gpu" --numprocesses=2 --dist=loadfile --durations=25 $(PYTEST_ARGS)
+	$(VENV_PYTHON) -m pytest -m "(slow or network) and not gpu" --numprocesses=2 --dist=loadfile --durations=25 \
+		$(if $(PART),--part=$(PART)) $(PYTEST_ARGS)
 
 $(OLDEST_INSTALLED): setup.cfg
 	@echo "Installing into $(OLDEST): about 3 GB, mostly TensorFlow; only this once."

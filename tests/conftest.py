@@ -29,21 +29,18 @@ tf.config.set_logical_device_configuration(
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
-    """The parameters that no rung runs."""
-    parser.addoption(
-        "--all-parameters",
-        action="store_true",
-        help="also run the parameters that the slow rung leaves out (tests/rungs.py)",
-    )
+    """A part of the slow rung, for CI."""
+    parser.addoption("--part", help="of the files with slow tests, such as 2/4 (tests/rungs.py)")
 
 
 @pytest.hookimpl(tryfirst=True)  # before `-m` looks at the marks
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
-    """By default a quarter of the parameters of most tests, and in the slow rung another."""
-    left_out = set(rungs.sample(items))
-    if left_out and not config.getoption("all_parameters"):
-        config.hook.pytest_deselected(items=[item for item in items if item in left_out])
-        items[:] = [item for item in items if item not in left_out]
+    """By default a quarter of the parameters of most tests; of the slow rung a part, if asked."""
+    rungs.sample(items)
+    if part := config.getoption("part"):
+        outside = rungs.outside_of(part, items)
+        config.hook.pytest_deselected(items=list(outside))
+        items[:] = [item for item in items if item not in outside]
 
 
 def pytest_runtest_setup(item: pytest.Item) -> None:

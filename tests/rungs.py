@@ -1,7 +1,7 @@
-"""Which of a test's parameters the default run tries, and which the slow rung.
+"""Which of the tests a run takes: the default one, the slow one, and a part of it.
 
-What a rung leaves out takes nearly the same way as what it does not. CI runs both rungs; all there
-is runs with `--all-parameters`.
+What the default run leaves out takes nearly the same way as what it does not; `make test-slow` runs
+it. That takes too long for every commit: CI takes a part of it, which the commit decides.
 """
 
 from __future__ import annotations
@@ -25,37 +25,40 @@ def slow_unless(quick: Callable[..., bool], values: Sequence) -> list:
 
 SAMPLED = ("aggregators", "compressors", "distribute", "kernels", "optimizers", "step")
 STRIDE = 4
-EXEMPT = ("every", "gpu", "multi_process", "network")
+EXEMPT = ("every", "gpu", "multi_process", "network", "slow")
 
 
-def sample(items: Sequence[pytest.Item]) -> list[pytest.Item]:
-    """Marks and leaves out parameters of tests that trace graph after graph.
+def sample(items: Sequence[pytest.Item]) -> None:
+    """Marks three of four parameters of a test slow, where tests trace graph after graph.
 
-    Of four parameters of a test one runs by default, one is marked slow, and two are left out; of
-    those that are slow anyway every other one is. Which ones depends on the test's name, so that
-    every codec and optimizer of a catalogue meets some tests of its file. All run of a test that is
-    marked `every`, or looks at what processes have found, and where there are fewer than four.
-
-    Returns:
-        What is left out, and runs with `--all-parameters` in the slow rung.
+    Which one of four runs by default depends on the test's name, so that every codec and optimizer
+    of a catalogue meets some tests of its file. All run by default of a test that is marked
+    `every`, or looks at what processes have found, and where there are fewer than four.
     """
-    quick: dict[str, list[pytest.Item]] = {}
-    slow: dict[str, list[pytest.Item]] = {}
+    tests: dict[str, list[pytest.Item]] = {}
     for item in items:
         exempt = any(item.get_closest_marker(name) for name in EXEMPT)
         if item.path.parent.name in SAMPLED and not exempt:
-            of_rung = slow if item.get_closest_marker("slow") else quick
-            of_rung.setdefault(item.nodeid.split("[")[0], []).append(item)
-    left_out = []
-    for name, parameters in quick.items():
+            tests.setdefault(item.nodeid.split("[")[0], []).append(item)
+    for name, parameters in tests.items():
         if len(parameters) < STRIDE:
             continue
         for index, item in enumerate(parameters, zlib.crc32(name.encode())):
             if index % STRIDE:
                 item.add_marker(pytest.mark.slow)
-            if index % 2:
-                left_out.append(item)
-    for name, parameters in slow.items():
-        if len(parameters) >= STRIDE:
-            left_out += parameters[zlib.crc32(name.encode()) % 2 :: 2]
-    return left_out
+
+
+def outside_of(part: str, items: Sequence[pytest.Item]) -> set[pytest.Item]:
+    """The items outside of a part such as "2/4": of the files with slow tests every fourth.
+
+    Whole files: several tests look at what workers have found once.
+
+    Raises:
+        pytest.UsageError: There is no such part.
+    """
+    number, slash, parts = part.partition("/")
+    if not (slash and number.isdigit() and parts.isdigit() and 1 <= int(number) <= int(parts)):
+        raise pytest.UsageError(f"--part must be such as 2/4, from 1/4 to 4/4. Received: {part}")
+    slow = (i for i in items if i.get_closest_marker("slow") or i.get_closest_marker("network"))
+    taken = set(sorted({item.path for item in slow})[int(number) - 1 :: int(parts)])
+    return {item for item in items if item.path not in taken}
