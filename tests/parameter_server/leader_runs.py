@@ -41,15 +41,15 @@ def leader_sgd(**arguments) -> tfqcomm.optimizers.LeaderSGD:
 GROUPS = {"groups": 2, "local_period": 5, "global_period": 10, "local_pull": 0.3}
 
 
-def everything(directory: str) -> dict:
-    """What all tests without faults look at: one process, since each takes seconds to begin."""
+def found(name: str, directory: str):
+    """What tests without faults look at, by name."""
     return {
-        "fit": [fit(), fit(GROUPS, weight_compressor="uniform_grid")],
-        "without pulls": fit({"global_period": 10_000}),
-        "alone": one_worker_and_keras(),
-        "pulls": {codec: show_and_pull(codec) for codec in (None, "block_int8")},
-        "backup": back_up_and_restore(directory),
-    }
+        "fit": lambda: [fit(), fit(GROUPS, weight_compressor="uniform_grid")],
+        "without pulls": lambda: fit({"global_period": 10_000}),
+        "alone": one_worker_and_keras,
+        "pulls": lambda: {codec: show_and_pull(codec) for codec in (None, "block_int8")},
+        "backup": lambda: back_up_and_restore(directory),
+    }[name]()
 
 
 def fit(optimizer: dict | None = None, **arguments) -> dict:

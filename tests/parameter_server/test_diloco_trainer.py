@@ -22,25 +22,23 @@ PATIENCE = 240
 
 
 @functools.cache
-def results():
+def results(name):
     with tempfile.TemporaryDirectory() as directory:
-        (result,) = run_workers(
-            diloco_runs.everything, workers=1, args={"directory": directory}, timeout=500
-        )
+        args = {"name": name, "directory": directory}
+        (result,) = run_workers(diloco_runs.found, workers=1, args=args, timeout=500)
     return result
 
 
-@pytest.mark.slow
 @pytest.mark.multi_process
 @pytest.mark.timeout(600)
 class TestFit:
     def test_learns(self):
-        history = results()["fit"]["history"]
+        history = results("fit")["history"]
         assert history["val_accuracy"][-1] > 0.85
         assert history["loss"][-1] < history["loss"][0] / 2
 
     def test_the_model_has_the_global_weights_and_learners_have_their_own(self):
-        result = results()["fit"]
+        result = results("fit")
         for name, value in result["evaluated"].items():
             np.testing.assert_allclose(value, result["history"][f"val_{name}"][-1], rtol=1e-5)
         moving = np.concatenate(result["statistics"])
@@ -52,20 +50,20 @@ class TestFit:
         assert 0 < apart < np.linalg.norm(result["weights"][0])
 
     def test_every_step_is_counted_once(self):
-        result = results()["fit"]
+        result = results("fit")
         assert sum(worker["steps"] for worker in result["workers"]) == 4 * STEPS * EPOCHS
         assert result["iterations"] == STEPS * EPOCHS
         assert [record["steps"] for record in result["traffic"]] == [STEPS] * EPOCHS
 
     def test_rounds_come_as_often_as_they_are_to(self):
-        result = results()["fit"]
+        result = results("fit")
         most = STEPS * EPOCHS // 4  # every / fragments
         assert most * 2 // 3 <= result["rounds"] <= most
         taken = sum(worker["taken"] for worker in result["workers"])
         assert 3 * result["rounds"] <= taken <= 4 * most  # a quorum: all but one
 
     def test_bytes_are_those_of_answers_and_fragments(self):
-        result = results()["fit"]
+        result = results("fit")
         assert deal(SIZES, 2) == [[0], [1, 2, 3, 4, 5]]
         first = 1280 // 4 + 1280 // 256  # words: a byte for each entry, a scale for each block
         second = 256 // 4 + 1 + 3 * 64 + 4
@@ -80,10 +78,11 @@ class TestFit:
         assert sent == pytest.approx(pushed / 4, abs=EPOCHS * STEPS)
 
 
+@pytest.mark.slow
 @pytest.mark.multi_process
 @pytest.mark.timeout(600)
 def test_one_learner_that_averages_itself_does_what_its_inner_optimizer_does():
-    found, expected, (rounds,) = results()["alone"]
+    found, expected, (rounds,) = results("alone")
     assert rounds == 2 * STEPS // 2
     for own, other in zip(found, expected, strict=True):
         np.testing.assert_allclose(own, other, atol=1e-5)
@@ -92,7 +91,7 @@ def test_one_learner_that_averages_itself_does_what_its_inner_optimizer_does():
 @pytest.mark.multi_process
 @pytest.mark.timeout(600)
 def test_servers_merge_as_the_paper_says():
-    result = results()["merge"]
+    result = results("merge")
     before, first, second = result["theta"]
     learners = result["learners"]
     sizes = [80, 12 * 8, 8, 8 * 4, 4]
@@ -110,19 +109,21 @@ def test_servers_merge_as_the_paper_says():
         np.testing.assert_allclose(result["mixed"][place], mixed, atol=1e-5)
 
 
+@pytest.mark.slow
 @pytest.mark.multi_process
 @pytest.mark.timeout(600)
 def test_a_learner_whose_weights_are_not_finite_begins_again_from_the_global_ones():
-    result = results()["spoiled"]
+    result = results("spoiled")
     assert result["workers"][1]["taken"] > result["before"][1]["taken"]
     for weights in (*result["each"], result["weights"]):
         assert all(np.isfinite(weight).all() for weight in weights)
 
 
+@pytest.mark.slow
 @pytest.mark.multi_process
 @pytest.mark.timeout(600)
 def test_a_backup_keeps_global_weights_outer_momenta_and_inner_states():
-    first, second = results()["backup"]
+    first, second = results("backup")
     kept, restored = first["end"]["kept"], second["begin"]["kept"]
     assert kept.keys() == restored.keys()
     parts = {key.rpartition("/")[0] for key in kept}

@@ -21,19 +21,17 @@ PATIENCE = 240
 
 
 @functools.cache
-def results():
+def results(name):
     with tempfile.TemporaryDirectory() as directory:
-        (result,) = run_workers(
-            leader_runs.everything, workers=1, args={"directory": directory}, timeout=500
-        )
+        args = {"name": name, "directory": directory}
+        (result,) = run_workers(leader_runs.found, workers=1, args=args, timeout=500)
     return result
 
 
 def fitted():
-    return results()["fit"]
+    return results("fit")
 
 
-@pytest.mark.slow
 @pytest.mark.multi_process
 @pytest.mark.timeout(600)
 class TestFit:
@@ -87,26 +85,29 @@ class TestFit:
         assert sent == pytest.approx(size * sum(pushes) / 4, abs=EPOCHS * STEPS)
 
 
+@pytest.mark.slow
 @pytest.mark.multi_process
 @pytest.mark.timeout(600)
 def test_traffic_is_logged_where_there_is_none():
-    traffic = results()["without pulls"]["traffic"]
+    traffic = results("without pulls")["traffic"]
     assert [(r["bytes_sent"], r["bytes_pulled"]) for r in traffic] == [(0, 0)] * EPOCHS
 
 
+@pytest.mark.slow
 @pytest.mark.multi_process
 @pytest.mark.timeout(600)
 def test_one_worker_is_sgd():
-    alone, keras_sgd = results()["alone"]
+    alone, keras_sgd = results("alone")
     for found, expected in zip(alone, keras_sgd, strict=True):
         np.testing.assert_allclose(found, expected, atol=1e-6)
 
 
+@pytest.mark.slow
 @pytest.mark.multi_process
 @pytest.mark.timeout(600)
 @pytest.mark.parametrize(("codec", "tolerance"), [(None, 1e-7), ("block_int8", 0.01)])
 def test_a_pull_moves_weights_but_not_statistics(codec, tolerance):
-    result = results()["pulls"][codec]
+    result = results("pulls")[codec]
     leader, follower = result["before"]
     for z, x, half, there in zip(
         leader[:-1], follower[:-1], result["halfway"], result["there"], strict=False
@@ -118,10 +119,11 @@ def test_a_pull_moves_weights_but_not_statistics(codec, tolerance):
         np.testing.assert_array_equal(before, after)
 
 
+@pytest.mark.slow
 @pytest.mark.multi_process
 @pytest.mark.timeout(600)
 def test_a_backup_keeps_the_average_and_the_mean_momenta():
-    first, second = results()["backup"]
+    first, second = results("backup")
     for kind in ("weights", "momenta"):
         for kept, restored in zip(first["end"][kind], second["begin"][kind], strict=True):
             np.testing.assert_allclose(restored, kept, atol=1e-6)
