@@ -29,12 +29,13 @@ def test_the_size_of_its_model_is_the_one_it_names():
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(600)
 def test_every_compressor_learns(tmp_path):
     script = tmp_path / "notebook.py"
     script.write_text("\n\n".join(cells("code")))
     environment = {**os.environ, "PYTHONPATH": str(ROOT), "MPLBACKEND": "agg"}
     done = subprocess.run(
-        [sys.executable, script], env=environment, capture_output=True, text=True, timeout=280
+        [sys.executable, script], env=environment, capture_output=True, text=True, timeout=560
     )
     assert done.returncode == 0, done.stderr[-3000:]
     rows = re.findall(r"^(.+?)\s+(0\.\d+)\s+([\d.]+)\s+(\d+)x$", done.stdout, re.M)
