@@ -18,23 +18,26 @@ COMMAND = ["benchmarks.network", "--units=784,256,10"]
 PARAMETERS = 785 * 256 + 257 * 10
 
 
+@pytest.mark.timeout(600)
 def test_figures(tmp_path):
     out = tmp_path / "network.json"
-    flags = ["--networks=20mbit", "--methods=dense,block_sign", "--seconds=0.5"]
-    done = run(*COMMAND, *flags, f"--out={out}")
+    flags = ["--networks=loopback,20mbit", "--methods=dense,block_sign", "--seconds=0.5"]
+    done = run(*COMMAND, *flags, f"--out={out}", timeout=560)
     assert done.returncode == 0, done.stderr
-    rows = {r["method"]: r for r in json.loads(out.read_text())["rows"]}
-    assert rows.keys() == {"dense", "block_sign"}
-    dense, sign = rows["dense"], rows["block_sign"]
+    rows = {(r["network"], r["method"]): r for r in json.loads(out.read_text())["rows"]}
+    assert len(rows) == 4
+    dense, sign = rows["20mbit", "dense"], rows["20mbit", "block_sign"]
     assert dense["parameters"] == PARAMETERS
-    assert dense["sent"] == pytest.approx(4 * PARAMETERS, rel=0.1)  # 2 (W - 1) / W of 4 bytes
-    assert sign["sent"] < 4 * PARAMETERS / 10  # a bit and a few dense biases
+    for name in ("loopback", "20mbit"):  # 2 (W - 1) / W of 4 bytes; a bit and a few dense biases
+        assert rows[name, "dense"]["sent"] == pytest.approx(4 * PARAMETERS, rel=0.1)
+        assert rows[name, "block_sign"]["sent"] < 4 * PARAMETERS / 10
     assert dense["wire_ms"] == pytest.approx(PARAMETERS * 32 / 20e6 * 1e3, rel=0.1)
     assert 0.9 < dense["ratio"] < 3 and dense["ms"] > dense["wire_ms"] * 0.9
     assert sign["ms"] < dense["ms"] / 2
     assert sign["utilisation"] == pytest.approx(sign["alone_ms"] / sign["ms"])
+    assert rows["loopback", "dense"]["wire_ms"] == 0
     lines = [line for line in done.stdout.splitlines() if line.startswith("|")]
-    assert len(lines) == 2 + 2
+    assert len(lines) == 2 + 4
     assert all(line.count("|") == 10 for line in lines)
 
 

@@ -207,7 +207,7 @@ def as_with_whole_tables() -> dict[str, dict]:
         "one by one": (lambda: keras.optimizers.SGD(0.5), one_by_one),
     }
     runs = [*((name, "sgd") for name in cases), ("different ids", "clipped")]
-    runs.append(("two lookups", "one by one"))
+    runs += [(name, "one by one") for name in ("two lookups", "mixed")]
     return {f"{name}, {way}": both_ways(*cases[name], *ways[way]) for name, way in runs}
 
 
@@ -449,12 +449,9 @@ def everything(directory: str) -> dict:
         "replayed": {name: replayed(name) for name in ("adam", "qadam by t")},
         "tensors": tensors_of_a_worker(),
         "strange": {
-            strange: strange_ids(*strange)
-            for strange in (
-                ("sync", ROWS, "int32"),
-                ("async", -ROWS - 1, "int64"),
-                ("sync", 255, "uint8"),
-            )
+            (mode, strange, dtype): strange_ids(mode, strange, dtype)
+            for mode in ("sync", "async")
+            for strange, dtype in ((ROWS, "int32"), (-ROWS - 1, "int64"), (255, "uint8"))
         },
         "refusals": refusals(),
         "named": named_runs.everything(directory),

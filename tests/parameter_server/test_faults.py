@@ -127,7 +127,7 @@ def test_no_row_counts_a_message_twice_of_workers_that_are_killed(mode):
         assert pushed <= messages * (rows + 40)
 
 
-@pytest.mark.parametrize(("mode", "server"), [("sync", 1), ("async", 0)])
+@pytest.mark.parametrize(("mode", "server"), [("sync", 0), ("sync", 1), ("async", 0)])
 def test_a_killed_parameter_server_is_an_error(mode, server):
     def kill(cluster, chief):
         cluster.kill("ps", server)
@@ -137,7 +137,7 @@ def test_a_killed_parameter_server_is_an_error(mode, server):
     assert "is gone, and its weights with it. Restart the cluster" in message
 
 
-@pytest.mark.parametrize("mode", ["async"])
+@pytest.mark.parametrize("mode", ["sync", "async"])
 def test_a_chief_that_lost_a_worker_for_good_ends_by_itself(mode):
     script = f"""
 from tests.parameter_server import runs

@@ -81,7 +81,9 @@ def assert_names(error: str, kind: str, task: str) -> None:
     assert "`tfqcomm.callbacks.BackupAndRestore` resumes" in error
 
 
-@pytest.mark.parametrize(("kind", "server"), [("sync", 1), ("async", 0), ("leader", 1)])
+@pytest.mark.parametrize(
+    ("kind", "server"), [("sync", 0), ("sync", 1), ("async", 0), ("leader", 1)]
+)
 def test_a_stopped_parameter_server_is_an_error(kind, server):
     with chief_and_cluster(f"train({kind!r})") as (chief, cluster):
         chief.wait_for("epoch 2: 2 workers")
@@ -127,7 +129,7 @@ def test_a_backup_resumes_on_another_cluster(tmp_path):
         assert int(chief.wait_for(r"begins with epoch (\d+)")[1]) >= 2
 
 
-@pytest.mark.parametrize("mode", ["async"])
+@pytest.mark.parametrize("mode", ["sync", "async"])
 def test_a_step_that_takes_long_is_none(mode):
     with (
         ServerProcesses(workers=2, parameter_servers=1) as cluster,

@@ -55,7 +55,7 @@ def test_what_is_sent_and_what_is_owed_is_the_sum_of_all_gradients(way):
     result = found()["conserved"][way]
     for moved, owed, gradients in zip(*result.values(), strict=True):
         np.testing.assert_allclose(moved + owed, gradients, rtol=1e-4, atol=2e-5)
-        assert np.abs(owed).max() > 1e-4  # float32 makes a fifth of it; asynchronous ones vary
+        assert np.abs(owed).max() > 2e-4  # less is due to float32
 
 
 def test_a_message_that_is_sent_again_leaves_what_is_owed():

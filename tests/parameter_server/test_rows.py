@@ -13,7 +13,7 @@ pytestmark = [pytest.mark.multi_process, pytest.mark.slow, pytest.mark.timeout(9
 
 CASES = ("two lookups", "high rank", "mixed", "non negative", "negative ids", "ragged")
 CASES = (*(f"{name}, sgd" for name in (*CASES, "different ids")), "different ids, clipped")
-CASES = (*CASES, "two lookups, one by one")
+CASES = (*CASES, "two lookups, one by one", "mixed, one by one")
 
 
 @functools.cache
@@ -107,10 +107,8 @@ def test_no_worker_ever_has_a_table():
     assert row_runs.ROWS not in [shape[0] for shape in shapes]
 
 
-@pytest.mark.parametrize(
-    "mode, strange, dtype",
-    [("sync", 23, "int32"), ("async", -24, "int64"), ("sync", 255, "uint8")],
-)
+@pytest.mark.parametrize("mode", ["sync", "async"])
+@pytest.mark.parametrize("strange, dtype", [(23, "int32"), (-24, "int64"), (255, "uint8")])
 def test_an_id_that_the_table_does_not_have_is_named(mode, strange, dtype):
     message = found()["strange"][mode, strange, dtype]
     assert "embeddings, which has 23 rows, must be from -23 to 22." in message
