@@ -361,8 +361,7 @@ def over_compressors(
         settings: False for what does not depend on the settings of a compressor: then those that
             run by default are all.
     """
-    cases = [case for case in COMPRESSORS if settings or not case.slow]
-    return _over([case for case in cases if only(case.compressor)])
+    return _over([case for case in COMPRESSORS if only(case.compressor)], settings)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -433,7 +432,7 @@ def over_aggregators(*, settings: bool = True):
     Args:
         settings: as of `over_compressors`.
     """
-    return _over([case for case in AGGREGATORS if settings or not case.slow])
+    return _over(AGGREGATORS, settings)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -520,8 +519,9 @@ def over_optimizers(*, settings: bool = True):
     Args:
         settings: as of `over_compressors`.
     """
-    return _over([case for case in OPTIMIZERS if settings or not case.slow])
+    return _over(OPTIMIZERS, settings)
 
 
-def _over(cases):
+def _over(cases, settings):
+    cases = [case for case in cases if settings or not case.slow]
     return pytest.mark.parametrize("case", slow_unless(lambda c: not c.slow, cases), ids=str)

@@ -29,6 +29,8 @@ import threading
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
+import numpy as np
+
 ROOT = pathlib.Path(__file__).parent.parent
 PRELOAD = ["tensorflow", "keras", "tfqcomm"]
 NEW_NETWORK = 0x40000000  # CLONE_NEWNET, of sched.h
@@ -98,7 +100,6 @@ def start(
 def run(
     module: str,
     *arguments: str,
-    environment: Mapping[str, str] | None = None,
     timeout: float = 280,
 ) -> subprocess.CompletedProcess[str]:
     """Runs `python -m module *arguments` and returns its exit code, output and errors.
@@ -109,13 +110,7 @@ def run(
     command = [module, *arguments]
     with tempfile.TemporaryDirectory() as directory:
         output, errors = (pathlib.Path(directory, name) for name in ("output", "errors"))
-        process = start(
-            run_module,
-            command,
-            environment=os.environ if environment is None else environment,
-            output=output,
-            errors=errors,
-        )
+        process = start(run_module, command, environment=os.environ, output=output, errors=errors)
         ended = process.wait(timeout)
         process.kill()
         printed = [file.read_text(errors="replace") for file in (output, errors)]
@@ -141,8 +136,7 @@ def _run(target, arguments, environment, files, namespace) -> None:
         os.dup2(os.open(file, os.O_WRONLY | os.O_APPEND | os.O_CREAT), standard)
     if namespace is not None:
         _enter(namespace)
-    if "numpy" in sys.modules:
-        sys.modules["numpy"].random.seed()  # else all processes would draw the same
+    np.random.seed()  # else all processes would draw the same
     target(*arguments)
 
 

@@ -157,13 +157,8 @@ def all_settings():
     for number, case in enumerate(case for case in COMPRESSORS if not case.slow):
         codec = case.compressor
         feedback = "auto" if codec.contracts else True
-        if (
-            codec.lossless
-            or codec.adaptive
-            or codec.integer
-            or codec.low_rank
-            or codec.shared_support
-        ):
+        own = codec.adaptive or codec.integer or codec.low_rank or codec.shared_support
+        if codec.lossless or own:
             yield codec, "auto", 2, feedback
             continue
         yield codec, "dense" if codec.linear else "all_gather", 1 + number % 3, feedback

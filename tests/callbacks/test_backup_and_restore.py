@@ -14,7 +14,6 @@ import pytest
 
 from tests.callbacks import backup_functions as functions
 from tests.multi_process import run_workers, start_workers
-from tests.rungs import slow_unless
 from tfqcomm.callbacks import BackupAndRestore, TrafficLogger
 from tfqcomm.compressors import PowerSGD, TopK
 from tfqcomm.distribute import CompressedAllReduce
@@ -234,9 +233,7 @@ def test_model_with_two_optimizers(tmp_path, strategy):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(
-    "container", slow_unless(lambda container: container is dict, [None, list, dict])
-)
+@pytest.mark.parametrize("container", [None, list, dict])
 def test_optimizers_that_are_built_in_the_first_step_resume_where_they_were(
     tmp_path, strategy, container
 ):
