@@ -15,6 +15,7 @@ from __future__ import annotations
 
 import contextlib
 import ctypes
+import faulthandler
 import gc
 import multiprocessing
 import multiprocessing.connection
@@ -134,6 +135,7 @@ def _run(target, arguments, environment, files, namespace) -> None:
     os.environ.update(environment)
     for standard, file in enumerate(files, 1):
         os.dup2(os.open(file, os.O_WRONLY | os.O_APPEND | os.O_CREAT), standard)
+    faulthandler.enable()  # A crash prints where it was.
     if namespace is not None:
         _enter(namespace)
     np.random.seed()  # else all processes would draw the same

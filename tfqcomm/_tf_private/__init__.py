@@ -74,7 +74,7 @@ from tfqcomm._tf_private.processes import (
     process_tasks,
 )
 from tfqcomm._tf_private.reads import answer, answering, autocast
-from tfqcomm._tf_private.remote import executor_scope, reconnect, share_functions
+from tfqcomm._tf_private.remote import executor_scope, instantiate, reconnect, share_functions
 from tfqcomm._tf_private.strategies import (
     WorkerExtended,
     copies_of,
@@ -125,6 +125,7 @@ __all__ = [
     "first_iterator",
     "function_arguments",
     "in_xla_context",
+    "instantiate",
     "init_strategy",
     "intercept_stock_optimizers",
     "keep_elsewhere",

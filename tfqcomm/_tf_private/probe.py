@@ -72,6 +72,16 @@ NAMES: dict[str, tuple[str, ...] | None] = {
     f"{_CONTEXT}:Context.abort_collective_ops": ("code", "message"),
     f"{_CONTEXT}:Context.check_collective_ops_peer_health": ("task", "timeout_in_ms"),
     f"{_CONTEXT}:Context.update_server_def": ("server_def",),
+    f"{_CONTEXT}:Context.function_call_options": None,
+    "tensorflow.python.eager.cancellation:CancellationManager.start_cancel": (),
+    "tensorflow.python.eager.execute:execute_with_cancellation": (
+        "op_name",
+        "num_outputs",
+        "inputs",
+        "attrs",
+        "ctx",
+        "cancellation_manager",
+    ),
     "tensorflow.python.eager.executor:new_executor": ("enable_async",),
     # data
     f"{_INPUT}:DistributedIterator._get_next_no_partial_batch_handling": (),

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import contextlib
 import functools
-from collections.abc import Iterator
+import itertools
+from collections.abc import Iterator, Sequence
 
 import tensorflow as tf
-from tensorflow.python.eager import context, executor
+from tensorflow.python.eager import cancellation, context, execute, executor
 
 
 @functools.cache
@@ -28,6 +29,38 @@ def executor_scope(device: str) -> Iterator[None]:
     except tf.errors.OpError:
         own.clear_error()  # it would be raised once more when the process ends
         raise
+
+
+def instantiate(graph: tf.types.experimental.ConcreteFunction, arguments: Sequence, device: str):
+    """Gives all tasks their parts of a graph, and runs nothing of it.
+
+    TensorFlow does both when a graph is first called. A call that is cancelled beforehand ends in
+    between. (A scope of `CancellationManagerContext` would cancel the calls of other threads, too.)
+
+    Args:
+        graph: what will be called.
+        arguments: of the calls; values do not matter.
+        device: whose executor they have.
+    """
+    here = context.context()
+    options = here.function_call_options.as_attrs()
+    cancelled = cancellation.CancellationManager()
+    cancelled.start_cancel()
+    with contextlib.suppress(tf.errors.CancelledError), executor_scope(device):
+        execute.execute_with_cancellation(
+            graph.function_def.signature.name,
+            num_outputs=len(graph.outputs),
+            inputs=[*_tensors(graph, arguments), *graph.captured_inputs],
+            attrs=tuple(itertools.chain(*options.items())),
+            ctx=here,
+            cancellation_manager=cancelled,
+        )
+
+
+def _tensors(graph, arguments: Sequence) -> list[tf.Tensor]:
+    """What stands for the arguments when the graph is called."""
+    kinds = graph.function_type
+    return kinds.unpack_inputs(kinds.bind(*arguments))
 
 
 def share_functions(chief: str = "chief") -> None:

@@ -19,6 +19,7 @@ import tensorflow as tf
 
 from tfqcomm import _tf_private
 from tfqcomm import cluster as tasks
+from tfqcomm.parameter_server.first_calls import first_calls
 
 PATIENCE = 600  # seconds to wait for tasks that have not started yet
 _connected: Cluster | None = None
@@ -82,6 +83,7 @@ class Errand:
         self._device = device
         self._home = tf.constant(0).device
         self._calls: dict = {}
+        self._known: dict = {}  # call -> the generation in which it was made known
 
     def __call__(self, *arguments) -> np.ndarray:
         """What the graph returns; raises `tf.errors.OpError` if the task is gone."""
@@ -89,7 +91,17 @@ class Errand:
             graph = self._graphs.of(*arguments)
             if graph not in self._calls:
                 self._calls[graph] = Graphs(functools.partial(self._call, graph))
-            return self._calls[graph](*arguments).numpy()
+            call = self._calls[graph].of(*arguments)
+            self._make_known(call, arguments)
+            with first_calls.together():
+                return call(*arguments).numpy()
+
+    def _make_known(self, call, arguments) -> None:
+        generation = first_calls.generation
+        if self._known.get(call) != generation:
+            with first_calls.alone():
+                _tf_private.instantiate(call, arguments, self._device)
+            self._known[call] = generation
 
     def _call(self, graph, *arguments):
         with tf.device(self._device):

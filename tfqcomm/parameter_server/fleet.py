@@ -19,6 +19,7 @@ from absl import logging
 from tfqcomm import _tf_private
 from tfqcomm.parameter_server.base_worker import BaseWorker
 from tfqcomm.parameter_server.cluster import Cluster, ServerLost
+from tfqcomm.parameter_server.first_calls import first_calls
 from tfqcomm.parameter_server.loss_scale import LossScale
 from tfqcomm.parameter_server.watch import Watch
 from tfqcomm.state.traffic import Traffic
@@ -217,6 +218,7 @@ class Fleet(Generic[WorkerKind]):
             try:
                 with self._reconnecting:
                     _tf_private.reconnect()
+                    first_calls.forget()
                     worker.start()
             except tf.errors.OpError as error:
                 logging.log_every_n_seconds(

@@ -72,19 +72,25 @@ class ChiefCopy:
     def fetch(self) -> None:
         """Takes what the servers have."""
         parts: dict[int, list[list[np.ndarray]]] = {}
-        held = self._held()
-        values = {piece: [variable.numpy() for variable in held[piece]] for piece in self._pieces}
+        values: dict[Piece, list[np.ndarray]] = {}
+        for server in self._servers:
+            held = server.held()
+            with on(server.device):  # as an operation of the chief, a read is a call to the server
+                values |= {p: [v.numpy() for v in held[p]] for p in server.format.pieces}
         for piece in self._pieces:  # in the order of their rows
             parts.setdefault(piece.variable, []).append(values[piece])
         for index, found in parts.items():
             variables = [self._weights[index], *self._slots[index]]
             for variable, of_pieces in zip(variables, zip(*found, strict=True), strict=True):
                 variable.assign(_whole(of_pieces))
-        shared = optimizers.slots_of(self._servers[0].optimizer)[0]
-        for here, there in zip(self._shared, shared, strict=True):
+        first = self._servers[0]
+        with on(first.device):
+            shared = [variable.numpy() for variable in optimizers.slots_of(first.optimizer)[0]]
+            statistics = first.statistics.numpy()
+        for here, value in zip(self._shared, shared, strict=True):
             if here is not _learning_rate(self._optimizer):
-                here.assign(there.numpy())
-        assign_flat(self._statistics, self._servers[0].statistics.numpy())
+                here.assign(value)
+        assign_flat(self._statistics, statistics)
 
     def _held(self) -> dict[Piece, list]:
         """For each piece its variable on its server, and the optimizer's slots."""
