@@ -17,8 +17,10 @@ import contextlib
 import ctypes
 import faulthandler
 import gc
+import importlib.metadata
 import multiprocessing
 import multiprocessing.connection
+import multiprocessing.process
 import os
 import pathlib
 import runpy
@@ -36,14 +38,18 @@ ROOT = pathlib.Path(__file__).parent.parent
 PRELOAD = ["tensorflow", "keras", "tfqcomm"]
 NEW_NETWORK = 0x40000000  # CLONE_NEWNET, of sched.h
 
-_context = multiprocessing.get_context("forkserver")
+# A worker forked from TensorFlow 2.20 once died of a segmentation fault, nobody knows where. None
+# ever did that was started anew.
+FORKS = not importlib.metadata.version("tensorflow").startswith("2.20.")
+
+_context = multiprocessing.get_context("forkserver" if FORKS else "spawn")
 _context.set_forkserver_preload(PRELOAD)
 
 
 class Process:
     """A process that leads a group of its own, and ends with the one that started it."""
 
-    def __init__(self, process: multiprocessing.context.ForkServerProcess):
+    def __init__(self, process: multiprocessing.process.BaseProcess):
         self._process = process
 
     @property
