@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import tempfile
 
 import keras
 import numpy as np
@@ -62,6 +63,25 @@ def train() -> None:
         kind(runs.build_model, optimizer=optimizer(), **arguments).fit(uneven, epochs=2, verbose=0)
 
 
+def train_rows(directory: str) -> None:
+    """A table by rows, its backup and its file."""
+    trainer = Trainer(
+        runs.linear_rows,
+        optimizer="adam",
+        loss="mse",
+        workers=runs.WORKERS,
+        parameter_servers=2,
+        mode="async",
+        embedding_rows_from=1,
+    )
+    backup = tfqcomm.callbacks.BackupAndRestore(os.path.join(directory, "backup"), save_freq=2)
+    trainer.fit(runs.all_rows, epochs=2, callbacks=[backup], verbose=0)
+    mark(ALONE)  # no worker is in a step any more
+    trainer.evaluate(runs.all_rows(), verbose=0)
+    mark(FREE)
+    trainer.export(os.path.join(directory, "model.keras"))
+
+
 def count_calls() -> None:
     """A graph that counts how often it runs, before and after the chief connects once more."""
     device = cluster.connect(None, runs.WORKERS, 2, None).workers[0]
@@ -83,5 +103,7 @@ if __name__ == "__main__":
     os.environ.pop("TF_CONFIG", None)
     mark_scopes()
     train()
+    with tempfile.TemporaryDirectory() as directory:
+        train_rows(directory)
     count_calls()
     print("done")
