@@ -2,6 +2,7 @@
 
     python -m benchmarks.advise
     python -m benchmarks.advise --workers=4 --networks=100mbit --methods=dense,block_sign
+    python -m benchmarks.advise --model=comp_ams_mnist_cnn
 
 Real worker processes, each behind a network interface of its own, and worker i on core i, modulo
 the number of cores, as in benchmarks/network.py, whose perceptron and flags these are. For each

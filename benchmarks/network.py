@@ -3,6 +3,7 @@
     python -m benchmarks.network
     python -m benchmarks.network --workers=4 --networks=100mbit --methods=dense,power_sgd
     python -m benchmarks.network --methods=dense,top_k,ddp,ddp_power_sgd_4
+    python -m benchmarks.network --model=resnet20 --networks=100mbit
 
 Real worker processes, each behind a network interface of its own (`tfqcomm.launch --bandwidth`:
 Linux, as root or with user namespaces); "loopback" is without limit. A perceptron of 15.0M
@@ -42,6 +43,7 @@ import numpy as np
 import tensorflow as tf
 from absl import app, flags
 
+import models
 import tfqcomm
 from benchmarks import plots, workers
 
@@ -61,6 +63,7 @@ flags.DEFINE_list("networks", [LOOPBACK, "100mbit", "1gbit"], "Bandwidth of each
 flags.DEFINE_list("methods", [DENSE, "block_sign", "top_k"], "Compressors, dense, auto, ddp.")
 flags.DEFINE_float("seconds", 8, "To time each method for, after two steps.", lower_bound=0.1)
 flags.DEFINE_list("units", [784, 3072, 3072, 1024, 10], "Of the perceptron, input and output too.")
+flags.DEFINE_string("model", None, "A function of `models`, in place of the perceptron.")
 flags.DEFINE_string("out", "runs/network.json", "File for all figures.")
 flags.DEFINE_string("worker_of", None, "Be a worker of this method, not for users.")
 flags.DEFINE_boolean("shaped", False, "Whether a worker has an interface, not for users.")
@@ -70,14 +73,19 @@ flags.DEFINE_string("results", None, "Directory for what the workers find, not f
 def compiled() -> keras.Model:
     """784-3072-3072-1024-10 unless told otherwise: 15.0M weights, 60 MB of gradient."""
     keras.utils.set_random_seed(0)
-    first, *hidden, last = map(int, FLAGS.units)
-    layers = [keras.layers.Dense(units, activation="relu") for units in hidden]
-    model = keras.Sequential([keras.Input([first]), *layers, keras.layers.Dense(last)])
+    model = getattr(models, FLAGS.model)() if FLAGS.model else perceptron()
     model.compile(
         keras.optimizers.SGD(1e-3, momentum=0.9),
         keras.losses.SparseCategoricalCrossentropy(from_logits=True),
     )
     return model
+
+
+def perceptron() -> keras.Model:
+    """Of `--units`, with ReLU between its layers."""
+    first, *hidden, last = map(int, FLAGS.units)
+    layers = [keras.layers.Dense(units, activation="relu") for units in hidden]
+    return keras.Sequential([keras.Input([first]), *layers, keras.layers.Dense(last)])
 
 
 class Stopwatch(keras.callbacks.Callback):
@@ -227,7 +235,9 @@ def compare() -> None:
             alone[own] = alone.get(own) or run(own, LOOPBACK)
             rows.append(row_of(run(method, network), alone[own]))
             print(f"{network}, {method}: {rows[-1]['ms']:.0f} ms", file=sys.stderr, flush=True)
-            settings = {name: FLAGS[name].value for name in ("workers", "units", "seconds")}
+            settings = {
+                name: FLAGS[name].value for name in ("workers", "units", "model", "seconds")
+            }
             settings |= {"batch": BATCH, "cores": len(os.sched_getaffinity(0))}
             settings["date"] = time.strftime("%Y-%m-%d")
             out.write_text(json.dumps({"settings": settings, "rows": rows}, indent=1) + "\n")
@@ -248,7 +258,11 @@ def main(_):
                 tfqcomm.launch.bits_per_second(network)
             except ValueError as error:
                 raise app.UsageError(f"--networks {error}. Received: {network}") from None
+    if FLAGS.model and not hasattr(models, FLAGS.model):
+        raise app.UsageError(f"--model must be one of {sorted(models.__all__)}: {FLAGS.model}")
     for method in FLAGS.methods:
+        if method in DDP and FLAGS.model:
+            raise app.UsageError(f"--methods={method} trains the perceptron, no --model")
         if method in DDP and not importlib.util.find_spec("torch"):
             raise app.UsageError(f"--methods={method} needs PyTorch: pip install '.[peers]'")
         if method not in (DENSE, AUTO, *DDP):

@@ -32,7 +32,7 @@ def begin() -> int:
 def noise(model: keras.Model, examples: int) -> tuple[np.ndarray, np.ndarray]:
     """Examples for a classifier, and labels: the same ones for all workers."""
     random = np.random.RandomState(0)
-    x = random.randn(examples, model.input_shape[1]).astype("float32")
+    x = random.randn(examples, *model.input_shape[1:]).astype("float32")
     return x, random.randint(0, model.output_shape[1], examples)
 
 

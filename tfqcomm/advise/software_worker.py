@@ -7,12 +7,14 @@ import sys
 
 from tfqcomm.advise.software import to_json
 from tfqcomm.costs import link as links
+from tfqcomm.costs import memory
 from tfqcomm.distribute import MultiWorkerMirroredStrategy
 from tfqcomm.transport.of_strategy import transport_for
 
 
 def main(out: str) -> None:
     """Measures, and writes what it found to a file if it is the first."""
+    memory.take_as_strategies_do()
     transport = transport_for(MultiWorkerMirroredStrategy())
     link = links.measure(transport)
     if transport.process == 0:
