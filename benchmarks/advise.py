@@ -7,7 +7,8 @@
 Real worker processes, each behind a network interface of its own, and worker i on core i, modulo
 the number of cores, as in benchmarks/network.py, whose perceptron and flags these are. For each
 network the workers measure what `report` measures (step, exchange, link), then train with each
-method. Where there are more workers than cores, what is measured contains their sharing them.
+method. `report` predicts for workers that each have a processor; where here there are more of them
+than cores, what it found of the processor is multiplied by the workers of a core.
 
     measured    10th percentile of the steps of `fit`, of the slowest worker: predictions are for
                 machines that do nothing else, and so are the quick steps of one that does
@@ -22,6 +23,7 @@ import os
 
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
 
+import dataclasses
 import functools
 import json
 import pathlib
@@ -34,6 +36,7 @@ from absl import app, flags
 
 import tfqcomm
 from benchmarks import network, workers
+from tfqcomm.costs.prediction import Prediction, predict
 
 FLAGS = flags.FLAGS
 flags.FLAGS.set_default("methods", ["dense", "float16", "block_int8", "block_sign", "top_k"])
@@ -55,14 +58,15 @@ def work() -> None:
     found = []
     for name in FLAGS.methods:
         row = row_of(advice, name)
+        prediction = on_these_cores(advice, row.method)
         found.append(
             {
                 "method": name,
-                "predicted_ms": 1e3 * row.prediction.seconds,
-                "predicted_bytes": row.prediction.bytes_sent,
+                "predicted_ms": 1e3 * prediction.seconds,
+                "predicted_bytes": prediction.bytes_sent,
                 "predicted_processor_ms": 1e3 * row.prediction.processor_seconds,
-                "codec_ms": 1e3 * row.prediction.codec_seconds,
-                "link_ms": 1e3 * row.prediction.link_seconds,
+                "codec_ms": 1e3 * prediction.codec_seconds,
+                "link_ms": 1e3 * prediction.link_seconds,
                 "compute_ms": 1e3 * advice.compute.seconds,
                 **measured(name, task),
             }
@@ -77,6 +81,22 @@ def row_of(advice: tfqcomm.advise.Advice, name: str) -> tfqcomm.advise.Row:
     codec = tfqcomm.compressors.get(name)
     rows = [row for row in advice.rows() if row.method.compressor == codec]
     return min(rows, key=lambda row: (row.prediction.bytes_sent, row.method.schedule))
+
+
+def on_these_cores(advice: tfqcomm.advise.Advice, method: tfqcomm.advise.Method) -> Prediction:
+    """What is predicted where workers share cores, as they may here."""
+    of_a_core = max(1, FLAGS.workers / os.cpu_count())
+    compute = advice.compute.scaled_to(of_a_core * advice.compute.seconds)
+    buckets = [
+        dataclasses.replace(
+            bucket,
+            before=of_a_core * bucket.before,
+            after=of_a_core * bucket.after,
+            after_each=of_a_core * bucket.after_each,
+        )
+        for bucket in method.buckets
+    ]
+    return predict(compute, buckets, advice.link, FLAGS.workers)
 
 
 def measured(name: str, task: int) -> dict[str, float]:
