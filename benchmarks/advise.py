@@ -36,7 +36,6 @@ from absl import app, flags
 
 import tfqcomm
 from benchmarks import network, workers
-from tfqcomm.costs.prediction import Prediction, predict
 
 FLAGS = flags.FLAGS
 flags.FLAGS.set_default("methods", ["dense", "float16", "block_int8", "block_sign", "top_k"])
@@ -55,16 +54,17 @@ def work() -> None:
     advice = tfqcomm.advise.report(
         model, x, y, workers=FLAGS.workers, compressors=names, strategy=strategy
     )
+    shared = on_these_cores(advice)
     found = []
     for name in FLAGS.methods:
-        row = row_of(advice, name)
-        prediction = on_these_cores(advice, row.method)
+        prediction = row_of(shared, name).prediction
+        alone = row_of(advice, name).prediction
         found.append(
             {
                 "method": name,
                 "predicted_ms": 1e3 * prediction.seconds,
                 "predicted_bytes": prediction.bytes_sent,
-                "predicted_processor_ms": 1e3 * row.prediction.processor_seconds,
+                "predicted_processor_ms": 1e3 * alone.processor_seconds,
                 "codec_ms": 1e3 * prediction.codec_seconds,
                 "link_ms": 1e3 * prediction.link_seconds,
                 "compute_ms": 1e3 * advice.compute.seconds,
@@ -83,20 +83,23 @@ def row_of(advice: tfqcomm.advise.Advice, name: str) -> tfqcomm.advise.Row:
     return min(rows, key=lambda row: (row.prediction.bytes_sent, row.method.schedule))
 
 
-def on_these_cores(advice: tfqcomm.advise.Advice, method: tfqcomm.advise.Method) -> Prediction:
-    """What is predicted where workers share cores, as they may here."""
+def on_these_cores(advice: tfqcomm.advise.Advice) -> tfqcomm.advise.Advice:
+    """The same for workers that share cores, as they may here."""
     of_a_core = max(1, FLAGS.workers / os.cpu_count())
-    compute = advice.compute.scaled_to(of_a_core * advice.compute.seconds)
-    buckets = [
-        dataclasses.replace(
-            bucket,
-            before=of_a_core * bucket.before,
-            after=of_a_core * bucket.after,
-            after_each=of_a_core * bucket.after_each,
+    methods = []
+    for method in advice.methods:
+        buckets = tuple(
+            dataclasses.replace(
+                bucket,
+                before=of_a_core * bucket.before,
+                after=of_a_core * bucket.after,
+                after_each=of_a_core * bucket.after_each,
+            )
+            for bucket in method.buckets
         )
-        for bucket in method.buckets
-    ]
-    return predict(compute, buckets, advice.link, FLAGS.workers)
+        methods.append(dataclasses.replace(method, buckets=buckets))
+    compute = advice.compute.scaled_to(of_a_core * advice.compute.seconds)
+    return dataclasses.replace(advice, compute=compute, methods=tuple(methods))
 
 
 def measured(name: str, task: int) -> dict[str, float]:
