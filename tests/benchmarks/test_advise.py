@@ -24,3 +24,14 @@ def test_figures(tmp_path):
     assert rows["block_sign"]["predicted_ms"] < rows["dense"]["predicted_ms"] / 2
     lines = [line for line in done.stdout.splitlines() if line.startswith("|")]
     assert len(lines) == 2 + 2 and len({line.count("|") for line in lines}) == 1
+
+
+def test_four_workers_share_cores(tmp_path):
+    out = tmp_path / "advise.json"
+    flags = ["--model=comp_ams_mnist_cnn", "--workers=4", "--networks=20mbit", "--methods=dense"]
+    done = run("benchmarks.advise", *flags, "--seconds=0.5", f"--out={out}")
+    assert done.returncode == 0, done.stderr
+    (row,) = json.loads(out.read_text())["rows"]
+    assert row["workers"] == 4
+    # 0.13 MB at 20 Mbit/s: 52 ms, whoever computes how fast.
+    assert row["predicted_ms"] > 40 and row["low_ms"] > 40

@@ -85,6 +85,7 @@ def test_mistakes_are_found_before_anything_is_started():
         ("--networks=100", "--networks must be a number and a unit, as in 100mbit, 1gbit or 2.5M"),
         ("--methods=no_such", "Received: compressor='no_such'"),
         ("--methods=ddp", "--methods=ddp needs PyTorch: pip install '.[peers]'"),
+        ("--model=no_such", "--model must be one of ['character_cnn', 'comp_ams_cifar_cnn',"),
     ):
         if "PyTorch" in message and importlib.util.find_spec("torch"):
             continue

@@ -14,8 +14,8 @@ from tfqcomm.transport.of_strategy import transport_for
 
 def main(out: str) -> None:
     """Measures, and writes what it found to a file if it is the first."""
-    memory.take_as_strategies_do()
     transport = transport_for(MultiWorkerMirroredStrategy())
+    memory.take_as_strategies_do()  # not before there is a strategy, which starts TensorFlow
     link = links.measure(transport)
     if transport.process == 0:
         pathlib.Path(out).write_text(to_json(link))
