@@ -64,6 +64,11 @@ flags.DEFINE_list("methods", [DENSE, "block_sign", "top_k"], "Compressors, dense
 flags.DEFINE_float("seconds", 8, "To time each method for, after two steps.", lower_bound=0.1)
 flags.DEFINE_list("units", [784, 3072, 3072, 1024, 10], "Of the perceptron, input and output too.")
 flags.DEFINE_string("model", None, "A function of `models`, in place of the perceptron.")
+flags.register_validator(  # here, as other benchmarks have this flag, too
+    "model",
+    lambda name: name is None or name in models.__all__,
+    f"--model must be one of {sorted(models.__all__)}",
+)
 flags.DEFINE_string("out", "runs/network.json", "File for all figures.")
 flags.DEFINE_string("worker_of", None, "Be a worker of this method, not for users.")
 flags.DEFINE_boolean("shaped", False, "Whether a worker has an interface, not for users.")
@@ -258,8 +263,6 @@ def main(_):
                 tfqcomm.launch.bits_per_second(network)
             except ValueError as error:
                 raise app.UsageError(f"--networks {error}. Received: {network}") from None
-    if FLAGS.model and not hasattr(models, FLAGS.model):
-        raise app.UsageError(f"--model must be one of {sorted(models.__all__)}: {FLAGS.model}")
     for method in FLAGS.methods:
         if method in DDP and FLAGS.model:
             raise app.UsageError(f"--methods={method} trains the perceptron, no --model")
