@@ -87,6 +87,7 @@ SETTINGS = [  # recorded in results.json
     flags.DEFINE_integer("limit_examples", None, "Only the first windows of both splits.", 1),
     flags.DEFINE_integer("seed", 0, "Of the weights and the data's order.", 0),
     flags.DEFINE_float("inner_rate", None, "Learning rate; default: that of each method.", 0.0),
+    flags.DEFINE_float("outer_rate", None, "Of local methods; default: that of each.", 0.0),
     flags.DEFINE_bool("cosine", False, "Whether it falls to zero, along a cosine."),
 ]
 flags.DEFINE_list("methods", "adam,diloco,sparse_loco", f"Of {', '.join(METHODS)}.")
@@ -142,13 +143,14 @@ def inner(rate: float) -> keras.optimizers.Optimizer:
 def run(method: Method, devices: Sequence[str], dataset: data.Dataset) -> dict:
     """Trains with a method; returns what results.json says of it."""
     rate = method.rate if FLAGS.inner_rate is None else FLAGS.inner_rate
+    outer = {"outer_learning_rate": FLAGS.outer_rate} if method.local and FLAGS.outer_rate else {}
     ops = tfqcomm.distribute.CompressedAllReduce("identity")  # counts what Adam sends
     strategy = tf.distribute.MirroredStrategy(devices, cross_device_ops=ops)
     if method.local:
         strategy = training.mirrored_strategy(devices)
     model = training.compiled(
         functools.partial(models.character_cnn, CHARACTERS),
-        lambda: method.optimizer(inner(rate), FLAGS.every),
+        lambda: method.optimizer(inner(rate), FLAGS.every, **outer),
         strategy,
         FLAGS.seed,
     )

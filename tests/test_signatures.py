@@ -91,6 +91,7 @@ GOLDENS = {  # by position, and by name alone: argument -> default, as of the fi
             "fragments": 1,
             "overlap": 0,
             "merge": 1.0,
+            "outer_learning_rate": 1.0,
         },
         {
             **{n: SHARED[n] for n in SHARED if n not in ("residual_decay", "schedule")},

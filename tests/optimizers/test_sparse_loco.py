@@ -19,7 +19,7 @@ from tfqcomm.optimizers import DiLoCo, SparseLoCo
 from tfqcomm.state.ledger import ledger_of
 
 SIZES = [12, 5]
-EVERY, DECAY, KEPT, CHUNK = 5, 0.75, 0.5, 4
+EVERY, DECAY, KEPT, CHUNK, OUTER = 5, 0.75, 0.5, 4, 1.25
 
 
 def two_bits(values):
@@ -41,7 +41,7 @@ def message_of(e):
 
 
 class Reference(DiLoCoReference):
-    """arXiv 2508.15706, Algorithm 1, as PAPERS has it."""
+    """arXiv 2508.15706, Algorithm 1, as PAPERS has it; there the outer rate is 1."""
 
     def exchange(self, part):
         e = DECAY * self.residual[:, part] + self.theta[part] - self.x[:, part]
@@ -49,7 +49,8 @@ class Reference(DiLoCoReference):
         self.residual[:, part] = e - messages
         norms = np.linalg.norm(messages, axis=1, keepdims=True)
         self.clipped = self.clipped or (norms > 1.05 * np.median(norms)).any()
-        self.theta[part] -= (messages * np.minimum(1, np.median(norms) / norms)).mean(axis=0)
+        clipped = messages * np.minimum(1, np.median(norms) / norms)
+        self.theta[part] -= OUTER * clipped.mean(axis=0)
         self.x[:, part] = self.theta[part]
 
     clipped = False
@@ -57,7 +58,7 @@ class Reference(DiLoCoReference):
 
 def sparse(inner, **options):
     codec = TopK(KEPT, value_dtype="table2", chunk=CHUNK)
-    return SparseLoCo(inner, EVERY, codec, DECAY, min_size=0, **options)
+    return SparseLoCo(inner, EVERY, codec, DECAY, outer_learning_rate=OUTER, min_size=0, **options)
 
 
 @pytest.mark.parametrize("world", [2, 3])
@@ -113,13 +114,14 @@ def test_config_keeps_all_arguments():
     assert again.get_config() == optimizer.get_config()
     assert again.exchange_options == optimizer.exchange_options
     assert again.exchange_options.schedule == "all_gather"
-    assert (again.global_weights.learning_rate, again.global_weights.momentum) == (1.0, 0.0)
+    assert (again.global_weights.learning_rate, again.global_weights.momentum) == (OUTER, 0.0)
 
 
 @pytest.mark.parametrize(
     ("options", "match"),
     [
         ({"residual_decay": 0.0}, "`residual_decay` must be a number in .0, 1.*residual_decay=0.0"),
+        ({"outer_learning_rate": 0.0}, "`outer_learning_rate` must be.*outer_learning_rate=0.0"),
         ({"schedule": "two_phase"}, "not recognized.*schedule"),
         ({"compressor": None}, "`schedule`.*without compression"),
     ],

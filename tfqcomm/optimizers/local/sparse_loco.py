@@ -24,7 +24,7 @@ class SparseLoCo(OuterOptimizer):
                         message_i = the largest of each chunk of e_i, in 2 bits each
                         e_i = e_i - message_i
                         share_i = min(1, median_j |message_j| / |message_i|)
-                        Theta = Theta - mean_i(share_i * message_i)
+                        Theta = Theta - outer_learning_rate * mean_i(share_i * message_i)
                         theta_i = Theta
 
     What is left out comes again, a little less each time: that is all the momentum there is. The
@@ -37,6 +37,8 @@ class SparseLoCo(OuterOptimizer):
             (10.2 bits an entry kept, 0.16 an entry). It must send what `"all_gather"` can move.
         residual_decay: in (0, 1]; lower => old leftovers are forgotten sooner.
         fragments, overlap, merge: as of `DiLoCo`.
+        outer_learning_rate: higher => global weights go further than what little was sent; with
+            few exchanges in a training, where most is never sent, 2 can be better than 1.
         **options: those of `ExchangeOptions`.
 
     Raises:
@@ -67,6 +69,7 @@ class SparseLoCo(OuterOptimizer):
         fragments: int = 1,
         overlap: int = 0,
         merge: float = 1.0,
+        outer_learning_rate: float = 1.0,
         *,
         name: str = "sparse_loco",
         **options,
@@ -75,7 +78,7 @@ class SparseLoCo(OuterOptimizer):
         super().__init__(
             inner,
             every,
-            1.0,
+            outer_learning_rate,
             0.0,
             compressor,
             fragments,
@@ -95,6 +98,6 @@ class SparseLoCo(OuterOptimizer):
     def get_config(self):
         """Serializable arguments."""
         config = super().get_config()
-        for decided in ("outer_learning_rate", "outer_momentum", "schedule"):
+        for decided in ("outer_momentum", "schedule"):
             del config[decided]
         return config
