@@ -192,6 +192,7 @@ def worker(method: str, network: str) -> list[str]:
         return ["-m", "benchmarks.network", *sys.argv[1:], f"--worker_of={method}", shaped]
     return [
         *("-m", "benchmarks.ddp", f"--method={method}", f"--seconds={FLAGS.seconds}"),
+        *([f"--model={FLAGS.model}"] if FLAGS.model else []),
         f"--units={','.join(map(str, FLAGS.units))}",
         f"--batch={BATCH}",
         f"--limits={FEWEST_STEPS},{MOST_STEPS}",
@@ -264,8 +265,6 @@ def main(_):
             except ValueError as error:
                 raise app.UsageError(f"--networks {error}. Received: {network}") from None
     for method in FLAGS.methods:
-        if method in DDP and FLAGS.model:
-            raise app.UsageError(f"--methods={method} trains the perceptron, no --model")
         if method in DDP and not importlib.util.find_spec("torch"):
             raise app.UsageError(f"--methods={method} needs PyTorch: pip install '.[peers]'")
         if method not in (DENSE, AUTO, *DDP):

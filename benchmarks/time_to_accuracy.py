@@ -9,6 +9,7 @@ perceptron with Adam; all methods start from the same weights and see the same b
 has a learning rate of its own. Every `--look` steps all workers look at the test set, for which
 the clock stands still, and end together once the target is reached. The clock starts after the
 first step, in which TensorFlow traces; bytes are those of the interfaces, first step included.
+Methods "ddp..." are of PyTorch, on the same Keras model: see `benchmarks.ddp_accuracy`.
 
 Prints a table in Markdown and writes all figures to a file. README.md has figures measured with it.
 """
@@ -19,9 +20,11 @@ os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
 
 import dataclasses
 import functools
+import importlib.util
 import json
 import pathlib
 import sys
+import tempfile
 import time
 from collections.abc import Callable
 
@@ -67,6 +70,7 @@ METHODS = {
     "comp_ams": Method(optimizer=functools.partial(tfqcomm.optimizers.CompAMS, compressor="top_k")),
     "diloco": Method(optimizer=_diloco, local=True),
 }
+DDP = ("ddp", "ddp_bf16", "ddp_fp16", "ddp_power_sgd_1", "ddp_power_sgd_4")
 
 FLAGS = flags.FLAGS
 flags.DEFINE_enum("dataset", "digits", ["digits", "mnist"], "Data set; digits needs no download.")
@@ -74,7 +78,7 @@ flags.DEFINE_string("data_dir", None, "Directory of a prepared tfds data set; el
 flags.DEFINE_float("target", 0.95, "Accuracy on the test set to reach.", 0.0, 1.0)
 flags.DEFINE_integer("workers", 4, "Worker processes on this machine.", lower_bound=2)
 flags.DEFINE_string("bandwidth", "100mbit", "Of each worker.")
-flags.DEFINE_list("methods", list(METHODS), "Which.")
+flags.DEFINE_list("methods", list(METHODS), f"Which; also {', '.join(DDP)}.")
 flags.DEFINE_list("units", [512, 512], "Of the perceptron's hidden layers.")
 flags.DEFINE_integer("batch", 64, "Examples per worker and step.", lower_bound=1)
 flags.DEFINE_float("learning_rate", 1e-3, "Step size of all methods.", 0.0)
@@ -99,6 +103,12 @@ def load() -> list[np.ndarray]:
     found = tfds.load("mnist", data_dir=FLAGS.data_dir, download=FLAGS.data_dir is None, **splits)
     (x, y), (x_test, y_test) = tfds.as_numpy(found)
     return [x.astype("float32") / 255, y, x_test.astype("float32") / 255, y_test]
+
+
+def perceptron(shape) -> keras.Model:
+    """With the same first weights each time."""
+    keras.utils.set_random_seed(0)
+    return models.mlp(shape, hidden_units=list(map(int, FLAGS.units)))
 
 
 class Look(keras.callbacks.Callback):
@@ -135,9 +145,8 @@ def work(name: str) -> None:
     method = METHODS[name]
     strategy = tfqcomm.distribute.MultiWorkerMirroredStrategy(method.compressor)
     x, y, x_test, y_test = load()
-    keras.utils.set_random_seed(0)
     with strategy.scope():
-        model = models.mlp(x.shape[1:], hidden_units=list(map(int, FLAGS.units)))
+        model = perceptron(x.shape[1:])
         loss = keras.losses.SparseCategoricalCrossentropy(from_logits=True)
         model.compile(method.optimizer(FLAGS.learning_rate), loss)
     dataset = tf.data.Dataset.from_tensor_slices((x, y)).shuffle(len(x), seed=0).repeat()
@@ -156,12 +165,28 @@ def work(name: str) -> None:
 def run(name: str) -> dict:
     """Starts the workers of one method; returns what the slowest found, and the mean of bytes."""
     command = [sys.executable, "-m", "tfqcomm.launch", f"--workers={FLAGS.workers}"]
-    command += [f"--bandwidth={FLAGS.bandwidth}", "-m", "benchmarks.time_to_accuracy"]
-    command += [*sys.argv[1:], f"--worker_of={name}"]
-    found = workers.found_by(command)
+    command.append(f"--bandwidth={FLAGS.bandwidth}")
+    if name in DDP:
+        found = found_by_ddp(command, name)
+    else:
+        command += ["-m", "benchmarks.time_to_accuracy", *sys.argv[1:], f"--worker_of={name}"]
+        found = workers.found_by(command)
     slowest = max(found, key=lambda worker: worker["seconds"])
     sent = float(np.mean([worker["sent"] for worker in found]))
     return {"method": name, **slowest, "sent": sent, "load": os.getloadavg()[0]}
+
+
+def found_by_ddp(command: list[str], name: str) -> list[dict]:
+    """Of PyTorch's workers, which get examples and first weights in a file."""
+    passed = ("units", "batch", "learning_rate", "target", "look", "most_looks")
+    with tempfile.TemporaryDirectory() as directory:
+        x, y, x_test, y_test = load()
+        named = {f"weight_{i}": w for i, w in enumerate(perceptron(x.shape[1:]).get_weights())}
+        arrays = os.path.join(directory, "arrays.npz")
+        np.savez(arrays, x=x, y=y, x_test=x_test, y_test=y_test, **named)
+        command = [*command, "-m", "benchmarks.ddp_accuracy", f"--method={name}"]
+        command += [f"--arrays={arrays}", *(FLAGS[flag].serialize() for flag in passed)]
+        return workers.found_by(command)
 
 
 def table(rows: list[dict]) -> str:
@@ -181,9 +206,12 @@ def main(_) -> None:
     if FLAGS.worker_of:
         work(FLAGS.worker_of)
         return
-    unknown = sorted(set(FLAGS.methods) - set(METHODS))
+    unknown = sorted(set(FLAGS.methods) - {*METHODS, *DDP})
     if unknown:
-        raise app.UsageError(f"--methods must be among {list(METHODS)}. Received: {unknown}")
+        known = [*METHODS, *DDP]
+        raise app.UsageError(f"--methods must be among {known}. Received: {unknown}")
+    if set(FLAGS.methods) & set(DDP) and not importlib.util.find_spec("torch"):
+        raise app.UsageError("--methods=ddp... needs PyTorch: pip install '.[peers]'")
     out = pathlib.Path(FLAGS.out)
     out.parent.mkdir(parents=True, exist_ok=True)
     rows = []

@@ -54,6 +54,8 @@ DECLARED_FOR = {  # folder -> extras of setup.cfg that are installed where it ru
 OPTIONAL = {  # module -> what it does without where it is not installed, of an extra
     "tfqcomm.advise.plot": {"matplotlib"},
     "benchmarks.ddp": {"torch"},  # the extra `peers`; started where it is there
+    "benchmarks.ddp_accuracy": {"torch"},
+    "benchmarks.ddp_workers": {"torch"},
     "examples.ray.train": {"ray"},  # whoever runs it has it
     "examples.recommender": {"tensorflow_datasets"},  # with --movielens
 }

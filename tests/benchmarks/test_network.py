@@ -67,7 +67,8 @@ def test_nothing_is_left_when_it_is_interrupted(tmp_path, number):
         time.sleep(0.1)
 
 
-def test_the_same_model_under_ddp(tmp_path):
+@pytest.mark.parametrize("model", [None, "comp_ams_mnist_cnn"])
+def test_the_same_model_under_ddp(model, tmp_path):
     pytest.importorskip("torch")  # the extra `peers`
     out = tmp_path / "network.json"
     flags = ["--networks=50mbit", "--methods=dense,ddp,ddp_power_sgd_1", "--seconds=0.5"]
