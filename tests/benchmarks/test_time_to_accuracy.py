@@ -26,7 +26,7 @@ def test_the_target_is_reached_in_fewer_bytes(tmp_path):
 
 
 def test_the_same_weights_and_batches_under_ddp(tmp_path):
-    """Dense steps are the same, so both arrive at one look; what PowerSGD leaves out is fed back."""
+    """Dense steps are alike, so both arrive at one look; what PowerSGD leaves out is fed back."""
     pytest.importorskip("torch")  # the extra `peers`
     out = tmp_path / "times.json"
     done = run(*COMMAND, "--methods=dense,ddp,ddp_power_sgd_1", "--target=0.9", f"--out={out}")
