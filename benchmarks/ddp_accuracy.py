@@ -31,6 +31,7 @@ flags.DEFINE_list("units", None, "Of the perceptron's hidden layers.", required=
 flags.DEFINE_integer("batch", None, "Examples per worker and step.", required=True)
 flags.DEFINE_float("learning_rate", None, "Step size.", required=True)
 flags.DEFINE_float("target", None, "Accuracy on the test set to reach.", required=True)
+flags.DEFINE_integer("seed", None, "Of the data's order.", required=True)
 flags.DEFINE_integer("look", None, "Steps between two looks at the test set.", required=True)
 flags.DEFINE_integer("most_looks", None, "After which training ends.", required=True)
 flags.DEFINE_string("results", None, "Directory for what the workers find.", required=True)
@@ -38,9 +39,9 @@ flags.DEFINE_string("results", None, "Directory for what the workers find.", req
 
 def batches(x: np.ndarray, y: np.ndarray, task: int):
     """This worker's part of each batch of all, drawn as `benchmarks.time_to_accuracy` draws it."""
-    tf.random.set_seed(0)
+    tf.random.set_seed(FLAGS.seed)
     world = torch.distributed.get_world_size()
-    data = tf.data.Dataset.from_tensor_slices((x, y)).shuffle(len(x), seed=0).repeat()
+    data = tf.data.Dataset.from_tensor_slices((x, y)).shuffle(len(x), seed=FLAGS.seed).repeat()
     data = data.batch(FLAGS.batch * world, drop_remainder=True).prefetch(2)
     own = slice(task * FLAGS.batch, (task + 1) * FLAGS.batch)
     for images, labels in data.as_numpy_iterator():

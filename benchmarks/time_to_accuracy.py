@@ -48,11 +48,13 @@ class Method:
         compressor: of the strategy.
         optimizer: from its learning rate.
         local: whether workers train alone in between.
+        warm_up: steps in which gradients travel dense.
     """
 
     compressor: str | None = None
     optimizer: Callable[[float], keras.optimizers.Optimizer] = keras.optimizers.Adam
     local: bool = False
+    warm_up: int = 0
 
 
 def _diloco(rate):
@@ -66,7 +68,9 @@ METHODS = {
     "block_int8": Method("block_int8"),
     "block_sign": Method("block_sign"),
     "top_k": Method("top_k"),
+    "top_k_warm": Method("top_k", warm_up=2),
     "power_sgd": Method("power_sgd"),
+    "power_sgd_warm": Method("power_sgd", warm_up=2),  # as DDP's hook, which cannot begin earlier
     "comp_ams": Method(optimizer=functools.partial(tfqcomm.optimizers.CompAMS, compressor="top_k")),
     "diloco": Method(optimizer=_diloco, local=True),
 }
@@ -82,6 +86,7 @@ flags.DEFINE_list("methods", list(METHODS), f"Which; also {', '.join(DDP)}.")
 flags.DEFINE_list("units", [512, 512], "Of the perceptron's hidden layers.")
 flags.DEFINE_integer("batch", 64, "Examples per worker and step.", lower_bound=1)
 flags.DEFINE_float("learning_rate", 1e-3, "Step size of all methods.", 0.0)
+flags.DEFINE_integer("seed", 0, "Of the first weights and of the data's order.", lower_bound=0)
 flags.DEFINE_integer("look", 3 * EVERY, "Steps between two looks at the test set.", lower_bound=1)
 flags.DEFINE_integer("most_looks", 60, "After which a method ends in any case.", lower_bound=1)
 flags.DEFINE_string("out", "runs/time_to_accuracy.json", "File for all figures.")
@@ -106,8 +111,8 @@ def load() -> list[np.ndarray]:
 
 
 def perceptron(shape) -> keras.Model:
-    """With the same first weights each time."""
-    keras.utils.set_random_seed(0)
+    """With the same first weights each time, for a seed."""
+    keras.utils.set_random_seed(FLAGS.seed)
     return models.mlp(shape, hidden_units=list(map(int, FLAGS.units)))
 
 
@@ -143,13 +148,15 @@ def work(name: str) -> None:
     """One worker: trains until the target is reached, and writes down what that took."""
     task = workers.begin()
     method = METHODS[name]
-    strategy = tfqcomm.distribute.MultiWorkerMirroredStrategy(method.compressor)
+    strategy = tfqcomm.distribute.MultiWorkerMirroredStrategy(
+        method.compressor, warm_up=method.warm_up
+    )
     x, y, x_test, y_test = load()
     with strategy.scope():
         model = perceptron(x.shape[1:])
         loss = keras.losses.SparseCategoricalCrossentropy(from_logits=True)
         model.compile(method.optimizer(FLAGS.learning_rate), loss)
-    dataset = tf.data.Dataset.from_tensor_slices((x, y)).shuffle(len(x), seed=0).repeat()
+    dataset = tf.data.Dataset.from_tensor_slices((x, y)).shuffle(len(x), seed=FLAGS.seed).repeat()
     dataset = dataset.batch(FLAGS.batch * FLAGS.workers, drop_remainder=True).prefetch(2)
     look = Look(x_test, y_test)
     average = [tfqcomm.callbacks.AverageReplicas()] if method.local else []
@@ -178,7 +185,7 @@ def run(name: str) -> dict:
 
 def found_by_ddp(command: list[str], name: str) -> list[dict]:
     """Of PyTorch's workers, which get examples and first weights in a file."""
-    passed = ("units", "batch", "learning_rate", "target", "look", "most_looks")
+    passed = ("units", "batch", "learning_rate", "target", "seed", "look", "most_looks")
     with tempfile.TemporaryDirectory() as directory:
         x, y, x_test, y_test = load()
         named = {f"weight_{i}": w for i, w in enumerate(perceptron(x.shape[1:]).get_weights())}
@@ -217,7 +224,8 @@ def main(_) -> None:
     rows = []
     for name in FLAGS.methods:
         rows.append(run(name))
-        settings = {key: FLAGS[key].value for key in ("dataset", "target", "workers", "bandwidth")}
+        kept = ("dataset", "target", "workers", "bandwidth", "seed")
+        settings = {key: FLAGS[key].value for key in kept}
         settings |= {"cores": len(os.sched_getaffinity(0)), "date": time.strftime("%Y-%m-%d")}
         out.write_text(json.dumps({"settings": settings, "rows": rows}, indent=1) + "\n")
         print(f"{name}: {rows[-1]['seconds']:.1f} s", file=sys.stderr, flush=True)
