@@ -67,8 +67,7 @@ def test_nothing_is_left_when_it_is_interrupted(tmp_path, number):
         time.sleep(0.1)
 
 
-@pytest.mark.parametrize("model", [None, "comp_ams_mnist_cnn"])
-def test_the_same_model_under_ddp(model, tmp_path):
+def test_the_same_model_under_ddp(tmp_path):
     pytest.importorskip("torch")  # the extra `peers`
     out = tmp_path / "network.json"
     flags = ["--networks=50mbit", "--methods=dense,ddp,ddp_power_sgd_1", "--seconds=0.5"]
@@ -79,6 +78,18 @@ def test_the_same_model_under_ddp(model, tmp_path):
     assert rows["ddp"]["sent"] == pytest.approx(4 * PARAMETERS, rel=0.1)
     assert rows["ddp_power_sgd_1"]["sent"] < 4 * PARAMETERS / 10
     assert rows["ddp"]["ms"] > 0.9 * rows["ddp"]["wire_ms"] > 100
+
+
+def test_a_network_of_models_under_ddp(tmp_path):
+    pytest.importorskip("torch")
+    out = tmp_path / "network.json"
+    flags = ["--model=comp_ams_mnist_cnn", "--networks=50mbit", "--methods=ddp,ddp_bf16"]
+    done = run(*COMMAND, *flags, "--seconds=0.5", f"--out={out}")
+    assert done.returncode == 0, done.stderr
+    rows = {r["method"]: r for r in json.loads(out.read_text())["rows"]}
+    assert {r["parameters"] for r in rows.values()} == {21_840}
+    assert rows["ddp"]["sent"] == pytest.approx(4 * 21_840, rel=0.2)
+    assert rows["ddp_bf16"]["sent"] == pytest.approx(2 * 21_840, rel=0.3)
 
 
 def test_mistakes_are_found_before_anything_is_started():
