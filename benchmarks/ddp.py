@@ -19,13 +19,13 @@ import torch
 from absl import app, flags
 
 import models
-from benchmarks import ddp_workers
+from benchmarks import ddp_workers, workers
 
 WARM_UP = 4  # steps: DDP lays its buckets out anew in the second, PowerSGD begins in the third
 ALONE = "ddp_alone"
 
 FLAGS = flags.FLAGS
-flags.DEFINE_enum("method", None, [ALONE, *ddp_workers.METHODS], "What is sent.", required=True)
+flags.DEFINE_enum("method", None, [ALONE, *workers.DDP], "What is sent.", required=True)
 flags.DEFINE_list("units", None, "Of the perceptron, input and output too.", required=True)
 flags.DEFINE_string("model", None, "A function of `models`, in place of the perceptron.")
 flags.DEFINE_integer("batch", None, "Examples per worker.", required=True)
@@ -88,7 +88,7 @@ def main(_):
         "received": float(received),
         "parameters": int(model.count_params()),
     }
-    ddp_workers.write(FLAGS.results, task, found)
+    workers.write(FLAGS.results, task, found)
     ddp_workers.leave()
 
 

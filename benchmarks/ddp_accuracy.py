@@ -19,13 +19,13 @@ import torch
 from absl import app, flags
 
 import models
-from benchmarks import ddp_workers
+from benchmarks import ddp_workers, workers
 
 INTERFACE = "eth0"
 EPSILON = 1e-7  # of Keras' Adam
 
 FLAGS = flags.FLAGS
-flags.DEFINE_enum("method", None, ddp_workers.METHODS, "What is exchanged.", required=True)
+flags.DEFINE_enum("method", None, workers.DDP, "What is exchanged.", required=True)
 flags.DEFINE_string("arrays", None, "File of examples and first weights.", required=True)
 flags.DEFINE_list("units", None, "Of the perceptron's hidden layers.", required=True)
 flags.DEFINE_integer("batch", None, "Examples per worker and step.", required=True)
@@ -38,11 +38,10 @@ flags.DEFINE_string("results", None, "Directory for what the workers find.", req
 
 
 def batches(x: np.ndarray, y: np.ndarray, task: int):
-    """This worker's part of each batch of all, drawn as `benchmarks.time_to_accuracy` draws it."""
+    """This worker's part of each batch of all."""
     tf.random.set_seed(FLAGS.seed)
     world = torch.distributed.get_world_size()
-    data = tf.data.Dataset.from_tensor_slices((x, y)).shuffle(len(x), seed=FLAGS.seed).repeat()
-    data = data.batch(FLAGS.batch * world, drop_remainder=True).prefetch(2)
+    data = workers.shuffled(x, y, FLAGS.batch * world, FLAGS.seed)
     own = slice(task * FLAGS.batch, (task + 1) * FLAGS.batch)
     for images, labels in data.as_numpy_iterator():
         yield torch.tensor(images[own]), torch.tensor(labels[own].astype("int64"))
@@ -82,7 +81,7 @@ def main(_):
     sent, _ = ddp_workers.counters(INTERFACE) - before
     found = {"seconds": seconds, "steps": steps, "accuracy": accuracy, "sent": float(sent)}
     found["parameters"] = int(model.count_params())
-    ddp_workers.write(FLAGS.results, task, found)
+    workers.write(FLAGS.results, task, found)
     ddp_workers.leave()
 
 

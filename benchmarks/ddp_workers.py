@@ -1,7 +1,7 @@
 """Worker processes under PyTorch's DDP, over gloo: how they meet, what is exchanged, their bytes.
 
 With the extra `peers`, which is PyTorch. One core and one thread each. PowerSGD is given one
-bucket: DDP compresses each of its buckets as one list of matrices, and begins with the second step,
+bucket: DDP compresses each of its buckets as one list of matrices, and begins with the third step,
 the first it can.
 """
 
@@ -15,17 +15,16 @@ import numpy as np
 import torch
 from torch.distributed.algorithms.ddp_comm_hooks import default_hooks, powerSGD_hook
 
-METHODS = ("ddp", "ddp_bf16", "ddp_fp16", "ddp_power_sgd_1", "ddp_power_sgd_4")
+from benchmarks import workers
+
 ONE_BUCKET = 1000  # MB
 PORT = 29500  # PyTorch's own
 
 
 def join(interface: str) -> int:
     """Meets the other workers of TF_CONFIG through an interface; returns which one this is."""
-    config = json.loads(os.environ["TF_CONFIG"])
-    addresses, index = config["cluster"]["worker"], config["task"]["index"]
-    cores = sorted(os.sched_getaffinity(0))
-    os.sched_setaffinity(0, {cores[index % len(cores)]})
+    index = workers.begin()
+    addresses = json.loads(os.environ["TF_CONFIG"])["cluster"]["worker"]
     torch.set_num_threads(1)
     os.environ["GLOO_SOCKET_IFNAME"] = interface
     # Not the port of TF_CONFIG, which the launcher holds for the task; the network is our own.
@@ -41,7 +40,7 @@ def leave() -> None:
 
 
 def parallel(model: torch.nn.Module, method: str) -> torch.nn.Module:
-    """The model under DDP, with the hook of one of `METHODS`."""
+    """The model under DDP, with the hook of one of `workers.DDP`."""
     power = method.startswith("ddp_power_sgd")
     bucket = {"bucket_cap_mb": ONE_BUCKET} if power else {}
     model = torch.nn.parallel.DistributedDataParallel(model, **bucket)
@@ -70,8 +69,3 @@ def counters(interface: str) -> np.ndarray:
             received, sent = (int(columns.split()[i]) for i in (0, 8))
             return np.array([sent, received])
     raise ValueError(f"There is no interface of this name. Received: {interface}")
-
-
-def write(results: str, task: int, found: dict) -> None:
-    """What this worker has found, to be read by `benchmarks.workers.found_by`."""
-    pathlib.Path(results, f"{task}.json").write_text(json.dumps(found))

@@ -52,7 +52,6 @@ LOOPBACK = "loopback"
 DENSE = "dense"
 AUTO = "auto"
 ALONE = "alone"
-DDP = ("ddp", "ddp_bf16", "ddp_fp16", "ddp_power_sgd_1", "ddp_power_sgd_4")  # benchmarks.ddp
 DDP_ALONE = "ddp_alone"
 WARM_UP = 2  # steps; in the first one TensorFlow traces the step
 MOST_STEPS, FEWEST_STEPS = 200, 3
@@ -187,7 +186,7 @@ def run(method: str, network: str) -> dict[str, float]:
 
 def worker(method: str, network: str) -> list[str]:
     """What each worker runs."""
-    if method not in (*DDP, DDP_ALONE):
+    if method not in (*workers.DDP, DDP_ALONE):
         shaped = f"--shaped={network != LOOPBACK}"
         return ["-m", "benchmarks.network", *sys.argv[1:], f"--worker_of={method}", shaped]
     return [
@@ -237,7 +236,7 @@ def compare() -> None:
     for network in FLAGS.networks:
         alone: dict[str, dict] = {}
         for method in FLAGS.methods:
-            own = DDP_ALONE if method in DDP else ALONE
+            own = DDP_ALONE if method in workers.DDP else ALONE
             alone[own] = alone.get(own) or run(own, LOOPBACK)
             rows.append(row_of(run(method, network), alone[own]))
             print(f"{network}, {method}: {rows[-1]['ms']:.0f} ms", file=sys.stderr, flush=True)
@@ -265,9 +264,9 @@ def main(_):
             except ValueError as error:
                 raise app.UsageError(f"--networks {error}. Received: {network}") from None
     for method in FLAGS.methods:
-        if method in DDP and not importlib.util.find_spec("torch"):
+        if method in workers.DDP and not importlib.util.find_spec("torch"):
             raise app.UsageError(f"--methods={method} needs PyTorch: pip install '.[peers]'")
-        if method not in (DENSE, AUTO, *DDP):
+        if method not in (DENSE, AUTO, *workers.DDP):
             tfqcomm.compressors.get(method)  # or its error, before anything is started
     compare()
 

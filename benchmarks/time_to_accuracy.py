@@ -74,7 +74,6 @@ METHODS = {
     "comp_ams": Method(optimizer=functools.partial(tfqcomm.optimizers.CompAMS, compressor="top_k")),
     "diloco": Method(optimizer=_diloco, local=True),
 }
-DDP = ("ddp", "ddp_bf16", "ddp_fp16", "ddp_power_sgd_1", "ddp_power_sgd_4")
 
 FLAGS = flags.FLAGS
 flags.DEFINE_enum("dataset", "digits", ["digits", "mnist"], "Data set; digits needs no download.")
@@ -82,7 +81,7 @@ flags.DEFINE_string("data_dir", None, "Directory of a prepared tfds data set; el
 flags.DEFINE_float("target", 0.95, "Accuracy on the test set to reach.", 0.0, 1.0)
 flags.DEFINE_integer("workers", 4, "Worker processes on this machine.", lower_bound=2)
 flags.DEFINE_string("bandwidth", "100mbit", "Of each worker.")
-flags.DEFINE_list("methods", list(METHODS), f"Which; also {', '.join(DDP)}.")
+flags.DEFINE_list("methods", list(METHODS), f"Which; also {', '.join(workers.DDP)}.")
 flags.DEFINE_list("units", [512, 512], "Of the perceptron's hidden layers.")
 flags.DEFINE_integer("batch", 64, "Examples per worker and step.", lower_bound=1)
 flags.DEFINE_float("learning_rate", 1e-3, "Step size of all methods.", 0.0)
@@ -156,8 +155,7 @@ def work(name: str) -> None:
         model = perceptron(x.shape[1:])
         loss = keras.losses.SparseCategoricalCrossentropy(from_logits=True)
         model.compile(method.optimizer(FLAGS.learning_rate), loss)
-    dataset = tf.data.Dataset.from_tensor_slices((x, y)).shuffle(len(x), seed=FLAGS.seed).repeat()
-    dataset = dataset.batch(FLAGS.batch * FLAGS.workers, drop_remainder=True).prefetch(2)
+    dataset = workers.shuffled(x, y, FLAGS.batch * FLAGS.workers, FLAGS.seed)
     look = Look(x_test, y_test)
     average = [tfqcomm.callbacks.AverageReplicas()] if method.local else []
     fit = {"epochs": FLAGS.most_looks, "steps_per_epoch": FLAGS.look, "shuffle": False}
@@ -173,7 +171,7 @@ def run(name: str) -> dict:
     """Starts the workers of one method; returns what the slowest found, and the mean of bytes."""
     command = [sys.executable, "-m", "tfqcomm.launch", f"--workers={FLAGS.workers}"]
     command.append(f"--bandwidth={FLAGS.bandwidth}")
-    if name in DDP:
+    if name in workers.DDP:
         found = found_by_ddp(command, name)
     else:
         command += ["-m", "benchmarks.time_to_accuracy", *sys.argv[1:], f"--worker_of={name}"]
@@ -213,11 +211,11 @@ def main(_) -> None:
     if FLAGS.worker_of:
         work(FLAGS.worker_of)
         return
-    unknown = sorted(set(FLAGS.methods) - {*METHODS, *DDP})
+    unknown = sorted(set(FLAGS.methods) - {*METHODS, *workers.DDP})
     if unknown:
-        known = [*METHODS, *DDP]
+        known = [*METHODS, *workers.DDP]
         raise app.UsageError(f"--methods must be among {known}. Received: {unknown}")
-    if set(FLAGS.methods) & set(DDP) and not importlib.util.find_spec("torch"):
+    if set(FLAGS.methods) & set(workers.DDP) and not importlib.util.find_spec("torch"):
         raise app.UsageError("--methods=ddp... needs PyTorch: pip install '.[peers]'")
     out = pathlib.Path(FLAGS.out)
     out.parent.mkdir(parents=True, exist_ok=True)

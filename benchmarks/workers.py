@@ -15,6 +15,8 @@ import numpy as np
 import tensorflow as tf
 from absl import logging
 
+DDP = ("ddp", "ddp_bf16", "ddp_fp16", "ddp_power_sgd_1", "ddp_power_sgd_4")  # PyTorch's methods
+
 
 def begin() -> int:
     """Keeps this worker i to core i, modulo the number of cores, and to itself; returns i.
@@ -34,6 +36,12 @@ def noise(model: keras.Model, examples: int) -> tuple[np.ndarray, np.ndarray]:
     random = np.random.RandomState(0)
     x = random.randn(examples, *model.input_shape[1:]).astype("float32")
     return x, random.randint(0, model.output_shape[1], examples)
+
+
+def shuffled(x: np.ndarray, y: np.ndarray, batch: int, seed: int) -> tf.data.Dataset:
+    """Batches of all workers, without an end: the same ones for a seed, which Keras has, too."""
+    dataset = tf.data.Dataset.from_tensor_slices((x, y)).shuffle(len(x), seed=seed).repeat()
+    return dataset.batch(batch, drop_remainder=True).prefetch(2)
 
 
 def write(results: str, task: int, found) -> None:

@@ -144,7 +144,9 @@ def inner(rate: float) -> keras.optimizers.Optimizer:
 def run(method: Method, devices: Sequence[str], dataset: data.Dataset) -> dict:
     """Trains with a method; returns what results.json says of it."""
     rate = method.rate if FLAGS.inner_rate is None else FLAGS.inner_rate
-    outer = {"outer_learning_rate": FLAGS.outer_rate} if method.local and FLAGS.outer_rate else {}
+    outer = {}
+    if method.local and FLAGS.outer_rate is not None:
+        outer["outer_learning_rate"] = FLAGS.outer_rate
     ops = tfqcomm.distribute.CompressedAllReduce("identity")  # counts what Adam sends
     strategy = tf.distribute.MirroredStrategy(devices, cross_device_ops=ops)
     if method.local:
