@@ -47,6 +47,13 @@ def batches(x: np.ndarray, y: np.ndarray, task: int):
         yield torch.tensor(images[own]), torch.tensor(labels[own].astype("int64"))
 
 
+def first_workers(number: float) -> float:
+    """What the first worker found, so that all end together."""
+    found = torch.tensor(number, dtype=torch.float64)
+    torch.distributed.broadcast(found, 0)
+    return float(found)
+
+
 def main(_):
     """Trains until the target is reached, with the clock stopped at each look."""
     task = ddp_workers.join(INTERFACE)
@@ -77,7 +84,7 @@ def main(_):
         seconds += time.perf_counter() - started
         with torch.no_grad():
             guessed = model(torch.tensor(x_test)).argmax(dim=1).numpy()
-        accuracy = float(np.mean(guessed == y_test))
+        accuracy = first_workers(float(np.mean(guessed == y_test)))
     sent, _ = ddp_workers.counters(INTERFACE) - before
     found = {"seconds": seconds, "steps": steps, "accuracy": accuracy, "sent": float(sent)}
     found["parameters"] = int(model.count_params())
