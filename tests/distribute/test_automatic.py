@@ -5,11 +5,12 @@ import numpy as np
 import pytest
 import tensorflow as tf
 
-from tests.costs.slow_transport import SlowTransport
+from tests.costs.slow_transport import Clock, SlowTransport
 from tests.distribute import automatic_functions
 from tests.multi_process import run_workers
 from tests.network import network
 from tfqcomm import compressors, distribute
+from tfqcomm.costs import exchange
 from tfqcomm.costs.simulated import SimulatedTransport
 from tfqcomm.distribute import automatic
 from tfqcomm.state.ledger import ledger_of
@@ -26,19 +27,46 @@ def said(monkeypatch):
     return lines
 
 
-def test_a_slow_link_is_worth_eight_bits_and_the_log_says_why(said, monkeypatch):
+@pytest.fixture
+def clock(monkeypatch):
+    """Time that passes on the link alone: no machine is too slow, or too busy, for a test."""
+    clock = Clock()
+    monkeypatch.setattr(automatic.link, "time", clock)
     monkeypatch.setattr(automatic.link, "_long", lambda transport, collective: 2**17)
-    chosen = automatic.choose(SlowTransport(2), OPTIONS, [(500, 1000), (1000,)])  # 0.1 s
+    return clock
+
+
+def let_codecs_take(seconds: float, monkeypatch) -> None:
+    """Every exchange is run once, and said to take so long beside the link."""
+    monkeypatch.setattr(exchange, "best_seconds", lambda run, at_about: (run(), seconds)[1])
+
+
+def test_a_slow_link_is_worth_eight_bits_and_the_log_says_why(said, clock, monkeypatch):
+    let_codecs_take(1e-3, monkeypatch)
+    transport = SlowTransport(2, clock.sleep)
+    chosen = automatic.choose(transport, OPTIONS, [(500, 1000), (1000,)])  # 0.1 s
     assert chosen in (compressors.Float8(), compressors.BlockInt8())
     (line,) = said
     assert line.startswith(f"compressor='auto': {chosen}, of what was measured")
     assert all(str(candidate) in line for candidate in automatic.CANDIDATES)
 
 
-def test_a_link_that_takes_no_time_is_worth_nothing(said):
+def test_a_link_that_takes_no_time_is_worth_nothing(said, clock, monkeypatch):
+    let_codecs_take(1e-3, monkeypatch)
     shapes = [(100, 200), (200,)]
     assert automatic.choose(SimulatedTransport(2), OPTIONS, shapes) == compressors.Identity()
     assert said[0].startswith("compressor='auto': Identity(), ")
+
+
+def test_a_slow_processor_counts_against_eight_bits(said, clock, monkeypatch):
+    def measure(options, gradients, seconds):
+        let_codecs_take(0.05 * (options.compressor in automatic.CANDIDATES[2:]), monkeypatch)
+        return measured(options, gradients, seconds)
+
+    measured = exchange.measure
+    monkeypatch.setattr(automatic.exchange, "measure", measure)
+    transport = SlowTransport(2, clock.sleep)  # 100, 50 and 25 ms, and 50 more of the last
+    assert automatic.choose(transport, OPTIONS, [(500, 1000)]) == compressors.BFloat16()
 
 
 @pytest.mark.parametrize(
