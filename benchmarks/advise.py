@@ -111,7 +111,7 @@ def measured(name: str, task: int) -> dict[str, float]:
         model = network.compiled()
     x, y = workers.noise(model, network.BATCH * FLAGS.workers)
     dataset = tf.data.Dataset.from_tensors((x, y)).repeat()
-    watch = network.Stopwatch()
+    watch = workers.Stopwatch()
     fit = functools.partial(model.fit, dataset, callbacks=[watch], verbose=0, shuffle=False)
     fit(steps_per_epoch=network.WARM_UP)
     steps = network.agreed(strategy, task, FLAGS.seconds / watch.seconds()[-1])

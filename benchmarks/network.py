@@ -4,6 +4,7 @@
     python -m benchmarks.network --workers=4 --networks=100mbit --methods=dense,power_sgd
     python -m benchmarks.network --methods=dense,top_k,ddp,ddp_power_sgd_4
     python -m benchmarks.network --model=resnet20 --networks=100mbit
+    python -m benchmarks.network --networks=50mbit,200mbit,1gbit,5gbit --methods=dense,diloco_16
 
 Real worker processes, each behind a network interface of its own (`tfqcomm.launch --bandwidth`:
 Linux, as root or with user namespaces); "loopback" is without limit. A perceptron of 15.0M
@@ -17,8 +18,9 @@ network, so that all ratios of a row are of one time:
     processor      the processor time of a step / that of the step alone: what compression costs a
                    worker, also on a machine that others use too
 
-Method "auto" is what a strategy chooses by itself. Methods "ddp..." are of PyTorch, on the same
-Keras model: see `benchmarks.ddp`; their step alone is of PyTorch, too.
+Method "auto" is what a strategy chooses by itself. "diloco_16" is `DiLoCo` with an exchange every
+16 steps, "diloco_16_block_int8" compresses it; their step is that of a round's mean. Methods
+"ddp..." are of PyTorch, on the same Keras model: see `benchmarks.ddp`; so is their step alone.
 
 Times of different machines do not compare; the ratios do. README.md has figures measured with it.
 Prints a table in Markdown; writes all figures to a file, and a plot of the steps beside it. A line
@@ -34,6 +36,7 @@ import functools
 import importlib.util
 import json
 import pathlib
+import re
 import signal
 import sys
 import time
@@ -51,6 +54,7 @@ BATCH = 32  # examples per worker
 LOOPBACK = "loopback"
 DENSE = "dense"
 AUTO = "auto"
+DILOCO = re.compile(r"diloco_([2-9]|[1-9]\d+)(?:_(\w+))?")  # steps of a round, compressor
 ALONE = "alone"
 DDP_ALONE = "ddp_alone"
 WARM_UP = 2  # steps; in the first one TensorFlow traces the step
@@ -59,7 +63,7 @@ MOST_STEPS, FEWEST_STEPS = 200, 3
 FLAGS = flags.FLAGS
 flags.DEFINE_integer("workers", 2, "Worker processes on this machine.", lower_bound=2)
 flags.DEFINE_list("networks", [LOOPBACK, "100mbit", "1gbit"], "Bandwidth of each worker.")
-flags.DEFINE_list("methods", [DENSE, "block_sign", "top_k"], "Compressors, dense, auto, ddp.")
+flags.DEFINE_list("methods", [DENSE, "block_sign", "top_k"], "Compressors, dense, auto, ...")
 flags.DEFINE_float("seconds", 8, "To time each method for, after two steps.", lower_bound=0.1)
 flags.DEFINE_list("units", [784, 3072, 3072, 1024, 10], "Of the perceptron, input and output too.")
 flags.DEFINE_string("model", None, "A function of `models`, in place of the perceptron.")
@@ -74,12 +78,20 @@ flags.DEFINE_boolean("shaped", False, "Whether a worker has an interface, not fo
 flags.DEFINE_string("results", None, "Directory for what the workers find, not for users.")
 
 
-def compiled() -> keras.Model:
-    """784-3072-3072-1024-10 unless told otherwise: 15.0M weights, 60 MB of gradient."""
+def compiled(every: int = 1, compressor: str | None = None) -> keras.Model:
+    """784-3072-3072-1024-10 unless told otherwise: 15.0M weights, 60 MB of gradient.
+
+    Args:
+        every: steps between two exchanges; more than one for `DiLoCo`.
+        compressor: of what `DiLoCo` exchanges.
+    """
     keras.utils.set_random_seed(0)
     model = getattr(models, FLAGS.model)() if FLAGS.model else perceptron()
+    optimizer = keras.optimizers.SGD(1e-3, momentum=0.9)
+    if every > 1:
+        optimizer = tfqcomm.optimizers.DiLoCo(optimizer, every, compressor=compressor)
     model.compile(
-        keras.optimizers.SGD(1e-3, momentum=0.9),
+        optimizer,
         keras.losses.SparseCategoricalCrossentropy(from_logits=True),
     )
     return model
@@ -92,38 +104,25 @@ def perceptron() -> keras.Model:
     return keras.Sequential([keras.Input([first]), *layers, keras.layers.Dense(last)])
 
 
-class Stopwatch(keras.callbacks.Callback):
-    """Seconds of each step, with what `fit` does between two."""
-
-    def on_epoch_begin(self, epoch, logs=None):
-        self.times = [time.perf_counter()]
-
-    def on_train_batch_end(self, batch, logs=None):
-        self.times.append(time.perf_counter())
-
-    def seconds(self) -> np.ndarray:
-        """Of each step of the last epoch."""
-        return np.diff(self.times)
-
-
 def work(method: str) -> None:
     """One worker: times its steps and counts its bytes."""
     task = workers.begin()
+    every, outer = round_of(method)
     if method == ALONE:
         strategy = tf.distribute.get_strategy()
     else:
-        compressor = None if method == DENSE else method
+        compressor = None if method == DENSE or every > 1 else method
         strategy = tfqcomm.distribute.MultiWorkerMirroredStrategy(compressor)
     with strategy.scope():
-        model = compiled()
+        model = compiled(every, outer)
     replicas = strategy.num_replicas_in_sync
     x, y = workers.noise(model, BATCH * replicas)
     dataset = tf.data.Dataset.from_tensors((x, y)).repeat()
 
-    watch = Stopwatch()
+    watch = workers.Stopwatch(every)
     fit = functools.partial(model.fit, dataset, callbacks=[watch], verbose=0, shuffle=False)
-    fit(steps_per_epoch=WARM_UP)
-    steps = agreed(strategy, task, FLAGS.seconds / watch.seconds()[-1])
+    fit(steps_per_epoch=WARM_UP * every)
+    steps = every * agreed(strategy, task, FLAGS.seconds / every / watch.seconds()[-1])
     before, busy = traffic(), time.process_time()
     fit(steps_per_epoch=steps)
     busy = time.process_time() - busy
@@ -140,8 +139,14 @@ def work(method: str) -> None:
     workers.write(FLAGS.results, task, found)
 
 
+def round_of(method: str) -> tuple[int, str | None]:
+    """Steps between two exchanges, and the compressor of a local method's."""
+    local = DILOCO.fullmatch(method)
+    return (int(local[1]), local[2]) if local else (1, None)
+
+
 def agreed(strategy: tf.distribute.Strategy, task: int, steps: float) -> int:
-    """The first worker's number of steps, within limits."""
+    """The first worker's number of steps, or of rounds, within limits."""
     steps = min(max(int(steps), FEWEST_STEPS), MOST_STEPS) if task == 0 else 0
 
     @tf.function
@@ -266,8 +271,9 @@ def main(_):
     for method in FLAGS.methods:
         if method in workers.DDP and not importlib.util.find_spec("torch"):
             raise app.UsageError(f"--methods={method} needs PyTorch: pip install '.[peers]'")
-        if method not in (DENSE, AUTO, *workers.DDP):
-            tfqcomm.compressors.get(method)  # or its error, before anything is started
+        compressor = round_of(method)[1] if DILOCO.fullmatch(method) else method
+        if compressor not in (None, DENSE, AUTO, *workers.DDP):
+            tfqcomm.compressors.get(compressor)  # or its error, before anything is started
     compare()
 
 

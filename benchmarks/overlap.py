@@ -60,7 +60,7 @@ def work(method: str) -> None:
         model.compile(diloco, keras.losses.SparseCategoricalCrossentropy(from_logits=True))
     x, y = workers.noise(model, network.BATCH * strategy.num_replicas_in_sync)
     dataset = tf.data.Dataset.from_tensors((x, y)).repeat()
-    watch = network.Stopwatch()
+    watch = workers.Stopwatch()
     fit = functools.partial(model.fit, dataset, callbacks=[watch], verbose=0, shuffle=False)
     fit(steps_per_epoch=FLAGS.every + FLAGS.overlap_of)  # from here on a round ends in a merge
     fit(steps_per_epoch=ROUNDS * FLAGS.every)

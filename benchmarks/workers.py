@@ -8,6 +8,7 @@ import pathlib
 import subprocess
 import sys
 import tempfile
+import time
 from collections.abc import Sequence
 
 import keras
@@ -16,6 +17,28 @@ import tensorflow as tf
 from absl import logging
 
 DDP = ("ddp", "ddp_bf16", "ddp_fp16", "ddp_power_sgd_1", "ddp_power_sgd_4")  # PyTorch's methods
+
+
+class Stopwatch(keras.callbacks.Callback):
+    """Seconds of each step, with what `fit` does between two.
+
+    Args:
+        every: steps in a round, of which the mean counts.
+    """
+
+    def __init__(self, every: int = 1):
+        super().__init__()
+        self._every = every
+
+    def on_epoch_begin(self, epoch, logs=None):
+        self.times = [time.perf_counter()]
+
+    def on_train_batch_end(self, batch, logs=None):
+        self.times.append(time.perf_counter())
+
+    def seconds(self) -> np.ndarray:
+        """Of a step in each round of the last epoch."""
+        return np.diff(self.times).reshape(-1, self._every).mean(axis=1)
 
 
 def begin() -> int:

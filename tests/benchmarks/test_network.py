@@ -41,6 +41,26 @@ def test_figures(tmp_path):
     assert all(line.count("|") == 10 for line in lines)
 
 
+def test_rounds_of_diloco(tmp_path):
+    out = tmp_path / "network.json"
+    flags = ["--networks=20mbit", "--methods=dense,diloco_4,diloco_4_block_int8", "--seconds=0.5"]
+    done = run(*COMMAND, *flags, f"--out={out}")
+    assert done.returncode == 0, done.stderr
+    dense, local, in_8_bits = json.loads(out.read_text())["rows"]
+    assert local["sent"] == pytest.approx(PARAMETERS, rel=0.1)  # 4 bytes of each, every 4 steps
+    assert in_8_bits["sent"] == pytest.approx(PARAMETERS / 4, rel=0.1)
+    assert dense["wire_ms"] > 0.9 * 4 * local["wire_ms"]
+    for row in (local, in_8_bits):
+        assert row["steps"] % 4 == 0 and row["ms"] > 0.9 * row["wire_ms"]
+
+
+@pytest.mark.parametrize("method", ["diloco_1", "diloco_4_gzip"])
+def test_refuses_a_method_that_there_is_not(method):
+    done = run(*COMMAND, f"--methods={method}")
+    assert done.returncode != 0
+    assert "ompressor" in done.stderr and method.removeprefix("diloco_4_") in done.stderr
+
+
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
 def test_nothing_is_left_when_it_is_interrupted(tmp_path, number):
     """Only of what it started itself: other tests may have namespaces of their own."""
