@@ -116,7 +116,7 @@ def perceptron(shape) -> keras.Model:
 
 
 class Look(keras.callbacks.Callback):
-    """Ends training once the target is reached, and notes when that was, and after how many bytes.
+    """Ends training once the target is reached, and notes when that was, and what each look saw.
 
     An epoch is what lies between two looks. The seconds are those of epochs alone.
     """
@@ -124,7 +124,8 @@ class Look(keras.callbacks.Callback):
     def __init__(self, x_test: np.ndarray, y_test: np.ndarray):
         super().__init__()
         self._x, self._y = tf.constant(x_test), y_test
-        self.seconds, self.steps, self.accuracy = 0.0, 0, 0.0
+        self.seconds, self.steps = 0.0, 0
+        self.accuracies: list[float] = []
         self._started: float | None = None
 
     def on_train_begin(self, logs=None):
@@ -139,8 +140,9 @@ class Look(keras.callbacks.Callback):
 
     def on_epoch_end(self, epoch, logs=None):
         self.seconds += time.perf_counter() - self._started
-        self.accuracy = float(np.mean(self._logits(self._x).numpy().argmax(axis=1) == self._y))
-        self.model.stop_training = self.accuracy >= FLAGS.target
+        guessed = self._logits(self._x).numpy().argmax(axis=1)
+        self.accuracies.append(float(np.mean(guessed == self._y)))
+        self.model.stop_training = self.accuracies[-1] >= FLAGS.target
 
 
 def work(name: str) -> None:
@@ -162,8 +164,8 @@ def work(name: str) -> None:
     before = tfqcomm.launch.interface_bytes("eth0")
     model.fit(dataset, callbacks=[*average, look], verbose=0, **fit)
     sent, _ = tfqcomm.launch.interface_bytes("eth0").since(before)
-    found = {"seconds": look.seconds, "steps": look.steps, "accuracy": look.accuracy, "sent": sent}
-    found["parameters"] = model.count_params()
+    found = {"seconds": look.seconds, "steps": look.steps, "accuracies": look.accuracies}
+    found |= {"sent": sent, "parameters": model.count_params()}
     workers.write(FLAGS.results, task, found)
 
 
@@ -178,7 +180,8 @@ def run(name: str) -> dict:
         found = workers.found_by(command)
     slowest = max(found, key=lambda worker: worker["seconds"])
     sent = float(np.mean([worker["sent"] for worker in found]))
-    return {"method": name, **slowest, "sent": sent, "load": os.getloadavg()[0]}
+    last = {"accuracy": slowest["accuracies"][-1], "load": os.getloadavg()[0]}
+    return {"method": name, **slowest, "sent": sent, **last}
 
 
 def found_by_ddp(command: list[str], name: str) -> list[dict]:

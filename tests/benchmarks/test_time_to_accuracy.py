@@ -17,7 +17,9 @@ def test_the_target_is_reached_in_fewer_bytes(tmp_path):
     assert done.returncode == 0, done.stderr
     dense, diloco = json.loads(out.read_text())["rows"]
     for row in (dense, diloco):
-        assert row["accuracy"] >= 0.8 and row["steps"] % 48 == 0 and row["seconds"] > 0
+        assert row["accuracy"] >= 0.8 and row["seconds"] > 0
+        assert row["steps"] == 48 * len(row["accuracies"])
+        assert max(row["accuracies"][:-1], default=0) < 0.8 and row["accuracies"][-1] >= 0.8
     per_step = 4 * dense["parameters"]  # 2 (W - 1) / W of 4 bytes
     assert dense["sent"] == pytest.approx(per_step * dense["steps"], rel=0.3)
     assert diloco["sent"] / diloco["steps"] < dense["sent"] / dense["steps"] / 5

@@ -113,6 +113,7 @@ def log():
     return done.stderr
 
 
+@pytest.mark.slow
 @pytest.mark.timeout(300)
 def test_tensorflow_gives_graphs_to_tasks_in_first_calls_only(log):
     """A call that is cancelled beforehand has them made known: the call itself finds them there."""
