@@ -1,7 +1,7 @@
 """What a step of `fit` takes on networks of several speeds, with each compressor and without.
 
     python -m benchmarks.network
-    python -m benchmarks.network --workers=4 --networks=100mbit --methods=dense,power_sgd
+    python -m benchmarks.network --workers=4 --networks=100mbit --methods=dense,power_sgd --turns=3
     python -m benchmarks.network --methods=dense,top_k,ddp,ddp_power_sgd_4
     python -m benchmarks.network --model=resnet20 --networks=100mbit
     python -m benchmarks.network --networks=50mbit,200mbit,1gbit,5gbit --methods=dense,diloco_16
@@ -22,15 +22,17 @@ Method "auto" is what a strategy chooses by itself. "diloco_16" is `DiLoCo` with
 16 steps, "diloco_16_block_int8" compresses it; their step is that of a round's mean. Methods
 "ddp..." are of PyTorch, on the same Keras model: see `benchmarks.ddp`; so is their step alone.
 
-Times of different machines do not compare; the ratios do. README.md has figures measured with it.
-Prints a table in Markdown; writes all figures to a file, and a plot of the steps beside it. A line
-takes about 20 s, and the dense one at 100 Mbit/s 40 s.
+Times of different machines do not compare; the ratios do, and where the speed changes those of
+several `--turns`. README.md has figures measured with it. Prints a table in Markdown; writes all
+figures to a file, and a plot of the steps beside it. A line takes about 20 s, and the dense one at
+100 Mbit/s 40 s.
 """
 
 import os
 
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
 
+import collections
 import contextlib
 import functools
 import importlib.util
@@ -40,6 +42,7 @@ import re
 import signal
 import sys
 import time
+from collections.abc import Mapping, Sequence
 
 import keras
 import numpy as np
@@ -49,14 +52,12 @@ from absl import app, flags
 import models
 import tfqcomm
 from benchmarks import plots, workers
+from benchmarks.network_rows import ALONE, DDP_ALONE, LOOPBACK, alone_of, rows_of, table
 
 BATCH = 32  # examples per worker
-LOOPBACK = "loopback"
 DENSE = "dense"
 AUTO = "auto"
 DILOCO = re.compile(r"diloco_([2-9]|[1-9]\d+)(?:_(\w+))?")  # steps of a round, compressor
-ALONE = "alone"
-DDP_ALONE = "ddp_alone"
 WARM_UP = 2  # steps; in the first one TensorFlow traces the step
 MOST_STEPS, FEWEST_STEPS = 200, 3
 
@@ -65,6 +66,7 @@ flags.DEFINE_integer("workers", 2, "Worker processes on this machine.", lower_bo
 flags.DEFINE_list("networks", [LOOPBACK, "100mbit", "1gbit"], "Bandwidth of each worker.")
 flags.DEFINE_list("methods", [DENSE, "block_sign", "top_k"], "Compressors, dense, auto, ...")
 flags.DEFINE_float("seconds", 8, "To time each method for, after two steps.", lower_bound=0.1)
+flags.DEFINE_integer("turns", 1, "Times each method is timed, in turn; the median counts.", 1)
 flags.DEFINE_list("units", [784, 3072, 3072, 1024, 10], "Of the perceptron, input and output too.")
 flags.DEFINE_string("model", None, "A function of `models`, in place of the perceptron.")
 flags.register_validator(  # here, as other benchmarks have this flag, too
@@ -204,57 +206,37 @@ def worker(method: str, network: str) -> list[str]:
     ]
 
 
-def row_of(found: dict[str, float], alone: dict[str, float]) -> dict[str, float]:
-    """Adds what follows from a measurement and that of the step alone."""
-    wire = 0.0
-    if found["network"] != LOOPBACK:
-        bits = 8 * max(found["sent"], found["received"])
-        wire = 1e3 * bits / tfqcomm.launch.bits_per_second(found["network"])
-    return {
-        **found,
-        "alone_ms": alone["ms"],
-        "alone_processor_ms": alone["processor_ms"],
-        "wire_ms": wire,
-        "ratio": found["ms"] / max(alone["ms"], wire),
-        "utilisation": alone["ms"] / found["ms"],
-        "processor_ratio": found["processor_ms"] / alone["processor_ms"],
-    }
-
-
-def table(rows: list[dict[str, float]]) -> str:
-    """In Markdown."""
-    header = ["network", "method", "MB sent", "alone, ms", "wire, ms", "step, ms", "ratio"]
-    lines = [[*header, "utilisation", "processor"], ["---", "---", *["---:"] * 7]]
-    for r in rows:
-        cells = [r["network"], r["method"], f"{r['sent'] / 1e6:.2f}", f"{r['alone_ms']:.0f}"]
-        cells += [f"{r['wire_ms']:.0f}", f"{r['ms']:.0f}", f"{r['ratio']:.2f}"]
-        lines.append([*cells, f"{r['utilisation']:.0%}", f"{r['processor_ratio']:.2f}"])
-    return "\n".join(f"| {' | '.join(line)} |" for line in lines)
-
-
 def compare() -> None:
     """Measures everything that the flags say; what there is is written after each method."""
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))
     out = pathlib.Path(FLAGS.out)
     out.parent.mkdir(parents=True, exist_ok=True)
-    rows = []
+    rows: list[dict] = []
     for network in FLAGS.networks:
-        alone: dict[str, dict] = {}
-        for method in FLAGS.methods:
-            own = DDP_ALONE if method in workers.DDP else ALONE
-            alone[own] = alone.get(own) or run(own, LOOPBACK)
-            rows.append(row_of(run(method, network), alone[own]))
-            print(f"{network}, {method}: {rows[-1]['ms']:.0f} ms", file=sys.stderr, flush=True)
-            settings = {
-                name: FLAGS[name].value for name in ("workers", "units", "model", "seconds")
-            }
-            settings |= {"batch": BATCH, "cores": len(os.sched_getaffinity(0))}
-            settings["date"] = time.strftime("%Y-%m-%d")
-            out.write_text(json.dumps({"settings": settings, "rows": rows}, indent=1) + "\n")
+        before, found = rows, collections.defaultdict(list)  # method -> what each turn found
+        for turn in range(FLAGS.turns):
+            for method in FLAGS.methods:
+                own = alone_of(method)
+                if len(found[own]) == turn:
+                    found[own].append(run(own, LOOPBACK))
+                found[method].append(run(method, network))
+                milliseconds = found[method][-1]["ms"]
+                print(f"{network}, {method}: {milliseconds:.0f} ms", file=sys.stderr, flush=True)
+                rows = [*before, *rows_of(FLAGS.methods, found)]
+                write(out, rows)
     title = f"{FLAGS.workers} workers, {rows[0]['parameters']:,} parameters"
     named = {"group": "network", "bar": "method", "value": "ms", "label": "step [ms]"}
     plots.bars(out.with_suffix(".png"), rows, **named, title=title)
     print(f"{title}\n\n{table(rows)}")
+
+
+def write(out: pathlib.Path, rows: Sequence[Mapping]) -> None:
+    """Keeps the rows, with what they were measured with."""
+    flags_kept = ("workers", "units", "model", "seconds", "turns")
+    settings = {name: FLAGS[name].value for name in flags_kept}
+    settings |= {"batch": BATCH, "cores": len(os.sched_getaffinity(0))}
+    settings["date"] = time.strftime("%Y-%m-%d")
+    out.write_text(json.dumps({"settings": settings, "rows": rows}, indent=1) + "\n")
 
 
 def main(_):

@@ -41,10 +41,11 @@ def test_figures(tmp_path):
     assert all(line.count("|") == 10 for line in lines)
 
 
+@pytest.mark.timeout(450)
 def test_rounds_of_diloco(tmp_path):
     out = tmp_path / "network.json"
     flags = ["--networks=20mbit", "--methods=dense,diloco_4,diloco_4_block_int8", "--seconds=0.5"]
-    done = run(*COMMAND, *flags, f"--out={out}")
+    done = run(*COMMAND, *flags, "--turns=2", f"--out={out}", timeout=400)
     assert done.returncode == 0, done.stderr
     dense, local, in_8_bits = json.loads(out.read_text())["rows"]
     assert local["sent"] == pytest.approx(PARAMETERS, rel=0.1)  # 4 bytes of each, every 4 steps
@@ -52,6 +53,7 @@ def test_rounds_of_diloco(tmp_path):
     assert dense["wire_ms"] > 0.9 * 4 * local["wire_ms"]
     for row in (local, in_8_bits):
         assert row["steps"] % 4 == 0 and row["ms"] > 0.9 * row["wire_ms"]
+        assert len(row["turns_ms"]) == 2 and max(row["turns_ms"]) == row["ms"]  # of an even number
 
 
 @pytest.mark.parametrize("method", ["diloco_1", "diloco_4_gzip"])
