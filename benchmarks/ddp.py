@@ -41,8 +41,7 @@ def built() -> keras.Model:
     if FLAGS.model:
         return getattr(models, FLAGS.model)()
     first, *hidden, last = map(int, FLAGS.units)
-    layers = [keras.layers.Dense(units, activation="relu") for units in hidden]
-    return keras.Sequential([keras.Input([first]), *layers, keras.layers.Dense(last)])
+    return models.mlp([first], last, hidden)
 
 
 def agreed(steps: float) -> int:

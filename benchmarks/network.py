@@ -35,7 +35,6 @@ os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
 import collections
 import contextlib
 import functools
-import importlib.util
 import json
 import pathlib
 import re
@@ -88,7 +87,8 @@ def compiled(every: int = 1, compressor: str | None = None) -> keras.Model:
         compressor: of what `DiLoCo` exchanges.
     """
     keras.utils.set_random_seed(0)
-    model = getattr(models, FLAGS.model)() if FLAGS.model else perceptron()
+    first, *hidden, last = map(int, FLAGS.units)
+    model = getattr(models, FLAGS.model)() if FLAGS.model else models.mlp([first], last, hidden)
     optimizer = keras.optimizers.SGD(1e-3, momentum=0.9)
     if every > 1:
         optimizer = tfqcomm.optimizers.DiLoCo(optimizer, every, compressor=compressor)
@@ -97,13 +97,6 @@ def compiled(every: int = 1, compressor: str | None = None) -> keras.Model:
         keras.losses.SparseCategoricalCrossentropy(from_logits=True),
     )
     return model
-
-
-def perceptron() -> keras.Model:
-    """Of `--units`, with ReLU between its layers."""
-    first, *hidden, last = map(int, FLAGS.units)
-    layers = [keras.layers.Dense(units, activation="relu") for units in hidden]
-    return keras.Sequential([keras.Input([first]), *layers, keras.layers.Dense(last)])
 
 
 def work(method: str) -> None:
@@ -250,9 +243,8 @@ def main(_):
                 tfqcomm.launch.bits_per_second(network)
             except ValueError as error:
                 raise app.UsageError(f"--networks {error}. Received: {network}") from None
+    workers.refuse_without_torch(FLAGS.methods)
     for method in FLAGS.methods:
-        if method in workers.DDP and not importlib.util.find_spec("torch"):
-            raise app.UsageError(f"--methods={method} needs PyTorch: pip install '.[peers]'")
         compressor = round_of(method)[1] if DILOCO.fullmatch(method) else method
         if compressor not in (None, DENSE, AUTO, *workers.DDP):
             tfqcomm.compressors.get(compressor)  # or its error, before anything is started

@@ -29,6 +29,7 @@ import tensorflow as tf
 from absl import app, flags, logging
 from matplotlib.figure import Figure
 
+import models
 import tfqcomm
 from tfqcomm import compressors
 
@@ -54,9 +55,8 @@ flags.DEFINE_string("out", "runs/scaling.json", "Figures; beside it the plot.")
 
 def perceptron() -> keras.Model:
     """With the loss and the optimizer of `benchmarks.network`."""
-    inputs, *hidden, classes = map(int, FLAGS.units)
-    layers = [keras.layers.Dense(units, activation="relu") for units in hidden]
-    model = keras.Sequential([keras.Input([inputs]), *layers, keras.layers.Dense(classes)])
+    first, *hidden, last = map(int, FLAGS.units)
+    model = models.mlp([first], last, hidden)
     loss = keras.losses.SparseCategoricalCrossentropy(from_logits=True)
     model.compile(keras.optimizers.SGD(0.01, momentum=0.9), loss)
     return model

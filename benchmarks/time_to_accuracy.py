@@ -20,7 +20,6 @@ os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
 
 import dataclasses
 import functools
-import importlib.util
 import json
 import pathlib
 import sys
@@ -218,8 +217,7 @@ def main(_) -> None:
     if unknown:
         known = [*METHODS, *workers.DDP]
         raise app.UsageError(f"--methods must be among {known}. Received: {unknown}")
-    if set(FLAGS.methods) & set(workers.DDP) and not importlib.util.find_spec("torch"):
-        raise app.UsageError("--methods=ddp... needs PyTorch: pip install '.[peers]'")
+    workers.refuse_without_torch(FLAGS.methods)
     out = pathlib.Path(FLAGS.out)
     out.parent.mkdir(parents=True, exist_ok=True)
     rows = []

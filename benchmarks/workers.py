@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 import json
 import os
 import pathlib
@@ -14,7 +15,7 @@ from collections.abc import Sequence
 import keras
 import numpy as np
 import tensorflow as tf
-from absl import logging
+from absl import app, logging
 
 DDP = ("ddp", "ddp_bf16", "ddp_fp16", "ddp_power_sgd_1", "ddp_power_sgd_4")  # PyTorch's methods
 
@@ -39,6 +40,19 @@ class Stopwatch(keras.callbacks.Callback):
     def seconds(self) -> np.ndarray:
         """Of a step in each round of the last epoch."""
         return np.diff(self.times).reshape(-1, self._every).mean(axis=1)
+
+
+def refuse_without_torch(methods: Sequence[str]) -> None:
+    """Before anything is started.
+
+    Raises:
+        UsageError: for methods of PyTorch's DDP where there is no PyTorch.
+    """
+    of_torch = [method for method in methods if method in DDP]
+    if of_torch and not importlib.util.find_spec("torch"):
+        raise app.UsageError(
+            f"--methods={','.join(of_torch)} needs PyTorch: pip install '.[peers]'"
+        )
 
 
 def begin() -> int:

@@ -2,7 +2,7 @@
 
 One folder a line, each above those that it may import from:
 
-_tf_private, checks, sparsity, cluster
+_tf_private, checks, sparsity, pages, cluster
 kernels
 compressors
 transport
@@ -29,7 +29,7 @@ import pytest
 ROOT = pathlib.Path(__file__).parent.parent
 
 LAYERS = [  # a module imports from the lines above its own, and from its own folder
-    {"_tf_private", "checks", "sparsity", "cluster"},
+    {"_tf_private", "checks", "sparsity", "pages", "cluster"},
     {"kernels"},
     {"compressors"},
     {"transport"},

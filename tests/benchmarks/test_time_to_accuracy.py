@@ -51,4 +51,4 @@ def test_an_unknown_method_is_named(tmp_path):
 def test_ddp_needs_pytorch(tmp_path):
     done = run(*COMMAND, "--methods=ddp", f"--out={tmp_path}/x")
     assert done.returncode != 0
-    assert "--methods=ddp... needs PyTorch: pip install '.[peers]'" in done.stdout + done.stderr
+    assert "--methods=ddp needs PyTorch: pip install '.[peers]'" in done.stdout + done.stderr

@@ -8,11 +8,11 @@ import keras
 import numpy as np
 import tensorflow as tf
 
-from tfqcomm import checks, compressors
+from tfqcomm import checks, compressors, pages
 from tfqcomm.advise import compute
 from tfqcomm.advise.advice import Advice, Method
 from tfqcomm.advise.software import of_this_machine
-from tfqcomm.costs import exchange, memory
+from tfqcomm.costs import exchange
 from tfqcomm.costs import link as links
 from tfqcomm.costs.prediction import Compute, Link
 from tfqcomm.launch.units import bits_per_second, microseconds
@@ -89,7 +89,7 @@ def report(
             "workers, whose link is measured. "
             f"Received: bandwidth={bandwidth!r}, latency={latency!r}"
         )
-    memory.take_as_strategies_do()
+    pages.keep()  # as a step under a strategy does
     progress("the link")
     link, origin, software = _link(network, transport)
     progress("the step")

@@ -7,7 +7,6 @@ import sys
 
 from tfqcomm.advise.software import to_json
 from tfqcomm.costs import link as links
-from tfqcomm.costs import memory
 from tfqcomm.distribute import MultiWorkerMirroredStrategy
 from tfqcomm.transport.of_strategy import transport_for
 
@@ -15,7 +14,6 @@ from tfqcomm.transport.of_strategy import transport_for
 def main(out: str) -> None:
     """Measures, and writes what it found to a file if it is the first."""
     transport = transport_for(MultiWorkerMirroredStrategy())
-    memory.take_as_strategies_do()  # not before there is a strategy, which starts TensorFlow
     link = links.measure(transport)
     if transport.process == 0:
         pathlib.Path(out).write_text(to_json(link))

@@ -6,7 +6,7 @@ import weakref
 
 import tensorflow as tf
 
-from tfqcomm import _tf_private
+from tfqcomm import _tf_private, pages
 from tfqcomm.transport.base import Transport
 from tfqcomm.transport.collective import CollectiveTransport
 from tfqcomm.transport.local import LocalTransport
@@ -17,11 +17,14 @@ _transports: weakref.WeakKeyDictionary = weakref.WeakKeyDictionary()
 def transport_for(strategy: tf.distribute.Strategy) -> Transport:
     """The transport of a strategy: one object for each, since collectives are paired by order.
 
+    With the first one the process begins to keep its memory, see `tfqcomm.pages`.
+
     Raises:
         ValueError: for a strategy whose replicas hold no copies of the model.
     """
     if strategy not in _transports:
         _transports[strategy] = _make_transport(strategy)
+        pages.keep()
     return _transports[strategy]
 
 
