@@ -33,11 +33,16 @@ def keep() -> bool:
 
     Not to be called before there is a strategy of several workers: it starts TensorFlow.
     """
-    if platform.libc_ver()[0] != "glibc" or told_by_environment():
-        return False
     with tf.init_scope(), tf.device("CPU:0"):  # TensorFlow tells malloc once: let it be before us
         made = tf.data.Dataset.from_generator(lambda: iter([0]), output_signature=tf.TensorSpec([]))
         next(iter(made))
+    return tell_malloc()
+
+
+def tell_malloc() -> bool:
+    """What `keep` does, in a process that makes no data sets, such as a parameter server."""
+    if platform.libc_ver()[0] != "glibc" or told_by_environment():
+        return False
     mallopt = ctypes.CDLL(None).mallopt
     return all(mallopt(name, value) for name, value in _SETTINGS.items())
 

@@ -25,6 +25,9 @@ def serve() -> None:
     task.check_port()
     import tensorflow as tf  # Only here: the launcher itself does without.
 
+    from tfqcomm import pages
+
+    pages.tell_malloc()
     resolver = tf.distribute.cluster_resolver.TFConfigClusterResolver()
     cluster = resolver.cluster_spec()
     config = tf.compat.v1.ConfigProto()

@@ -17,7 +17,7 @@ from collections.abc import Callable, Iterator
 import numpy as np
 import tensorflow as tf
 
-from tfqcomm import _tf_private
+from tfqcomm import _tf_private, pages
 from tfqcomm import cluster as tasks
 from tfqcomm.parameter_server.first_calls import first_calls
 
@@ -261,6 +261,7 @@ def _connect(resolver, timeout_seconds: float | None, *, embedded: bool) -> Clus
                 f"Received: cluster={spec.as_dict()} after {_connected.spec}"
             )
         return _connected
+    pages.tell_malloc()
     # A lost task must be an error, not an endless wait.
     os.environ.setdefault("GRPC_FAIL_FAST", "use_caller")
     cluster = Cluster(spec, embedded=embedded)
