@@ -52,16 +52,19 @@ $(INSTALLED): setup.cfg
 	$(VENV_PYTHON) -m pip install --progress-bar off --editable '.[experiments,test,lint]'
 	touch $@
 
+# Whole files, in the order of tests/conftest.py.
+BY_FILE := --dist=loadfile --no-loadscope-reorder
+
 train: $(INSTALLED)
 	$(VENV_PYTHON) -m experiments.compare --dataset=$(DATASET) $(if $(DATA_DIR),--data_dir=$(DATA_DIR)) \
 		$(if $(BANDWIDTH),--bandwidth=$(BANDWIDTH)) $(if $(LATENCY),--latency=$(LATENCY)) \
 		--out=$(OUT) $(ARGS)
 
 test: $(INSTALLED)
-	$(VENV_PYTHON) -m pytest --numprocesses=auto --maxprocesses=4 --dist=loadfile --durations=25 $(PYTEST_ARGS)
+	$(VENV_PYTHON) -m pytest --numprocesses=auto --maxprocesses=4 $(BY_FILE) --durations=25 $(PYTEST_ARGS)
 
 test-slow: $(INSTALLED)
-	$(VENV_PYTHON) -m pytest -m "(slow or network) and not gpu" --numprocesses=2 --dist=loadfile --durations=25 \
+	$(VENV_PYTHON) -m pytest -m "(slow or network) and not gpu" --numprocesses=2 $(BY_FILE) --durations=25 \
 		$(if $(PART),--part=$(PART)) $(PYTEST_ARGS)
 
 $(OLDEST_INSTALLED): setup.cfg
@@ -72,7 +75,7 @@ $(OLDEST_INSTALLED): setup.cfg
 	touch $@
 
 test-oldest: $(OLDEST_INSTALLED)
-	$(OLDEST)/bin/python -m pytest --numprocesses=auto --maxprocesses=4 --dist=loadfile \
+	$(OLDEST)/bin/python -m pytest --numprocesses=auto --maxprocesses=4 $(BY_FILE) \
 		$(OLDEST_TESTS) $(PYTEST_ARGS)
 
 test-gpu: $(INSTALLED)

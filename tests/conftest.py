@@ -35,12 +35,16 @@ def pytest_addoption(parser: pytest.Parser) -> None:
 
 @pytest.hookimpl(tryfirst=True)  # before `-m` looks at the marks
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
-    """By default a quarter of the parameters of most tests; of the slow rung a part, if asked."""
+    """By default a quarter of the parameters of most tests; of the slow rung a part, if asked.
+
+    Of what is left files with several processes come first.
+    """
     rungs.sample(items)
     if part := config.getoption("part"):
         outside = rungs.outside_of(part, items)
         config.hook.pytest_deselected(items=list(outside))
         items[:] = [item for item in items if item not in outside]
+    items[:] = rungs.processes_first(items)
 
 
 def pytest_runtest_setup(item: pytest.Item) -> None:

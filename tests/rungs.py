@@ -62,3 +62,12 @@ def outside_of(part: str, items: Sequence[pytest.Item]) -> set[pytest.Item]:
     slow = (i for i in items if i.get_closest_marker("slow") or i.get_closest_marker("network"))
     taken = set(sorted({item.path for item in slow})[int(number) - 1 :: int(parts)])
     return {item for item in items if item.path not in taken}
+
+
+def processes_first(items: Sequence[pytest.Item]) -> list[pytest.Item]:
+    """The same, in which whole files with tests of several processes come first.
+
+    Those take long and wait a lot; at the end one of them would be all that still runs.
+    """
+    files = {i.path for i in items if i.get_closest_marker("multi_process") is not None}
+    return sorted(items, key=lambda item: item.path not in files)

@@ -4,7 +4,7 @@ import pathlib
 
 import pytest
 
-from tests.rungs import outside_of
+from tests.rungs import outside_of, processes_first
 
 
 class Item:
@@ -32,6 +32,14 @@ def test_every_file_is_in_one_part():
 def test_files_without_slow_tests_do_not_count():
     quick = [Item(file, None) for file in range(11, 20)]
     assert outside_of("1/1", [*ITEMS, *quick]) == set(quick)
+
+
+def test_files_with_processes_come_first_and_stay_whole():
+    items = [
+        Item(file, mark) for file, mark in [(0, None), (1, None), (1, "multi_process"), (2, None)]
+    ]
+    files = [item.path.stem for item in processes_first(items)]
+    assert files == ["test_1", "test_1", "test_0", "test_2"]
 
 
 @pytest.mark.parametrize("part", ["0/4", "5/4", "4", "/4", "a/b", "1/0", "-1/4"])
