@@ -77,8 +77,14 @@ def test_malloc_is_left_alone_where_the_environment_says_something():
     ],
 )
 def test_what_the_environment_says(monkeypatch, variable, value, told):
+    monkeypatch.setattr(platform, "libc_ver", lambda: ("glibc", "2.36"))
     for name in pages.TOLD_BY:
         monkeypatch.delenv(f"MALLOC_{name.upper()}_", raising=False)
     monkeypatch.setenv("GLIBC_TUNABLES", "")
     monkeypatch.setenv(variable, value)
-    assert pages.told_by_environment() is told
+    assert pages.left_alone() is told
+
+
+def test_another_malloc_is_left_alone(monkeypatch):
+    monkeypatch.setattr(platform, "libc_ver", lambda: ("", ""))
+    assert pages.left_alone() and not pages.tell_malloc()

@@ -33,6 +33,8 @@ def keep() -> bool:
 
     Not to be called before there is a strategy of several workers: it starts TensorFlow.
     """
+    if left_alone():
+        return False
     with tf.init_scope(), tf.device("CPU:0"):  # TensorFlow tells malloc once: let it be before us
         made = tf.data.Dataset.from_generator(lambda: iter([0]), output_signature=tf.TensorSpec([]))
         next(iter(made))
@@ -41,16 +43,17 @@ def keep() -> bool:
 
 def tell_malloc() -> bool:
     """What `keep` does, in a process that makes no data sets, such as a parameter server."""
-    if platform.libc_ver()[0] != "glibc" or told_by_environment():
+    if left_alone():
         return False
     mallopt = ctypes.CDLL(None).mallopt
     return all(mallopt(name, value) for name, value in _SETTINGS.items())
 
 
-def told_by_environment() -> bool:
-    """Whether the user has told malloc what to keep."""
+def left_alone() -> bool:
+    """Whether malloc is another one than glibc's, or the user has told it what to keep."""
     tunables = os.environ.get("GLIBC_TUNABLES", "")
-    return any(
+    told = any(
         f"MALLOC_{name.upper()}_" in os.environ or f"glibc.malloc.{name}=" in tunables
         for name in TOLD_BY
     )
+    return told or platform.libc_ver()[0] != "glibc"
