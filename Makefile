@@ -16,7 +16,7 @@ OLDEST_INSTALLED := $(OLDEST)/.installed
 OLDEST_VERSIONS := 'tensorflow==2.20.*' 'keras==3.10.*'
 OLDEST_TESTS := tests/test_private_names.py tests/cluster tests/compressors/test_goldens.py \
 	tests/optimizers/test_arguments.py tests/optimizers/test_mixed_precision.py \
-	tests/distribute/test_scopes.py tests/distribute/test_multi_worker.py
+	tests/distribute/test_scopes.py tests/distribute/test_multi_worker.py tests/test_pages.py
 
 # The pages of docs/ and what is published, each with tools of its own and without TensorFlow.
 DOCS := .venv-docs
