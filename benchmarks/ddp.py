@@ -22,10 +22,9 @@ import models
 from benchmarks import ddp_workers, workers
 
 WARM_UP = 4  # steps: DDP lays its buckets out anew in the second, PowerSGD begins in the third
-ALONE = "ddp_alone"
 
 FLAGS = flags.FLAGS
-flags.DEFINE_enum("method", None, [ALONE, *workers.DDP], "What is sent.", required=True)
+flags.DEFINE_enum("method", None, [workers.DDP_ALONE, *workers.DDP], "What is sent.", required=True)
 flags.DEFINE_list("units", None, "Of the perceptron, input and output too.", required=True)
 flags.DEFINE_string("model", None, "A function of `models`, in place of the perceptron.")
 flags.DEFINE_integer("batch", None, "Examples per worker.", required=True)
@@ -56,7 +55,9 @@ def main(_):
     """Times steps and counts bytes, as `benchmarks.network` does."""
     task = ddp_workers.join(FLAGS.interface)
     model = built()
-    module = model if FLAGS.method == ALONE else ddp_workers.parallel(model, FLAGS.method)
+    module = (
+        model if FLAGS.method == workers.DDP_ALONE else ddp_workers.parallel(model, FLAGS.method)
+    )
     trained = [weight for weight in module.parameters() if weight.requires_grad]
     optimizer = torch.optim.SGD(trained, lr=1e-3, momentum=0.9)
     random = np.random.RandomState(task)

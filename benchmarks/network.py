@@ -41,7 +41,7 @@ import re
 import signal
 import sys
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 
 import keras
 import numpy as np
@@ -51,7 +51,7 @@ from absl import app, flags
 import models
 import tfqcomm
 from benchmarks import plots, workers
-from benchmarks.network_rows import ALONE, DDP_ALONE, LOOPBACK, alone_of, rows_of, table
+from benchmarks.network_rows import ALONE, LOOPBACK, alone_of, rows_of, table
 
 BATCH = 32  # examples per worker
 DENSE = "dense"
@@ -79,21 +79,17 @@ flags.DEFINE_boolean("shaped", False, "Whether a worker has an interface, not fo
 flags.DEFINE_string("results", None, "Directory for what the workers find, not for users.")
 
 
-def compiled(every: int = 1, compressor: str | None = None) -> keras.Model:
+def compiled(outer: Callable = lambda inner: inner) -> keras.Model:
     """784-3072-3072-1024-10 unless told otherwise: 15.0M weights, 60 MB of gradient.
 
     Args:
-        every: steps between two exchanges; more than one for `DiLoCo`.
-        compressor: of what `DiLoCo` exchanges.
+        outer: makes the optimizer out of SGD, such as `DiLoCo`.
     """
     keras.utils.set_random_seed(0)
     first, *hidden, last = map(int, FLAGS.units)
     model = getattr(models, FLAGS.model)() if FLAGS.model else models.mlp([first], last, hidden)
-    optimizer = keras.optimizers.SGD(1e-3, momentum=0.9)
-    if every > 1:
-        optimizer = tfqcomm.optimizers.DiLoCo(optimizer, every, compressor=compressor)
     model.compile(
-        optimizer,
+        outer(keras.optimizers.SGD(1e-3, momentum=0.9)),
         keras.losses.SparseCategoricalCrossentropy(from_logits=True),
     )
     return model
@@ -102,14 +98,19 @@ def compiled(every: int = 1, compressor: str | None = None) -> keras.Model:
 def work(method: str) -> None:
     """One worker: times its steps and counts its bytes."""
     task = workers.begin()
-    every, outer = round_of(method)
+    local = DILOCO.fullmatch(method)
+    every = int(local[1]) if local else 1
     if method == ALONE:
         strategy = tf.distribute.get_strategy()
     else:
-        compressor = None if method == DENSE or every > 1 else method
+        compressor = None if method == DENSE or local else method
         strategy = tfqcomm.distribute.MultiWorkerMirroredStrategy(compressor)
     with strategy.scope():
-        model = compiled(every, outer)
+        if local:
+            diloco = tfqcomm.optimizers.DiLoCo
+            model = compiled(functools.partial(diloco, every=every, compressor=local[2]))
+        else:
+            model = compiled()
     replicas = strategy.num_replicas_in_sync
     x, y = workers.noise(model, BATCH * replicas)
     dataset = tf.data.Dataset.from_tensors((x, y)).repeat()
@@ -134,12 +135,6 @@ def work(method: str) -> None:
     workers.write(FLAGS.results, task, found)
 
 
-def round_of(method: str) -> tuple[int, str | None]:
-    """Steps between two exchanges, and the compressor of a local method's."""
-    local = DILOCO.fullmatch(method)
-    return (int(local[1]), local[2]) if local else (1, None)
-
-
 def agreed(strategy: tf.distribute.Strategy, task: int, steps: float) -> int:
     """The first worker's number of steps, or of rounds, within limits."""
     steps = min(max(int(steps), FEWEST_STEPS), MOST_STEPS) if task == 0 else 0
@@ -160,7 +155,7 @@ def traffic() -> tfqcomm.launch.Traffic:
 
 def run(method: str, network: str) -> dict[str, float]:
     """Starts the workers of one method on one network; returns what they found."""
-    world = 1 if method in (ALONE, DDP_ALONE) else FLAGS.workers
+    world = 1 if method in (ALONE, workers.DDP_ALONE) else FLAGS.workers
     command = [sys.executable, "-m", "tfqcomm.launch", f"--workers={world}"]
     if network != LOOPBACK:
         command.append(f"--bandwidth={network}")
@@ -186,7 +181,7 @@ def run(method: str, network: str) -> dict[str, float]:
 
 def worker(method: str, network: str) -> list[str]:
     """What each worker runs."""
-    if method not in (*workers.DDP, DDP_ALONE):
+    if method not in (*workers.DDP, workers.DDP_ALONE):
         shaped = f"--shaped={network != LOOPBACK}"
         return ["-m", "benchmarks.network", *sys.argv[1:], f"--worker_of={method}", shaped]
     return [
@@ -245,7 +240,8 @@ def main(_):
                 raise app.UsageError(f"--networks {error}. Received: {network}") from None
     workers.refuse_without_torch(FLAGS.methods)
     for method in FLAGS.methods:
-        compressor = round_of(method)[1] if DILOCO.fullmatch(method) else method
+        local = DILOCO.fullmatch(method)
+        compressor = local[2] if local else method
         if compressor not in (None, DENSE, AUTO, *workers.DDP):
             tfqcomm.compressors.get(compressor)  # or its error, before anything is started
     compare()

@@ -9,12 +9,11 @@ from benchmarks import workers
 
 LOOPBACK = "loopback"
 ALONE = "alone"
-DDP_ALONE = "ddp_alone"
 
 
 def alone_of(method: str) -> str:
     """The step of one worker that a method is compared with."""
-    return DDP_ALONE if method in workers.DDP else ALONE
+    return workers.DDP_ALONE if method in workers.DDP else ALONE
 
 
 def rows_of(methods: Sequence[str], found: Mapping[str, Sequence[Mapping]]) -> list[dict]:

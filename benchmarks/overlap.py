@@ -24,7 +24,6 @@ import pathlib
 import sys
 import time
 
-import keras
 import numpy as np
 import tensorflow as tf
 from absl import app, flags
@@ -50,14 +49,14 @@ def work(method: str) -> None:
     task = workers.begin()
     strategy = tfqcomm.distribute.MultiWorkerMirroredStrategy()
     with strategy.scope():
-        model = network.compiled()
-        diloco = tfqcomm.optimizers.DiLoCo(
-            keras.optimizers.SGD(1e-3, momentum=0.9),
-            every=FLAGS.every,
-            compressor=None if method == DENSE else method,
-            overlap=FLAGS.overlap_of,
+        model = network.compiled(
+            functools.partial(
+                tfqcomm.optimizers.DiLoCo,
+                every=FLAGS.every,
+                compressor=None if method == DENSE else method,
+                overlap=FLAGS.overlap_of,
+            )
         )
-        model.compile(diloco, keras.losses.SparseCategoricalCrossentropy(from_logits=True))
     x, y = workers.noise(model, network.BATCH * strategy.num_replicas_in_sync)
     dataset = tf.data.Dataset.from_tensors((x, y)).repeat()
     watch = workers.Stopwatch()

@@ -18,6 +18,7 @@ import tensorflow as tf
 from absl import app, logging
 
 DDP = ("ddp", "ddp_bf16", "ddp_fp16", "ddp_power_sgd_1", "ddp_power_sgd_4")  # PyTorch's methods
+DDP_ALONE = "ddp_alone"  # its step without any
 
 
 class Stopwatch(keras.callbacks.Callback):
