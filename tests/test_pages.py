@@ -61,8 +61,9 @@ def test_arrays_after_training_get_no_new_pages():
 
 @glibc
 @pytest.mark.slow
-def test_malloc_is_left_alone_where_the_environment_says_something():
-    kept, faults = trained(MALLOC_MMAP_THRESHOLD_="131072")
+@pytest.mark.parametrize("variable", [{"TFQCOMM_KEEP_PAGES": "0"}, {"MALLOC_TOP_PAD_": "131072"}])
+def test_malloc_is_left_alone_where_the_environment_says_so(variable):
+    kept, faults = trained(**variable)
     assert kept == "False"
     assert faults > 500
 
@@ -70,6 +71,9 @@ def test_malloc_is_left_alone_where_the_environment_says_something():
 @pytest.mark.parametrize(
     ("variable", "value", "told"),
     [
+        ("TFQCOMM_KEEP_PAGES", "0", True),
+        ("TFQCOMM_KEEP_PAGES", "1", False),
+        ("TFQCOMM_KEEP_PAGES", "", False),
         ("MALLOC_TOP_PAD_", "0", True),
         ("MALLOC_ARENA_MAX", "2", False),
         ("GLIBC_TUNABLES", "glibc.malloc.hugetlb=1:glibc.malloc.trim_threshold=131072", True),
@@ -83,6 +87,12 @@ def test_what_the_environment_says(monkeypatch, variable, value, told):
     monkeypatch.setenv("GLIBC_TUNABLES", "")
     monkeypatch.setenv(variable, value)
     assert pages.left_alone() is told
+
+
+def test_a_switch_that_is_neither_on_nor_off(monkeypatch):
+    monkeypatch.setenv("TFQCOMM_KEEP_PAGES", "no")
+    with pytest.raises(ValueError, match=r"must be 1 \(the default\).* or 0, .*KEEP_PAGES=no$"):
+        pages.left_alone()
 
 
 def test_another_malloc_is_left_alone(monkeypatch):

@@ -15,6 +15,7 @@ import platform
 
 import tensorflow as tf
 
+SWITCH = "TFQCOMM_KEEP_PAGES"  # environment variable: "0" leaves malloc as TensorFlow has told it
 TOLD_BY = ("mmap_threshold", "trim_threshold", "top_pad")  # environment variables, if they say so
 
 _SETTINGS = {  # of malloc.h
@@ -28,10 +29,14 @@ _SETTINGS = {  # of malloc.h
 def keep() -> bool:
     """From here on this process keeps pages of up to 1 GiB that are free; returns whether it does.
 
-    Nothing happens where malloc is not glibc's, or where `MALLOC_MMAP_THRESHOLD_`,
-    `MALLOC_TRIM_THRESHOLD_`, `MALLOC_TOP_PAD_` or their like in `GLIBC_TUNABLES` say something.
+    Nothing happens where malloc is not glibc's, where the environment has `TFQCOMM_KEEP_PAGES=0`,
+    or where `MALLOC_MMAP_THRESHOLD_`, `MALLOC_TRIM_THRESHOLD_`, `MALLOC_TOP_PAD_` or their like in
+    `GLIBC_TUNABLES` say something. (To say something there ends glibc's own adjusting, too.)
 
     Not to be called before there is a strategy of several workers: it starts TensorFlow.
+
+    Raises:
+        ValueError: if `TFQCOMM_KEEP_PAGES` is neither "0" nor "1".
     """
     if left_alone():
         return False
@@ -50,10 +55,16 @@ def tell_malloc() -> bool:
 
 
 def left_alone() -> bool:
-    """Whether malloc is another one than glibc's, or the user has told it what to keep."""
+    """Whether malloc is another one than glibc's, or the user wants it so, or has told it more."""
+    switch = os.environ.get(SWITCH) or "1"
+    if switch not in ("0", "1"):
+        raise ValueError(
+            f"The environment variable {SWITCH} must be 1 (the default), to keep the memory of a "
+            f"step in the process, or 0, to leave malloc alone. Received: {SWITCH}={switch}"
+        )
     tunables = os.environ.get("GLIBC_TUNABLES", "")
     told = any(
         f"MALLOC_{name.upper()}_" in os.environ or f"glibc.malloc.{name}=" in tunables
         for name in TOLD_BY
     )
-    return told or platform.libc_ver()[0] != "glibc"
+    return switch == "0" or told or platform.libc_ver()[0] != "glibc"
