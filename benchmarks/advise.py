@@ -46,6 +46,7 @@ flags.FLAGS.set_default("out", "runs/advise.json")
 
 def work() -> None:
     """One worker: predicts, trains with each method, and writes down both."""
+    of_a_core = max(1, FLAGS.workers / len(os.sched_getaffinity(0)))
     task = workers.begin()
     strategy = tfqcomm.distribute.MultiWorkerMirroredStrategy()
     model = network.compiled()
@@ -54,7 +55,7 @@ def work() -> None:
     advice = tfqcomm.advise.report(
         model, x, y, workers=FLAGS.workers, compressors=names, strategy=strategy
     )
-    shared = on_these_cores(advice)
+    shared = sharing(advice, of_a_core)
     found = []
     for name in FLAGS.methods:
         prediction = row_of(shared, name).prediction
@@ -83,9 +84,8 @@ def row_of(advice: tfqcomm.advise.Advice, name: str) -> tfqcomm.advise.Row:
     return min(rows, key=lambda row: (row.prediction.bytes_sent, row.method.schedule))
 
 
-def on_these_cores(advice: tfqcomm.advise.Advice) -> tfqcomm.advise.Advice:
-    """The same for workers that share cores, as they may here."""
-    of_a_core = max(1, FLAGS.workers / os.cpu_count())
+def sharing(advice: tfqcomm.advise.Advice, of_a_core: float) -> tfqcomm.advise.Advice:
+    """The same for so many workers on each core."""
     methods = []
     for method in advice.methods:
         buckets = tuple(
@@ -99,7 +99,9 @@ def on_these_cores(advice: tfqcomm.advise.Advice) -> tfqcomm.advise.Advice:
         )
         methods.append(dataclasses.replace(method, buckets=buckets))
     compute = advice.compute.scaled_to(of_a_core * advice.compute.seconds)
-    return dataclasses.replace(advice, compute=compute, methods=tuple(methods))
+    sending = of_a_core * advice.link.processor_seconds
+    link = dataclasses.replace(advice.link, processor_seconds=sending)
+    return dataclasses.replace(advice, compute=compute, methods=tuple(methods), link=link)
 
 
 def measured(name: str, task: int) -> dict[str, float]:

@@ -1,4 +1,4 @@
-"""How long training takes to start: the first step of ResNet50, and the size of a step's graph.
+"""How long training takes to start: the first step of ResNet50, beside a later one.
 
     python -m benchmarks.start
     python -m benchmarks.start --methods=stock,identity,block_sign,top_k,power_sgd
@@ -32,7 +32,7 @@ flags.DEFINE_string("one", "", "Measure this method in this process, and print J
 
 
 def measure(method: str) -> dict[str, float]:
-    """Seconds of the first step and of a later one, the shortest, and operations of the graph."""
+    """Seconds of the first step, and of the shortest later one."""
     cpu = tf.config.list_physical_devices("CPU")[0]
     tf.config.set_logical_device_configuration(cpu, [tf.config.LogicalDeviceConfiguration()] * 2)
     ops = None if method == "stock" else CompressedAllReduce(method, bucket_mb=FLAGS.bucket_mb)

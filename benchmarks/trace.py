@@ -18,7 +18,6 @@ import os
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
 
 import dataclasses
-import json
 import pathlib
 import re
 import subprocess
@@ -31,7 +30,7 @@ from absl import app, flags
 from tensorflow.tsl.profiler.protobuf import xplane_pb2
 
 import tfqcomm
-from benchmarks import network
+from benchmarks import network, workers
 
 OPERATION = re.compile(r"[^:]+:[A-Z_]\w*|CpuExecutable::ExecuteAsyncOnStream")
 PAYLOAD = re.compile(r"sgd/.*:Collective\w+")  # made under the optimizer's name
@@ -58,17 +57,13 @@ class Span:
 
 def work() -> None:
     """One worker; the first one is traced."""
-    task = json.loads(os.environ["TF_CONFIG"])["task"]["index"]
-    cores = sorted(os.sched_getaffinity(0))
-    os.sched_setaffinity(0, {cores[task % len(cores)]})
+    task = workers.begin()
     compressor = None if FLAGS.compressor == network.DENSE else FLAGS.compressor
     strategy = tfqcomm.distribute.MultiWorkerMirroredStrategy(compressor)
     with strategy.scope():
         model = network.compiled()
-    random = np.random.RandomState(0)
-    x = random.randn(network.BATCH * strategy.num_replicas_in_sync, model.input_shape[1])
-    y = random.randint(0, model.output_shape[1], len(x))
-    dataset = tf.data.Dataset.from_tensors((x.astype("float32"), y)).repeat()
+    x, y = workers.noise(model, network.BATCH * strategy.num_replicas_in_sync)
+    dataset = tf.data.Dataset.from_tensors((x, y)).repeat()
     model.fit(dataset, steps_per_epoch=WARM_UP, verbose=0, shuffle=False)
     if task == 0:
         tf.profiler.experimental.start(FLAGS.trace)
