@@ -17,8 +17,8 @@ def lines(done) -> list[list[str]]:
 
 
 def test_codecs():
-    done = run("benchmarks.codecs", "--elements=20000", "--repeats=2", "--only=BlockSign", "--noreferences")
-    rows = lines(done)
+    flags = ["--elements=20000", "--repeats=2", "--only=BlockSign", "--noreferences"]
+    rows = lines(run("benchmarks.codecs", *flags))
     assert rows and all("BlockSign" in row[0] for row in rows)
     assert float(rows[0][1]) == pytest.approx(1, abs=0.05)  # bits of an element
 
