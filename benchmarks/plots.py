@@ -41,9 +41,14 @@ def bars(
         places = np.array([groups.index(one) for one in found], float)
         places += WIDTH * ((number + 0.5) / len(names) - 0.5)
         drawn = axes.bar(places, list(found.values()), WIDTH / len(names), label=name)
-        axes.bar_label(drawn, fmt="%.3g", fontsize="x-small", rotation=90, padding=2)
+        axes.bar_label(drawn, fmt=_three_digits, fontsize="x-small", rotation=90, padding=2)
     axes.set(yscale="log", ylabel=label, title=title)
     axes.set_xticks(range(len(groups)), groups)
-    axes.margins(y=0.15)
+    axes.margins(y=0.2)  # for what stands on the bars
     figure.legend(loc="outside right upper", fontsize="small")
     figure.savefig(path, dpi=150)
+
+
+def _three_digits(value: float) -> str:
+    """Without an exponent: 5,640, 281 or 0.21."""
+    return f"{float(f'{value:.3g}'):,.12g}"
