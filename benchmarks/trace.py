@@ -20,7 +20,6 @@ os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
 import dataclasses
 import pathlib
 import re
-import subprocess
 import sys
 import tempfile
 
@@ -78,7 +77,7 @@ def record(directory: str) -> list[Span]:
     if FLAGS.network != network.LOOPBACK:
         command.append(f"--bandwidth={FLAGS.network}")
     command += ["-m", "benchmarks.trace", *sys.argv[1:], f"--trace={directory}"]
-    subprocess.run(command, check=True, stdout=sys.stderr)
+    workers.run(command)
     (path,) = pathlib.Path(directory).rglob("*.xplane.pb")
     space = xplane_pb2.XSpace()
     space.ParseFromString(path.read_bytes())

@@ -61,7 +61,14 @@ def test_arrays_after_training_get_no_new_pages():
 
 @glibc
 @pytest.mark.slow
-@pytest.mark.parametrize("variable", [{"TFQCOMM_KEEP_PAGES": "0"}, {"MALLOC_TOP_PAD_": "131072"}])
+@pytest.mark.parametrize(
+    "variable",
+    [
+        {"TFQCOMM_KEEP_PAGES": "0"},
+        {"MALLOC_MMAP_THRESHOLD_": "131072"},
+        {"MALLOC_TOP_PAD_": "131072"},
+    ],
+)
 def test_malloc_is_left_alone_where_the_environment_says_so(variable):
     kept, faults = trained(**variable)
     assert kept == "False"

@@ -40,8 +40,9 @@ def test_step():
 def test_trace(tmp_path):
     plot = tmp_path / "trace.png"
     flags = ["--network=loopback", "--units=784,256,10", "--steps=3", f"--plot={plot}"]
-    done = run("benchmarks.trace", *flags, timeout=300)
-    for row in lines(done):
+    rows = lines(run("benchmarks.trace", *flags, timeout=300))
+    assert rows
+    for row in rows:
         start, in_flight, hidden, _ = map(float, row[1:])
         assert in_flight > 0 and 0 <= hidden <= in_flight
     assert os.path.getsize(plot) > 5000
