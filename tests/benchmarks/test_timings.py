@@ -1,6 +1,7 @@
 """The benchmarks of codecs, of a step, its start and its trace: each command prints its table."""
 
 import os
+import re
 
 import pytest
 
@@ -33,7 +34,8 @@ def test_start():
 def test_step():
     done = run("benchmarks.step", "--steps=20", "--compressor=block_sign", timeout=300)
     assert done.returncode == 0, done.stderr[-3000:]
-    assert "ms" in done.stdout
+    times = [float(text) for text in re.findall(r"^\w.* +([\d.]+) ms$", done.stdout, re.MULTILINE)]
+    assert len(times) == 3 and min(times) > 0  # alone, together, an all-reduce
 
 
 @pytest.mark.multi_process
